@@ -1,0 +1,206 @@
+"""The command line: ``recbole-idiomoe --model=IDIOMoE --dataset=ml-100k --key=value``.
+
+Light until a run starts: ``--help`` and the lists must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+import yaml
+
+from recbole_idiomoe import registry, yaml_files
+from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.settings import Settings
+
+WIDTH = 80
+_FLAGS = ("help", "list_models", "list_datasets")
+
+_USAGE = """\
+usage: recbole-idiomoe [--model=NAME,NAME] [--dataset=NAME,NAME]
+                       [--config_files="FILE FILE"] [--setting=value ...]
+
+Trains models on data sets and prints a table of their test results, all under
+one protocol. Without arguments: IDIOMoE on ml-100k.
+
+  --model=NAME,NAME       models to run (IDIOMoE)
+  --dataset=NAME,NAME     data sets to run them on (ml-100k)
+  --config_files=FILES    YAML files or result files of earlier runs, separated
+                          by spaces or commas; a later one wins
+  --result_file=PATH      write results there as JSON
+  --resume=FOLDER         go on with an unfinished run
+  --list_models           names that --model takes
+  --list_datasets         names that --dataset takes
+  --help                  this text
+
+A value is written as in YAML; a setting without one is True. RecBole's settings
+(epochs, learning_rate, train_batch_size, stopping_step, topk, metrics, seed,
+data_path, checkpoint_dir, gpu_id ...) are described in RecBole's documentation
+under "Config Settings". The others are:
+"""
+
+
+@dataclass
+class Arguments:
+    """What the command line asks for."""
+
+    models: list[str] = field(default_factory=lambda: ["IDIOMoE"])
+    datasets: list[str] = field(default_factory=lambda: ["ml-100k"])
+    config_files: list[str] = field(default_factory=list)
+    result_file: str | None = None
+    resume: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    flags: set[str] = field(default_factory=set)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0 is success, 2 an error that the user can mend (one line on stderr) and 130 an
+    interruption. Any other fault is one of ours and keeps its traceback.
+    """
+    try:
+        parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        if parsed.flags:
+            print(_answer(parsed.flags))
+            return 0
+        from recbole_idiomoe.quick_start import run
+        from recbole_idiomoe.report import table
+
+        results = run(
+            parsed.models,
+            parsed.datasets,
+            parsed.config_files,
+            parsed.settings,
+            result_file=parsed.result_file,
+            resume=parsed.resume,
+        )
+        print(table(results))
+        return 0
+    except IdiomoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parse_arguments(arguments: Sequence[str]) -> Arguments:
+    """Read ``--key=value``, ``--key value`` and bare ``--key``, which means True.
+
+    Raises:
+        SettingError: a word that belongs to no key, a key with two different values,
+            a key of our own without one, or a model that cannot be run here.
+    """
+    values: dict[str, Any] = {}
+    for key, value in _pairs(arguments):
+        if key in values and values[key] != value:
+            raise SettingError(f"--{key} is given twice, as {values[key]!r} and {value!r}.")
+        values[key] = value
+    parsed = Arguments(flags={key for key in _FLAGS if values.pop(key, False)})
+    for key in ("result_file", "resume"):
+        if key in values:
+            setattr(parsed, key, _text(key, values.pop(key)))
+    for key, name in _LISTS.items():
+        if key in values:
+            setattr(parsed, name, _names(key, values.pop(key)))
+    for model in parsed.models:
+        registry.check_model(model)
+    parsed.settings = values
+    return parsed
+
+
+def help_text() -> str:
+    """What ``--help`` prints, at most 80 columns wide."""
+    lines = [_USAGE]
+    for group in dict.fromkeys(f.metadata["group"] for f in fields(Settings)):
+        lines.append(f"{group}:")
+        for f in fields(Settings):
+            if f.metadata["group"] == group:
+                lines += _setting_lines(f)
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def parse_value(text: str) -> Any:
+    """The value that ``text`` stands for, read as YAML and never run.
+
+    Text that is not YAML is itself, as ``[5,inf)``; so is text with a colon or a dash
+    that YAML would take for a mapping or a list, unless it has brackets. ``None`` is
+    null, as users of RecBole write it.
+    """
+    if text in ("", "None"):
+        return text if text == "" else None
+    try:
+        value = yaml_files.parse(text)
+    except yaml.YAMLError:
+        return text
+    opening = {dict: "{", list: "["}.get(type(value), "")
+    plain = value is None or isinstance(value, str | int | float | bool | dict | list)
+    return value if plain and text.lstrip().startswith(opening) else text
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise SettingError(
+                f"{word!r} belongs to no setting; settings are given as --key=value."
+            )
+        if equals:
+            yield key, _typed(key, text)
+        elif key not in _FLAGS and rest and not rest[0].startswith("--"):
+            yield key, _typed(key, rest.pop(0))
+        else:
+            yield key, True
+
+
+def _typed(key: str, text: str) -> Any:
+    """``text`` itself for names, paths and sentences; YAML would make a number of some."""
+    return text if key in _TEXTS else parse_value(text)
+
+
+def _names(key: str, value: Any) -> list[str]:
+    names = re.split(r"[,\s]+", _text(key, value).strip(", "))
+    return list(dict.fromkeys(names))
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip(", "):
+        raise SettingError(f"--{key} needs a value: --{key}=...")
+    return value
+
+
+def _answer(flags: set[str]) -> str:
+    if "help" in flags:
+        return help_text()
+    if "list_models" in flags:
+        return "\n".join([*registry.MODELS, *registry.sequential_models()])
+    return "\n".join(registry.list_datasets())
+
+
+def _setting_lines(f: Field[Any]) -> list[str]:
+    default = f.default if f.default_factory is MISSING else f.default_factory()
+    choices = f.metadata["choices"]
+    about = f.metadata["help"]
+    if choices:
+        about += f"; one of {', '.join(map(repr, choices))}"
+    shown = "null" if default is None else repr(default) if isinstance(default, str) else default
+    body = textwrap.wrap(about, WIDTH - 6, break_long_words=False)
+    return [
+        *textwrap.wrap(
+            f"--{f.name}={shown}", WIDTH, initial_indent="  ", subsequent_indent="      "
+        ),
+        *(f"      {line}" for line in body),
+    ]
+
+
+_LISTS = {"model": "models", "dataset": "datasets", "config_files": "config_files"}
+_TEXTS = {*_LISTS, "result_file", "resume", *(f.name for f in fields(Settings) if f.type == "str")}

@@ -1,0 +1,152 @@
+"""RecBole 1.2.1 on today's numpy, pandas and torch: every mend, and nothing else.
+
+RecBole is left as installed. Each fault has one short function here that names
+the file and line it mends; :func:`apply` calls them all. A mend reaches no
+further than the RecBole module that needs it: where a module calls a function
+of ``torch`` or ``pandas`` the wrong way, that module alone gets a stand-in for
+the library, and everybody else keeps the real one.
+
+ray needs no mend: only ``recbole.quick_start`` imports it, and we never do.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+@functools.cache
+def apply() -> None:
+    """Mend RecBole in this process; a second call does nothing.
+
+    Raises:
+        ImportError: pandas 3 or newer is installed.
+    """
+    refuse_pandas_3()
+    restore_numpy_names()
+    trust_own_checkpoints()
+    skip_lonely_barrier()
+    read_quotes_as_text()
+    use_current_grad_scaler()
+    silence_pandas_3_warnings()
+
+
+def refuse_pandas_3() -> None:
+    """``data/dataset/dataset.py:501,648,1217``: wrong, partly in silence, under pandas 3.
+
+    There ``df[field].fillna(..., inplace=True)`` fills a copy, so that missing
+    values stay, and ``agg(len)`` no longer means a length per row.
+
+    Raises:
+        ImportError: pandas 3 or newer is installed.
+    """
+    if int(pd.__version__.split(".")[0]) >= 3:
+        raise ImportError(
+            f"RecBole misreads datasets under pandas {pd.__version__}; "
+            "pip install 'pandas<3' mends it."
+        )
+
+
+def restore_numpy_names() -> None:
+    """``config/configurator.py:628-635``: names that numpy dropped in 1.24 and 2.0.
+
+    ``Config`` restores the older ones out of ``np.float_`` and its like, which
+    numpy 2 dropped in turn; ``data/interaction.py:31``, ``evaluator/metrics.py:90``
+    and others then use them, also in a process that never built a ``Config``.
+    """
+    names = {
+        "float_": np.float64,
+        "complex_": np.complex128,
+        "unicode_": np.str_,
+        "bool": np.bool_,
+        "int": np.int_,
+        "float": np.float64,
+        "complex": np.complex128,
+        "object": np.object_,
+        "str": np.str_,
+        "long": np.int_,
+        "unicode": np.str_,
+    }
+    for name, meant in names.items():
+        if name not in vars(np):
+            setattr(np, name, meant)
+
+
+def trust_own_checkpoints() -> None:
+    """``trainer/trainer.py:323,583``, ``s3rec.py:120``: torch 2.6 refuses RecBole's checkpoints.
+
+    They hold a pickled ``Config``, which ``torch.load`` no longer opens unless
+    told that the file is trusted. These three lines read what the same program
+    wrote. ``s3rec.py`` names no device either, so that weights pretrained on a
+    GPU could not be opened without one.
+    """
+    from recbole.model.sequential_recommender import s3rec
+    from recbole.trainer import trainer
+
+    def load(file: Any, map_location: Any = "cpu", **options: Any) -> Any:
+        return torch.load(file, map_location=map_location, **{"weights_only": False, **options})
+
+    for module in (trainer, s3rec):
+        module.torch = stand_in(torch, load=load)
+
+
+def skip_lonely_barrier() -> None:
+    """``data/dataset/dataset.py:252``: a download ends in a barrier, process group or not."""
+    from recbole.data.dataset import dataset
+
+    def barrier(*args: Any, **options: Any) -> Any:
+        if torch.distributed.is_initialized():
+            return torch.distributed.barrier(*args, **options)
+        return None
+
+    dataset.torch = stand_in(torch, distributed=stand_in(torch.distributed, barrier=barrier))
+
+
+def read_quotes_as_text() -> None:
+    """``data/dataset/dataset.py:486``: a field that starts with an odd ``"`` ends the reading.
+
+    Atomic files know no quoting: a quote is a character like any other.
+    """
+    from recbole.data.dataset import dataset
+
+    dataset.pd = stand_in(pd, read_csv=functools.partial(pd.read_csv, quoting=csv.QUOTE_NONE))
+
+
+def use_current_grad_scaler() -> None:
+    """``trainer/trainer.py:245``: ``torch.cuda.amp.GradScaler`` warns once an epoch."""
+    from recbole.trainer import trainer
+
+    scaler = functools.partial(torch.amp.GradScaler, "cuda")
+    trainer.amp = stand_in(torch.cuda.amp, GradScaler=scaler)
+
+
+def silence_pandas_3_warnings() -> None:
+    """``data/dataset/dataset.py:501,648,1217``: pandas 2 does as meant, and warns that 3 will not.
+
+    :func:`refuse_pandas_3` sees to the rest.
+    """
+    for message in (
+        "A value is trying to be set on a copy",
+        "Downcasting object dtype arrays",
+        "using <built-in function len> in Series.agg",
+    ):
+        warnings.filterwarnings(
+            "ignore",
+            message=message,
+            category=FutureWarning,
+            module=r"recbole\.data\.dataset",
+        )
+
+
+def stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
+    """``module`` as seen by one importer: the same, but for the names in ``replaced``."""
+    double = ModuleType(module.__name__, f"{module.__name__}, mended for RecBole.")
+    vars(double).update(replaced, __getattr__=functools.partial(getattr, module))
+    return double

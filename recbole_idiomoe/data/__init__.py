@@ -1,0 +1,1 @@
+"""From RecBole's atomic files to token sequences."""

@@ -1,0 +1,146 @@
+"""The catalogue: every item, what it is called and what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recbole_idiomoe.data.template import Template, clean
+from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
+from recbole_idiomoe.files import write_text
+from recbole_idiomoe.settings import Settings
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
+
+FILE_NAME = "catalog.json"
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The items in RecBole's own order: row ``i`` is RecBole's internal item ``i``.
+
+    Row 0 is RecBole's padding item. It has no text and is never recommended.
+    """
+
+    item_ids: list[str]
+    """The dataset's own names of the items."""
+    titles: list[str]
+    """The first text field, for people to read; empty where there is none."""
+    texts: list[str]
+    """The templated text that the language model reads; empty where there is none."""
+
+    @property
+    def item_num(self) -> int:
+        """Number of rows, the padding item included (RecBole's ``item_num``)."""
+        return len(self.item_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over item names and texts: equal only for the same catalogue in the same order."""
+        digest = hashlib.sha256()
+        for item_id, text in zip(self.item_ids, self.texts, strict=True):
+            digest.update(f"{item_id}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self.item_ids) if row > 0}
+
+    def rows(self, item_ids: Iterable[str]) -> np.ndarray:
+        """Internal rows of the named items, shape ``(n,)``.
+
+        Raises:
+            DataError: some items are not in the catalogue; the message names them.
+        """
+        names = [str(item_id) for item_id in item_ids]
+        unknown = [name for name in names if name not in self._index]
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
+            raise DataError(
+                f"{len(unknown)} of {len(names)} items are not in the catalogue of "
+                f"{self.item_num - 1}: {shown}; use the item ids of the dataset's files."
+            )
+        return np.array([self._index[name] for name in names], dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        """Write the catalogue into ``folder``, aside and then renamed."""
+        content = {"fingerprint": self.fingerprint, **asdict(self)}
+        write_text(folder / FILE_NAME, json.dumps(content, ensure_ascii=True))
+
+    @classmethod
+    def load(cls, folder: Path) -> Catalog:
+        """Read the catalogue of a saved model.
+
+        Raises:
+            CheckpointError: there is none, or it was altered.
+        """
+        path = folder / FILE_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            fingerprint = content.pop("fingerprint")
+            catalog = cls(**content)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} is no catalogue ({type(error).__name__}); give the folder of a model "
+                "that this package saved."
+            ) from error
+        if catalog.fingerprint != fingerprint:
+            raise CheckpointError(f"{path} was altered: its fingerprint does not match its items.")
+        return catalog
+
+
+def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
+    """The catalogue of a RecBole dataset, its text templated as ``settings`` says.
+
+    Raises:
+        SettingError: a text field that was not loaded, or a template that does not fit.
+    """
+    item_ids = [str(item_id) for item_id in dataset.field2id_token[dataset.iid_field]]
+    fields = text_fields(settings)
+    if not fields:
+        return Catalog(item_ids, [""] * len(item_ids), [""] * len(item_ids))
+    for column in fields.values():
+        if dataset.item_feat is None or column not in dataset.item_feat:
+            loaded = [] if dataset.item_feat is None else list(dataset.item_feat.columns)
+            raise SettingError(
+                f"item_text_fields names the column {column!r}, which was not loaded from "
+                f"{dataset.dataset_name}.item (loaded: {', '.join(loaded) or 'none'}); add it to "
+                "load_col.item, or set item_text_fields."
+            )
+    template = Template(settings.item_template, list(fields))
+    columns = {role: _column(dataset, column) for role, column in fields.items()}
+    texts = [
+        template({role: column[row] for role, column in columns.items()})
+        for row in range(len(item_ids))
+    ]
+    titles = [clean(title) for title in next(iter(columns.values()))]
+    return Catalog(item_ids, titles, texts)
+
+
+def text_fields(settings: Settings) -> dict[str, str]:
+    """``item_text_fields`` as ``{role: column}``; a list gives each column its own name."""
+    fields = settings.item_text_fields or {}
+    return dict(fields) if isinstance(fields, dict) else {name: name for name in fields}
+
+
+def _column(dataset: Dataset, column: str) -> Sequence[str]:
+    """One string per item of a RecBole item column, before or after its format change."""
+    values = dataset.item_feat[column]
+    names = dataset.field2id_token.get(column)
+    if names is None:  # a number: shown as it is
+        return ["", *(f"{float(value):g}" for value in values[1:])]
+    # RecBole splits a token_seq at seq_separator; words are joined again, phrases listed.
+    separator = dataset.config["seq_separator"]
+    joiner = " " if separator == " " else ", "
+    rows = np.asarray(values) if hasattr(values, "numpy") else values.to_numpy()
+    return [
+        joiner.join(str(names[i]) for i in np.atleast_1d(row) if int(i) != 0) for row in rows
+    ]

@@ -1,0 +1,91 @@
+"""A RecBole dataset that keeps one history per user instead of every prefix of it.
+
+RecBole's ``SequentialDataset`` turns a history of n items into n - 1 rows and copies the
+prefix into each. Here a row keeps two numbers, where its history ends and how long it is,
+and the items stay in one flat array. Rows, targets and order are RecBole's own, so RecBole's
+split of them is too; the padded ``item_id_list`` of a row is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+
+HISTORY_END = "history_end"
+
+
+class HistoryDataset(SequentialDataset):
+    """RecBole's ``SequentialDataset`` with its prefixes as views of one array.
+
+    Attributes:
+        history_items: every interaction's item, grouped by user and in time order, shape
+            ``(interactions,)``.
+    """
+
+    history_items: np.ndarray
+
+    def data_augmentation(self) -> None:
+        """The rows that RecBole's augmentation makes, without the copied prefixes."""
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+
+        users = self.inter_feat[self.uid_field].numpy()
+        self.history_items = self.inter_feat[self.iid_field].numpy()
+        position = np.arange(len(users))
+        is_first = np.r_[True, users[1:] != users[:-1]] if len(users) else np.zeros(0, dtype=bool)
+        first = np.maximum.accumulate(np.where(is_first, position, 0))
+        targets = position[~is_first]
+        length = np.minimum(targets - first[targets], self.max_item_list_len)
+
+        rows = self.inter_feat[targets]
+        rows.update(
+            Interaction(
+                {
+                    self.item_list_length_field: torch.from_numpy(length),
+                    HISTORY_END: torch.from_numpy(targets),
+                }
+            )
+        )
+        self.inter_feat = rows
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Rows with their padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
+        rows = super().__getitem__(index, join)
+        ends = np.atleast_1d(rows[HISTORY_END].numpy())
+        lengths = np.atleast_1d(rows[self.item_list_length_field].numpy())
+        offset = np.arange(self.max_item_list_len)
+        inside = offset < lengths[:, None]
+        where = np.where(inside, (ends - lengths)[:, None] + offset, 0)
+        histories = np.where(inside, self.history_items[where], 0)
+        rows.update(Interaction({self.item_id_list_field: torch.from_numpy(histories)}))
+        return rows
+
+    def training_windows(self, max_items: int) -> list[np.ndarray]:
+        """This split's interactions as windows of items, every target in exactly one.
+
+        A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets; the
+        last window of a user ends at the user's last target in this split, and each earlier one
+        ends where the next begins. Only the users' first items are no targets, as in RecBole.
+
+        Args:
+            max_items: most inputs in a window.
+
+        Returns:
+            Arrays of at least two and at most ``max_items + 1`` item rows.
+        """
+        ends = self.inter_feat[HISTORY_END].numpy()
+        users = self.inter_feat[self.uid_field].numpy()
+        order = np.argsort(ends)
+        ends, users = ends[order], users[order]
+        starts_user = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+        windows = []
+        for begin, stop in zip(starts_user, np.r_[starts_user[1:], len(ends)], strict=True):
+            first, last = ends[begin] - 1, ends[stop - 1]
+            for end in range(last, first, -max_items):
+                windows.append(self.history_items[max(end - max_items, first) : end + 1])
+        return windows

@@ -1,0 +1,147 @@
+"""Length-aware batches of training windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collate
+
+# Windows are sorted by length inside pools of this many batches: long enough for little
+# padding, short enough that a batch's company changes every epoch.
+POOL_BATCHES = 50
+
+
+class WindowSampler(Sampler[list[int]]):
+    """Batches of window indices of like length, in an order that depends on seed and epoch only.
+
+    Args:
+        batch_size: windows in a batch; the last batch of an epoch may be smaller.
+        seed: of the order.
+    """
+
+    def __init__(self, batch_size: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.lengths = np.zeros(0, dtype=np.int64)
+
+    def set_epoch(self, epoch: int, lengths: np.ndarray) -> None:
+        """Name the epoch, and the tokens of every window in it."""
+        self.epoch, self.lengths = epoch, lengths
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        shuffled = rng.permutation(len(self.lengths))
+        pool = POOL_BATCHES * self.batch_size
+        batches = []
+        for start in range(0, len(shuffled), pool):
+            indices = shuffled[start : start + pool]
+            indices = indices[np.argsort(self.lengths[indices], kind="stable")]
+            batches += [
+                indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)
+            ]
+        for position in rng.permutation(len(batches)):
+            yield batches[position].tolist()
+
+
+class WindowLoader:
+    """Iterates over an epoch's optimizer steps, each a list of :class:`SequenceBatch`.
+
+    A step has ``batch_size`` windows whatever the memory: ``max_batch_tokens`` only cuts it
+    into several forward passes, whose gradients add up to those of one.
+
+    Args:
+        windows: item rows, inputs and last target, as ``HistoryDataset.training_windows`` gives.
+        pad_token_id: what fills up a batch.
+        seed: of order and text mixing.
+        num_workers: processes that build sequences ahead.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[np.ndarray],
+        builder: SequenceBuilder,
+        *,
+        batch_size: int,
+        max_batch_tokens: int,
+        pad_token_id: int,
+        seed: int,
+        num_workers: int = 0,
+    ) -> None:
+        self.windows = windows
+        self.builder = builder
+        self.max_batch_tokens = max_batch_tokens
+        self.pad_token_id = pad_token_id
+        self.seed = seed
+        self.sampler = WindowSampler(batch_size, seed)
+        self._with_text = np.zeros(len(windows), dtype=bool)
+        self._lengths = {
+            with_text: np.array([builder.length(w[:-1], with_text) for w in windows])
+            for with_text in (False, True)
+        }
+        self._loader: DataLoader[int] = DataLoader(
+            range(len(windows)),  # type: ignore[arg-type]
+            batch_sampler=self.sampler,
+            collate_fn=self._step,
+            num_workers=num_workers,
+        )
+        self.set_epoch(0, 1.0)
+
+    def set_epoch(self, epoch: int, text_share: float) -> None:
+        """Choose the epoch's order and which of its windows carry text.
+
+        Args:
+            text_share: expected share of windows with text, 0 to 1.
+        """
+        rng = np.random.default_rng((self.seed, epoch, 1))
+        self._with_text = rng.random(len(self.windows)) < text_share
+        lengths = np.where(self._with_text, self._lengths[True], self._lengths[False])
+        self.sampler.set_epoch(epoch, lengths)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[SequenceBatch]]:
+        return iter(self._loader)
+
+    def _step(self, indices: list[int]) -> list[SequenceBatch]:
+        windows = [self.windows[i] for i in indices]
+        sequences = [
+            self.builder.build(window[:-1], bool(self._with_text[i]))
+            for i, window in zip(indices, windows, strict=True)
+        ]
+        batches = [
+            collate(
+                [sequences[i] for i in group],
+                self.pad_token_id,
+                targets=[windows[i][1:] for i in group],
+            )
+            for group in token_groups([len(s.input_ids) for s in sequences], self.max_batch_tokens)
+        ]
+        items = sum(batch.item_count for batch in batches)
+        text = sum(batch.text_count for batch in batches)
+        return [replace(batch, item_count=items, text_count=text) for batch in batches]
+
+
+def token_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group sequences of like length so that a padded group has at most ``max_tokens`` tokens.
+
+    Returns:
+        Indices into ``lengths``, each once, longest first; a sequence that is longer than
+        ``max_tokens`` alone has a group to itself.
+    """
+    groups: list[list[int]] = []
+    width = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or (len(groups[-1]) + 1) * width > max_tokens:
+            groups.append([])
+            width = lengths[i]
+        groups[-1].append(i)
+    return groups

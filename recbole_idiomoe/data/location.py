@@ -1,0 +1,151 @@
+"""Where a data set's atomic files are, and whether RecBole will be able to read them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recbole.utils import url as recbole_url
+
+from recbole_idiomoe import registry
+from recbole_idiomoe.data.atomic_files import AtomicFile
+from recbole_idiomoe.errors import DataError
+
+if TYPE_CHECKING:
+    from recbole_idiomoe.config import RunConfig
+
+_PATIENCE_S = 30.0
+"""RecBole's download waits for ever where a network swallows what is sent."""
+
+
+def locate(config: RunConfig) -> None:
+    """Point ``config`` at the data set's files, downloading them if nobody has them.
+
+    Looked at in this order: ``<data_path>/<dataset>``, the same under the name that
+    RecBole has for the data set, RecBole's own copy of ml-100k, RecBole's download.
+    Sets ``config["dataset"]`` to the name that the files bear and ``config["data_path"]``
+    to their folder; ``config["dataset_label"]`` stays the name that was asked for.
+
+    Raises:
+        DataError: a name that nobody knows and no folder for it, a folder without the
+            file, or a download that failed, after which nothing half-made is left.
+    """
+    label, root = config["dataset_label"], config.data_root
+    recbole_name = config["recbole_name"] or label
+    for name in (label, recbole_name):
+        if all(path.is_file() for path in _inter_files(config, root / name, name)):
+            _point(config, name, root / name)
+            return
+    for name in (label, recbole_name):
+        if (root / name).is_dir():
+            missing = _inter_files(config, root / name, name)[0].name
+            raise DataError(
+                f"{root / name} holds no {missing}; put it there, or name another folder with "
+                "--data_path."
+            )
+    if label == "ml-100k":
+        _point(config, label, _bundled_ml_100k())
+        return
+    if recbole_name not in registry.recbole_datasets():
+        near = registry.did_you_mean(label, registry.list_datasets(), "--list_datasets")
+        raise DataError(
+            f"unknown dataset {label!r}, and {root / label} is no folder that holds "
+            f"{label}.inter (--data_path={root}){near}"
+        )
+    _download(recbole_name, root)
+    _point(config, recbole_name, root / recbole_name)
+
+
+def check_atomic_files(config: RunConfig) -> None:
+    """Read headers, and scan rows, before RecBole does and stops with a traceback.
+
+    Raises:
+        DataError: the file, the field, the row where there is one, and the mend.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    load_col = config["load_col"]
+    time = config["TIME_FIELD"]
+    for path in _inter_files(config, folder, name):
+        inter = AtomicFile(path, config["field_separator"], config["encoding"])
+        needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], time]
+        inter.check_columns(needed, load_col, "inter")
+        inter.check_rows(number=time)
+    item_columns = _item_columns(config)
+    if item_columns or (load_col or {}).get("item"):
+        item = AtomicFile(folder / f"{name}.item", config["field_separator"], config["encoding"])
+        item.check_columns([config["ITEM_ID_FIELD"], *item_columns], load_col, "item")
+        item.check_rows()
+
+
+def _item_columns(config: RunConfig) -> list[str]:
+    """Columns of the ``.item`` file that the text of an item or the model asks for."""
+    text = config["item_text_fields"] or []
+    columns = list(text.values()) if isinstance(text, dict) else list(text)
+    if "selected_features" in config.read_by_model:
+        columns += config["selected_features"] or []
+    if "item_attribute" in config.read_by_model:
+        columns.append(config["item_attribute"])
+    return list(dict.fromkeys(columns))
+
+
+def _inter_files(config: RunConfig, folder: Path, name: str) -> list[Path]:
+    """The interaction files: one, or one for each part of a ready-made split."""
+    parts = config["benchmark_filename"]
+    names = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
+    return [folder / file for file in names]
+
+
+def _point(config: RunConfig, name: str, folder: Path) -> None:
+    config["dataset"], config["data_path"] = name, str(folder)
+
+
+def _bundled_ml_100k() -> Path:
+    import recbole
+
+    return Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
+
+
+def _download(name: str, root: Path) -> None:
+    """Fetch RecBole's ``name`` into ``root/name``, whole or not at all."""
+    url = registry.recbole_datasets()[name]
+    new_root = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as aside,
+            _patience(),
+        ):
+            if not recbole_url.decide_download(url):
+                raise DataError("the download was declined")
+            archive = Path(recbole_url.download_url(url, aside))
+            files = Path(aside) / name
+            recbole_url.extract_zip(str(archive), str(files))
+            recbole_url.rename_atomic_files(str(files), archive.stem, name)
+            if not (files / f"{name}.inter").is_file():
+                raise DataError(f"the archive holds no {name}.inter")
+            os.replace(files, root / name)
+    # RecBole lets through whatever urllib, zipfile and the file system raise.
+    except Exception as error:
+        if new_root:
+            with suppress(OSError):
+                root.rmdir()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"RecBole cannot download {name} ({reason}); put {name}.inter and {name}.item into "
+            f"{root / name}, or name the folder above theirs with --data_path."
+        ) from error
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,57 @@
+"""The text of an item: a template filled with its fields (paper, section 3.1 (c))."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from string import Formatter
+
+from recbole_idiomoe.errors import SettingError
+
+# A Python list or set that somebody printed into a column, as in RecBole's own Amazon files.
+_PRINTED_LIST = re.compile(r"^[\[{(](.*)[\]})]$", re.DOTALL)
+_SPACE = re.compile(r"\s+")
+
+
+class Template:
+    """``"title: {title}, category: {category}"`` as a function of an item's fields.
+
+    Every placeholder forms a clause with the words before it; a clause whose value is
+    empty is left out, so an item without a category reads ``title: X`` and an item
+    without any text reads as the empty string.
+
+    Raises:
+        SettingError: the template is malformed, or names a role that is not in ``roles``.
+    """
+
+    def __init__(self, template: str, roles: list[str]) -> None:
+        try:
+            parsed = [(words, role) for words, role, _, _ in Formatter().parse(template)]
+        except ValueError as error:
+            raise SettingError(f"item_template={template!r} cannot be read: {error}.") from error
+        self.tail = "".join(words for words, role in parsed if role is None)
+        self.clauses = [(words, role) for words, role in parsed if role is not None]
+        unknown = [role for _, role in self.clauses if role not in roles]
+        if unknown or not self.clauses:
+            named = f"names {unknown[0]!r}" if unknown else "names no field"
+            raise SettingError(
+                f"item_template={template!r} {named}; item_text_fields offers: "
+                f"{', '.join(roles)}."
+            )
+
+    def __call__(self, values: Mapping[str, str]) -> str:
+        filled = [(words, value) for words, role in self.clauses if (value := clean(values[role]))]
+        if not filled:
+            return ""
+        text = "".join(words + value for words, value in filled)
+        if filled[0][0] != self.clauses[0][0]:
+            text = text.lstrip(" ,;|-")  # the separator before a clause that has become the first
+        return text + self.tail
+
+
+def clean(value: str) -> str:
+    """``value`` on one line, without the brackets and quotes of a printed list."""
+    value = _SPACE.sub(" ", value).strip()
+    if match := _PRINTED_LIST.match(value):
+        value = ", ".join(part.strip().strip("'\"") for part in match[1].split(","))
+    return value

@@ -1,0 +1,29 @@
+"""The one kind of error that a user is meant to read.
+
+Whatever goes wrong with a setting, a file or a machine is raised as an
+:class:`IdiomoeError` whose message is one line: what happened, where, and how
+to mend it. The command line prints that line and nothing else; a notebook sees
+an ordinary exception.
+"""
+
+from __future__ import annotations
+
+
+class IdiomoeError(ValueError):
+    """A fault that its reader can mend; the message is one line."""
+
+
+class SettingError(IdiomoeError):
+    """A setting that is unknown, of the wrong type, or out of range."""
+
+
+class DataError(IdiomoeError):
+    """Dataset files that are missing, unreadable or hold nothing to learn from."""
+
+
+class BackboneError(IdiomoeError):
+    """A language model that cannot be loaded or cannot take experts."""
+
+
+class CheckpointError(IdiomoeError):
+    """A saved model that is incomplete, altered or made for something else."""

@@ -1,0 +1,1 @@
+"""What is added to RecBole's own evaluation."""

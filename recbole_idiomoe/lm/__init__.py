@@ -1,0 +1,39 @@
+"""The language model: transformers and torch, no RecBole.
+
+Importing this package teaches ``AutoConfig`` and ``AutoModelForCausalLM`` the model
+type ``idiomoe``, so that a saved folder opens like any other checkpoint.
+"""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from recbole_idiomoe.lm.backbone import load_backbone
+from recbole_idiomoe.lm.configuration import IdiomoeConfig, expert_placement
+from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.experts import (
+    TwoExpertFFN,
+    decoder_layers,
+    install_experts,
+    make_item_expert,
+)
+from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
+from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.vocabulary import add_item_tokens, encode_text, item_token
+
+AutoConfig.register(IdiomoeConfig.model_type, IdiomoeConfig, exist_ok=True)
+AutoModelForCausalLM.register(IdiomoeConfig, IdiomoeForCausalLM, exist_ok=True)
+
+__all__ = [
+    "IdiomoeConfig",
+    "IdiomoeForCausalLM",
+    "ItemTable",
+    "TokenRouting",
+    "TwoExpertFFN",
+    "add_item_tokens",
+    "decoder_layers",
+    "encode_text",
+    "expert_placement",
+    "install_experts",
+    "item_token",
+    "load_backbone",
+    "make_item_expert",
+]

@@ -1,0 +1,136 @@
+"""The configuration of an IDIOMoE model, and where its item experts go."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
+
+from recbole_idiomoe.errors import SettingError
+
+# What generation and the caches read off a decoder's configuration.
+_MIRRORED = (
+    "head_dim",
+    "hidden_size",
+    "initializer_range",
+    "layer_types",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "sliding_window",
+)
+
+
+class IdiomoeConfig(PreTrainedConfig):
+    """A decoder's configuration plus what IDIOMoE adds to it (section 3.2).
+
+    The vocabulary is the backbone's followed by the catalogue: item ``i`` is token
+    ``item_token_offset + i``. Item 0 is RecBole's padding item; it has a row and a
+    token, so that ids need no shifting, but it is never a candidate.
+
+    Args:
+        backbone_config: configuration of the decoder, or its dictionary.
+        item_num: rows of the item table, the padding item included.
+        item_embedding_dim: inner width of the factorised table ``E = W_l W_u``;
+            None: one table of the model's width.
+        expert_layers: indices of the layers that have an item expert.
+        expert_width: neurons of the item expert relative to the text expert, in (0, 1].
+        dropout: probability, on embeddings, expert outputs and final states, in training.
+        softmax: candidates of an item target: the catalogue alone, or text and items.
+
+    Raises:
+        SettingError: a layer, a width or a size that the backbone cannot have.
+    """
+
+    model_type: ClassVar[str] = "idiomoe"
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    item_num: int = 1
+    item_embedding_dim: int | None = None
+    expert_layers: list[int] = field(default_factory=list)
+    expert_width: float = 1.0
+    dropout: float = 0.0
+    softmax: str = "item"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # transformers builds a configuration without arguments to learn the defaults.
+        if self.backbone_config is None:
+            self.backbone_config = Qwen2Config()
+        elif isinstance(self.backbone_config, dict):
+            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+        # The base class hands its own choice of attention down, None included, which would
+        # turn a live backbone's sdpa into eager.
+        kwargs.setdefault("attn_implementation", self.backbone_config._attn_implementation)
+        super().__post_init__(**kwargs)
+        self.expert_layers = expert_placement(self.expert_layers, self.num_hidden_layers)
+        if self.item_num < 1:
+            raise SettingError(f"item_num={self.item_num}: the padding item alone makes 1.")
+        if not 0 < self.expert_width <= 1:
+            raise SettingError(f"expert_width={self.expert_width} must be above 0 and at most 1.")
+        if self.softmax not in ("item", "hybrid"):
+            raise SettingError(f"softmax={self.softmax!r} is neither 'item' nor 'hybrid'.")
+        inner = self.item_embedding_dim
+        if inner is not None and not 1 <= inner <= self.hidden_size:
+            raise SettingError(
+                f"item_embedding_dim={inner} must be between 1 and the backbone's "
+                f"hidden_size={self.hidden_size}; null gives one table of that width."
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MIRRORED:
+            return getattr(self.__dict__["backbone_config"], name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def item_token_offset(self) -> int:
+        """Token id of item 0: the backbone's vocabulary size."""
+        return self.__dict__["backbone_config"].vocab_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Text and item tokens together."""
+        return self.item_token_offset + self.item_num
+
+
+def expert_placement(spec: str | list[int], num_layers: int) -> list[int]:
+    """Layers that get an item expert, ascending (section 4.2.3).
+
+    Args:
+        spec: ``all``, ``none``, ``first:k``, ``middle:k``, ``last:k`` (k neighbouring
+            layers; an odd remainder goes after the middle), ``every:n`` (layers
+            0, n, 2n ...), or the indices themselves.
+        num_layers: layers of the backbone.
+
+    Raises:
+        SettingError: a spec of another form, or one that asks for layers that are not there.
+    """
+    if not isinstance(spec, str):
+        for layer in spec:
+            if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < num_layers:
+                raise SettingError(
+                    f"expert_layers={list(spec)}: {layer!r} is not a layer of a backbone with "
+                    f"layers 0 to {num_layers - 1}."
+                )
+        return sorted(set(spec))
+    if spec == "all":
+        return list(range(num_layers))
+    if spec == "none":
+        return []
+    kind, _, number = spec.partition(":")
+    count = int(number) if number.isdecimal() else 0
+    if kind not in ("first", "middle", "last", "every") or count < 1:
+        raise SettingError(
+            f"expert_layers={spec!r} is not all, none, first:k, middle:k, last:k, every:n or a "
+            "list of layer indices."
+        )
+    if count > num_layers:
+        raise SettingError(
+            f"expert_layers={spec!r}: the backbone has {num_layers} layers, fewer than {count}."
+        )
+    if kind == "every":
+        return list(range(0, num_layers, count))
+    start = {"first": 0, "middle": (num_layers - count) // 2, "last": num_layers - count}[kind]
+    return list(range(start, start + count))

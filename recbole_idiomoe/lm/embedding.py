@@ -1,0 +1,155 @@
+"""The item table: embedding and output head of the catalogue (sections 3.2.1 and B.5)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from recbole_idiomoe.errors import DataError
+
+# Length of the random vector of an item without text, where a text vector has length 1.
+_TEXTLESS = 0.1
+
+
+class ItemTable(nn.Module):
+    """Item vectors E, (item_num, d), whole or as W_l W_u (section B.5, 7).
+
+    The same vectors embed an item and score it. Row 0, the padding item, stays zero and
+    its score is -inf.
+
+    Args:
+        item_num: rows, the padding item included.
+        hidden_size: d.
+        inner_size: columns of W_l, at most d; None: E is one table.
+        std: standard deviation of the elements of E at the start.
+    """
+
+    def __init__(
+        self, item_num: int, hidden_size: int, inner_size: int | None = None, std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.item_num = item_num
+        self.hidden_size = hidden_size
+        self.std = std
+        width = hidden_size if inner_size is None else inner_size
+        self.rows = nn.Parameter(torch.empty(item_num, width))
+        self.up = None if inner_size is None else nn.Parameter(torch.empty(width, hidden_size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal rows; W_u orthonormal, so that it turns vectors without deforming them."""
+        if not getattr(self.rows, "_is_hf_initialized", False):
+            spread = math.sqrt(self.hidden_size / self.rows.shape[1])
+            init.normal_(self.rows, std=self.std * spread)
+            self.rows[0].zero_()
+        if self.up is not None:
+            init.orthogonal_(self.up)
+
+    def forward(self, items: Tensor) -> Tensor:
+        """Vectors of item ids: (...) -> (..., d)."""
+        rows = F.embedding(items, self.rows, padding_idx=0)
+        return rows if self.up is None else rows @ self.up
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Scores of the whole catalogue: (..., d) -> (..., item_num), float32, column 0 -inf.
+
+        Computed as (h W_u^T) W_l^T, without E, and never in bfloat16: its eight bits of
+        mantissa make ties among thousands of items, and a metric then ranks by item id.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            inner = hidden_states.float()
+            if self.up is not None:
+                inner = F.linear(inner, self.up.float())
+            scores = F.linear(inner, self.rows.float())
+        scores[..., 0] = -torch.inf
+        return scores
+
+    def weight(self) -> Tensor:
+        """E itself, (item_num, d), float32; for analysis (section 3.3)."""
+        rows = self.rows.float()
+        return rows if self.up is None else rows @ self.up.float()
+
+    @torch.no_grad()
+    def load_vectors(self, vectors: np.ndarray | Tensor, seed: int = 0) -> None:
+        """Start from vectors of the items' text, keeping who is close to whom.
+
+        Rows are centred over the items that have text and brought to length 1; then a
+        PCA without further centring narrows them to the table's inner width, or a random
+        orthonormal map, which keeps every cosine, widens them; W_u starts orthonormal;
+        last, one factor gives E's elements the initialiser's standard deviation. An item
+        whose row is zero (no text), or equal to the mean, gets a short random vector.
+
+        Args:
+            vectors: (item_num, k), finite; row 0 is ignored.
+            seed: of everything random here; the global generators are left alone.
+
+        Raises:
+            DataError: a wrong number of rows, or a value that is not finite.
+        """
+        given = torch.as_tensor(vectors).detach().to("cpu", torch.float32)
+        if given.ndim != 2 or given.shape[0] != self.item_num:
+            raise DataError(
+                f"item vectors of shape {tuple(given.shape)} do not fit {self.item_num} items, "
+                "the padding item included."
+            )
+        if not torch.isfinite(given).all():
+            raise DataError("item vectors hold values that are not finite.")
+        generator = torch.Generator().manual_seed(seed)
+        rows = _fit_width(_centred_directions(given), self.rows.shape[1], generator)
+        textless = rows.norm(dim=1) < 1e-6
+        textless[0] = False
+        noise = torch.randn(int(textless.sum()), rows.shape[1], generator=generator)
+        rows[textless] = _TEXTLESS * F.normalize(noise, dim=1)
+        rows[0] = 0
+        if self.up is not None:
+            self.up.copy_(_orthonormal_rows(self.up.shape[0], self.up.shape[1], generator))
+        self.rows.copy_(rows)
+        if self.item_num > 1 and rows.any():
+            self.rows.mul_(self.std / self._element_std())
+
+    def _element_std(self) -> float:
+        """Standard deviation of E's elements, padding left out, without building E."""
+        rows = self.rows[1:].float()
+        if self.up is None:
+            return float(rows.std(correction=0))
+        up = self.up.float()
+        mean = float((rows.mean(0) @ up).mean())
+        square = float(((rows.T @ rows) * (up @ up.T)).sum()) / (len(rows) * up.shape[1])
+        return math.sqrt(square - mean**2)
+
+
+def _centred_directions(vectors: Tensor) -> Tensor:
+    """Rows less their mean, of length 1; rows that were zero, and row 0, are zero."""
+    described = vectors.any(dim=1)
+    described[0] = False
+    if not described.any():
+        return torch.zeros_like(vectors)
+    centred = (vectors - vectors[described].mean(0)) * described[:, None]
+    lengths = centred.norm(dim=1, keepdim=True)
+    # What rounding leaves of a row that equals the mean is no direction.
+    noise = 1e-5 * vectors.norm(dim=1, keepdim=True)
+    return torch.where(lengths > noise, centred / lengths.clamp_min(1e-30), 0.0)
+
+
+def _fit_width(rows: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """(n, k) -> (n, width): the best projection in least squares, or an isometry."""
+    size = rows.shape[1]
+    if size == width:
+        return rows.clone()
+    if size < width:
+        return rows @ _orthonormal_rows(size, width, generator)
+    axes = torch.linalg.eigh((rows.T @ rows).double()).eigenvectors.flip(1)[:, :width]
+    # An eigenvector's sign is arbitrary; its largest element settles it.
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return rows @ (axes * largest.sign()).float()
+
+
+def _orthonormal_rows(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """A random (height, width) matrix, height at most width, with orthonormal rows."""
+    return torch.linalg.qr(torch.randn(width, height, generator=generator)).Q.T

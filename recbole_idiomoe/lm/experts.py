@@ -1,0 +1,201 @@
+"""The two-expert FFN, how its item expert is made, and how both get into a decoder."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.lm.configuration import IdiomoeConfig
+from recbole_idiomoe.lm.routing import TokenRouting
+
+# Projections into the neurons, then the one out of them.
+LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("gate_proj", "up_proj"), "down_proj"),
+    (("c_fc",), "c_proj"),
+    (("dense_h_to_4h",), "dense_4h_to_h"),
+    (("fc1",), "fc2"),
+)
+SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and Phi"
+
+
+class TwoExpertFFN(nn.Module):
+    """An FFN per token type; one of them runs for each token (section 3.2).
+
+    Args:
+        text_expert: the backbone's own FFN, kept as the object it is.
+        item_expert: the FFN of item tokens, of the same input and output width.
+        routing: the model's, shared by all layers.
+        dropout: probability on the output, in training.
+    """
+
+    def __init__(
+        self,
+        text_expert: nn.Module,
+        item_expert: nn.Module,
+        routing: TokenRouting,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.text_expert = text_expert
+        self.item_expert = item_expert
+        self.routing = routing
+        self.dropout = dropout
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
+        return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
+
+
+def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
+    """The row of :data:`LAYOUTS` that ``module`` follows; None if it is no FFN of ours."""
+    # Bloom's and Falcon's FFNs carry the names but take the residual as well.
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return None
+    for inner, outer in LAYOUTS:
+        names = (*inner, outer)
+        if all(isinstance(getattr(module, name, None), (nn.Linear, Conv1D)) for name in names):
+            return inner, outer
+    return None
+
+
+def decoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's blocks, first to last.
+
+    Raises:
+        BackboneError: an encoder, an encoder-decoder, or a decoder of another build.
+    """
+    config = backbone.config
+    trunk = backbone.base_model
+    stacks = [
+        child
+        for child in trunk.children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    if trunk is backbone or config.is_encoder_decoder or len(stacks) != 1:
+        raise _unsupported(backbone, "is not a decoder-only model of a known build")
+    return stacks[0]
+
+
+def ffn_name(layer: nn.Module) -> str | None:
+    """Attribute of a decoder block that holds its FFN, plain or two-expert; None if none does."""
+    for name, child in layer.named_children():
+        if isinstance(child, TwoExpertFFN) or ffn_layout(child) is not None:
+            return name
+    return None
+
+
+def install_experts(
+    backbone: PreTrainedModel,
+    config: IdiomoeConfig,
+    routing: TokenRouting,
+    init: str = "copy",
+    seed: int = 0,
+) -> None:
+    """Give the layers ``config.expert_layers`` an item expert beside their FFN, in place.
+
+    Raises:
+        BackboneError: a layer whose FFN follows none of :data:`LAYOUTS`. Nothing has
+            changed then.
+    """
+    layers = decoder_layers(backbone)
+    names = [ffn_name(layer) for layer in layers]
+    if None in names:
+        layer = names.index(None)
+        raise _unsupported(backbone, f"has an FFN of unknown layout in layer {layer}")
+    generator = torch.Generator().manual_seed(seed)
+    std = getattr(backbone.config, "initializer_range", 0.02)
+    for index in config.expert_layers:
+        name = names[index]
+        assert name is not None
+        text_expert = getattr(layers[index], name)
+        item_expert = make_item_expert(text_expert, config.expert_width, init, generator, std)
+        ffn = TwoExpertFFN(text_expert, item_expert, routing, config.dropout)
+        setattr(layers[index], name, ffn.train(text_expert.training))
+
+
+@torch.no_grad()
+def make_item_expert(
+    text_expert: nn.Module,
+    width: float,
+    init: str = "copy",
+    generator: torch.Generator | None = None,
+    std: float = 0.02,
+) -> nn.Module:
+    """A copy of an FFN narrowed to ``round(width * m)`` of its ``m`` neurons, at least one.
+
+    A neuron's value vector is its column of the output projection (section 3.3). With
+    ``copy`` the neurons whose value vectors are longest stay, in their old order, so
+    that full width is an exact copy; with ``random`` the narrowed copy's weights are
+    drawn from N(0, std^2) and its biases are zero.
+
+    Raises:
+        BackboneError: ``text_expert`` follows none of :data:`LAYOUTS`.
+        SettingError: an unknown ``init``.
+    """
+    if init not in ("copy", "random"):
+        raise SettingError(f"expert_init={init!r} is neither 'copy' nor 'random'.")
+    layout = ffn_layout(text_expert)
+    if layout is None:
+        raise BackboneError(
+            f"{type(text_expert).__name__} is not an FFN that can be copied; supported are those "
+            f"of {SUPPORTED}."
+        )
+    inner, outer = layout
+    expert = copy.deepcopy(text_expert)
+    # The original may be frozen; its copy is there to be trained.
+    expert.requires_grad_(True)
+    values = getattr(expert, outer)
+    lengths = values.weight.float().norm(dim=1 if isinstance(values, Conv1D) else 0)
+    kept = lengths.topk(max(1, round(width * len(lengths)))).indices.sort().values
+    for name in inner:
+        _keep_outputs(getattr(expert, name), kept)
+    _keep_inputs(values, kept)
+    if hasattr(expert, "intermediate_size"):
+        expert.intermediate_size = len(kept)  # type: ignore[assignment]
+    if init == "random":
+        for name in (*inner, outer):
+            projection = getattr(expert, name)
+            # Drawn on the CPU: the same weights whatever the device.
+            drawn = torch.empty(projection.weight.shape, device="cpu")
+            projection.weight.copy_(drawn.normal_(0.0, std, generator=generator))
+            if projection.bias is not None:
+                projection.bias.zero_()
+    return expert
+
+
+def _keep_outputs(projection: nn.Module, kept: Tensor) -> None:
+    """Narrow a projection into the neurons; Conv1D stores its weight transposed, (in, out)."""
+    transposed = isinstance(projection, Conv1D)
+    projection.weight = _select(projection.weight, kept, 1 if transposed else 0)
+    if projection.bias is not None:
+        projection.bias = _select(projection.bias, kept, 0)
+    setattr(projection, "nf" if transposed else "out_features", len(kept))
+
+
+def _keep_inputs(projection: nn.Module, kept: Tensor) -> None:
+    """Narrow the projection out of the neurons; its bias belongs to no neuron."""
+    transposed = isinstance(projection, Conv1D)
+    projection.weight = _select(projection.weight, kept, 0 if transposed else 1)
+    setattr(projection, "nx" if transposed else "in_features", len(kept))
+
+
+def _select(weight: Tensor | nn.Module, kept: Tensor, dim: int) -> nn.Parameter:
+    assert isinstance(weight, Tensor)
+    selected = nn.Parameter(weight.index_select(dim, kept).contiguous())
+    # transformers' mark that a weight is not to be drawn again.
+    selected._is_hf_initialized = True  # type: ignore[attr-defined]
+    return selected
+
+
+def _unsupported(backbone: PreTrainedModel, what: str) -> BackboneError:
+    return BackboneError(
+        f"backbone of type {backbone.config.model_type!r} {what}; supported are {SUPPORTED}."
+    )

@@ -1,0 +1,126 @@
+"""What trains and how: freezing policies and optimizer groups (sections B.4 and B.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.experts import TwoExpertFFN, decoder_layers, ffn_name
+
+if TYPE_CHECKING:
+    from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
+
+ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
+
+
+def freeze(model: IdiomoeForCausalLM, policy: str) -> None:
+    """Choose which weights train (section B.5, 6); an earlier choice is undone.
+
+    =========================  ====  ========  ===========  =========
+    trains under the policy    none  backbone  text_expert  attention
+    =========================  ====  ========  ===========  =========
+    item table, item experts   yes   yes       yes          yes
+    attention, norms in it     yes   no        yes          no
+    other norms, GPT-2's wpe   yes   no        yes          yes
+    text experts [1]_          yes   no        no           yes
+    text embedding, head       yes   no        no           yes
+    =========================  ====  ========  ===========  =========
+
+    .. [1] and the FFNs of layers without an item expert.
+
+    Raises:
+        SettingError: an unknown policy.
+        BackboneError: ``attention`` on a backbone whose attention has an unknown name.
+    """
+    if policy not in ("none", "backbone", "text_expert", "attention"):
+        raise SettingError(
+            f"freeze={policy!r} is not one of 'none', 'backbone', 'text_expert', 'attention'."
+        )
+    model.requires_grad_(True)
+    layers = decoder_layers(model.backbone)
+    if policy == "backbone":
+        model.backbone.requires_grad_(False)
+        for module in _item_modules(model):
+            module.requires_grad_(True)
+    elif policy == "text_expert":
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
+        for layer in layers:
+            name = ffn_name(layer)
+            assert name is not None
+            ffn = getattr(layer, name)
+            text_expert = ffn.text_expert if isinstance(ffn, TwoExpertFFN) else ffn
+            text_expert.requires_grad_(False)
+    elif policy == "attention":
+        for layer in layers:
+            _attention(layer).requires_grad_(False)
+
+
+def parameter_groups(
+    model: IdiomoeForCausalLM,
+    weight_decay: float,
+    learning_rate: float,
+    backbone_learning_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    """AdamW groups of the weights that train, each weight once, empty groups left out.
+
+    Matrices decay. Norms, biases and embeddings do not: text and position embeddings, a
+    head tied to them, and the item table's rows, since an item that no batch mentions
+    would shrink all the same. W_u is a matrix like any other.
+
+    Args:
+        weight_decay: of the matrices.
+        learning_rate: of what is new, item experts and item table, and of the rest
+            unless ``backbone_learning_rate`` is given.
+
+    Returns:
+        Dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``: new or
+        pretrained, decayed or not, as in ``"new/decayed"``.
+    """
+    new = {id(p) for module in _item_modules(model) for p in module.parameters()}
+    embeddings = {
+        id(p)
+        for module in model.modules()
+        for p in module.parameters(recurse=False)
+        if isinstance(module, nn.Embedding) or (isinstance(module, ItemTable) and p is module.rows)
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        origin = "new" if id(parameter) in new else "pretrained"
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        name = f"{origin}/{'decayed' if decays else 'plain'}"
+        own_rate = origin == "pretrained" and backbone_learning_rate is not None
+        group = groups.setdefault(
+            name,
+            {
+                "params": [],
+                "lr": backbone_learning_rate if own_rate else learning_rate,
+                "weight_decay": weight_decay if decays else 0.0,
+                "name": name,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _item_modules(model: IdiomoeForCausalLM) -> Iterator[nn.Module]:
+    """What the backbone did not bring."""
+    experts = (m.item_expert for m in model.modules() if isinstance(m, TwoExpertFFN))
+    return chain((model.item_table,), experts)
+
+
+def _attention(layer: nn.Module) -> nn.Module:
+    for name in ATTENTION_NAMES:
+        module = getattr(layer, name, None)
+        if isinstance(module, nn.Module):
+            return module
+    raise BackboneError(
+        f"freeze='attention': {type(layer).__name__} has none of {', '.join(ATTENTION_NAMES)}."
+    )

@@ -1,0 +1,1 @@
+"""RecBole recommenders, one file each."""

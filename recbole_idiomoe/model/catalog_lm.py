@@ -1,0 +1,198 @@
+"""A language model together with the catalogue that it speaks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.loader import token_groups
+from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collate
+from recbole_idiomoe.data.text_encoder import item_vectors
+from recbole_idiomoe.errors import CheckpointError, DataError
+from recbole_idiomoe.lm import (
+    IdiomoeForCausalLM,
+    add_item_tokens,
+    encode_text,
+    load_backbone,
+)
+from recbole_idiomoe.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class CatalogLM(nn.Module):
+    """Histories of item rows in, a loss or scores of the whole catalogue out.
+
+    Args:
+        lm: the two-expert language model.
+        tokenizer: its tokenizer, item tokens included.
+        catalog: the items, in the order of the model's item table.
+        settings: how a history becomes a sequence.
+    """
+
+    def __init__(
+        self, lm: IdiomoeForCausalLM, tokenizer: Any, catalog: Catalog, settings: Settings
+    ) -> None:
+        super().__init__()
+        if lm.config.item_num != catalog.item_num:
+            raise CheckpointError(
+                f"the model knows {lm.config.item_num - 1} items, the catalogue has "
+                f"{catalog.item_num - 1}; they do not belong together."
+            )
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.catalog = catalog
+        self.settings = settings
+        self.builder = self._sequence_builder()
+        self.pad_token_id = tokenizer.pad_token_id or 0
+
+    @classmethod
+    def build(
+        cls, catalog: Catalog, settings: Settings, *, seed: int, device: torch.device
+    ) -> CatalogLM:
+        """A new model for ``catalog``: a backbone, item experts, item tokens, an item table."""
+        backbone, tokenizer = load_backbone(
+            settings.backbone,
+            corpus=[text for text in [settings.instruction, *catalog.texts] if text],
+            backbone_args=settings.backbone_args,
+            seed=seed,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        vectors = None
+        if settings.item_init == "text" and any(catalog.texts):
+            vectors = item_vectors(
+                catalog,
+                settings.text_encoder,
+                dim=settings.item_embedding_dim or backbone.config.hidden_size,
+                backbone=(backbone, tokenizer),
+                device=device,
+                seed=seed,
+            )
+        lm = IdiomoeForCausalLM.from_backbone(
+            backbone,
+            catalog.item_num,
+            item_embedding_dim=settings.item_embedding_dim,
+            expert_layers=settings.expert_layers,
+            expert_width=settings.expert_width,
+            expert_init=settings.expert_init,
+            dropout=settings.dropout,
+            softmax=settings.softmax,
+            seed=seed,
+        )
+        if vectors is not None:
+            lm.item_table.load_vectors(vectors, seed=seed)
+        lm.freeze(settings.freeze)
+        add_item_tokens(tokenizer, catalog.item_ids, lm.config.item_token_offset)
+        return cls(lm, tokenizer, catalog, settings)
+
+    def loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """This batch's share of its step's mean loss: the shares of a step add up to the mean.
+
+        Cross entropy over the catalogue at the item queries, plus ``text_loss_weight`` times
+        that over the vocabulary at the text queries.
+        """
+        with self._autocast():
+            hidden_states = self._hidden_states(batch)
+            share = len(batch.targets) / batch.item_count
+            loss = share * self.lm.item_loss(hidden_states[batch.queries], batch.targets)
+            if self.settings.text_loss_weight and len(batch.text_queries):
+                next_tokens = batch.input_ids.flatten()[batch.text_queries + 1]
+                text_loss = self.lm.text_loss(hidden_states[batch.text_queries], next_tokens)
+                share = len(next_tokens) / batch.text_count
+                loss = loss + self.settings.text_loss_weight * share * text_loss
+        return loss
+
+    @torch.no_grad()
+    def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """Scores of every item as the next one, shape ``(len(histories), item_num)``, float32.
+
+        Args:
+            histories: item rows, oldest first, each of shape ``(n,)`` with ``n >= 1``. The most
+                recent ones that fit are read.
+
+        Raises:
+            DataError: a history is empty.
+        """
+        if any(len(history) == 0 for history in histories):
+            raise DataError("a history is empty; at least one item is needed to go on from.")
+        sequences = [self.builder.build(h, self.settings.use_text) for h in histories]
+        device = self.lm.device
+        scores = torch.empty(len(sequences), self.catalog.item_num, device=device)
+        lengths = [len(s.input_ids) for s in sequences]
+        for group in token_groups(lengths, self.settings.max_batch_tokens):
+            batch = collate([sequences[i] for i in group], self.pad_token_id).to(device)
+            with self._autocast():
+                hidden_states = self._hidden_states(batch)[batch.queries]
+            scores[torch.tensor(group, device=device)] = self.lm.item_logits(hidden_states)
+        return scores
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lm.save_pretrained(folder)
+        if not (folder / "tokenizer.json").exists():  # as large as the catalogue, never changing
+            self.tokenizer.save_pretrained(folder)
+            self.catalog.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the folder is incomplete or its parts do not belong together.
+        """
+        catalog = Catalog.load(folder)
+        try:
+            lm = IdiomoeForCausalLM.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{folder} holds no complete model ({type(error).__name__}); give a folder that "
+                "a finished run wrote."
+            ) from error
+        return cls(lm.to(device).eval(), tokenizer, catalog, settings)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take over the weights that :meth:`save` wrote for this very model."""
+        self.lm.load_state_dict(IdiomoeForCausalLM.from_pretrained(folder).state_dict())
+
+    def _hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
+        """Final hidden states of all positions, flattened to ``(B * T, d)``."""
+        output = self.lm.hidden_states(batch.input_ids, token_types=batch.token_types)
+        return output.last_hidden_state.flatten(0, 1)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.lm.device.type
+        precision = self.settings.precision
+        enabled = precision == "bf16" or (precision == "auto" and device == "cuda")
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+
+    def _sequence_builder(self) -> SequenceBuilder:
+        settings, config = self.settings, self.lm.config.backbone_config
+        max_tokens = settings.max_tokens
+        context = getattr(config, "max_position_embeddings", None) or max_tokens
+        if context < max_tokens:
+            logger.warning(
+                "max_tokens=%d is longer than the backbone's context; %d is used",
+                max_tokens,
+                context,
+            )
+            max_tokens = context
+        instruction, *texts = encode_text(
+            self.tokenizer, [settings.instruction, *self.catalog.texts]
+        )
+        return SequenceBuilder(
+            [text[: settings.max_item_text_tokens] for text in texts],
+            self.lm.config.item_token_offset,
+            instruction=instruction,
+            item_first=settings.segment_order == "ID text",
+            max_tokens=max_tokens,
+        )

@@ -1,0 +1,51 @@
+"""IDIOMoE as a RecBole recommender (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from recbole_idiomoe.data.catalog import read_catalog
+from recbole_idiomoe.data.sequence import SequenceBatch
+from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.settings import Settings
+
+
+class IDIOMoE(SequentialRecommender):
+    """A decoder language model with a text expert and an item expert in each FFN.
+
+    It trains on :class:`SequenceBatch`, one history per user, and is evaluated on RecBole's
+    ordinary interactions, so RecBole's loaders and evaluator serve it as they serve SASRec.
+    """
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        settings = Settings.from_mapping(config.final_config_dict)
+        self.catalog_lm = CatalogLM.build(
+            read_catalog(dataset, settings), settings, seed=config["seed"], device=self.device
+        )
+
+    def forward(self, batch: SequenceBatch) -> torch.Tensor:
+        return self.calculate_loss(batch)
+
+    def calculate_loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """The batch's share of its step's mean loss, a scalar."""
+        return self.catalog_lm.loss(batch)
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of all items, shape ``(batch, item_num)``; the padding item has -inf."""
+        items = interaction[self.ITEM_SEQ].cpu().numpy()
+        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
+        histories = [row[:length] for row, length in zip(items, lengths, strict=True)]
+        return self.catalog_lm.scores(histories)
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the interactions' own items, shape ``(batch,)``."""
+        items = interaction[self.ITEM_ID].to(self.device)
+        return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)

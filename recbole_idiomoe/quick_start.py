@@ -1,0 +1,323 @@
+"""Run models on datasets: what the command line and a notebook call."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data import data_preparation
+from recbole.utils import get_local_time, init_logger, init_seed
+
+from recbole_idiomoe import compat
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.catalog import Catalog, read_catalog
+from recbole_idiomoe.data.location import check_atomic_files, locate
+from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError
+from recbole_idiomoe.evaluation.seen_items import mask_seen_items
+from recbole_idiomoe.files import write_text
+from recbole_idiomoe.registry import MODELS, get_dataset_class, get_model, get_trainer
+from recbole_idiomoe.report import check_writable, write_result
+from recbole_idiomoe.training.stages import pretrain
+
+RUN_FILE = "run.json"
+CHECKPOINT_FILE = "checkpoint.pth"
+PACKAGES = ("recbole_idiomoe", "recbole", "torch", "transformers", "numpy", "pandas", "accelerate")
+
+
+def run(
+    models: str | Sequence[str] = "IDIOMoE",
+    datasets: str | Sequence[str] = "ml-100k",
+    config_files: Sequence[str | Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    *,
+    result_file: str | Path | None = None,
+    resume: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Train and test every model on every dataset, one after another, under one protocol.
+
+    Args:
+        models: names, as a list or separated by commas.
+        datasets: likewise.
+        config_files: YAML files, or result files of earlier runs; later ones win.
+        settings: settings by name; they win over the files.
+        result_file: where the results go as JSON. It is written after every run.
+        resume: folder of an unfinished run to go on with; its model and dataset are taken.
+
+    Returns:
+        One result a run, with its protocol, metrics, costs and complete settings.
+
+    Raises:
+        IdiomoeError: a setting, file or machine that does not do; the message is one line.
+    """
+    compat.apply()
+    if result_file is not None:
+        check_writable(result_file)
+    if resume is not None:
+        earlier = _read_run(Path(resume))
+        models, datasets = earlier["model"], earlier["dataset"]
+        config_files = [Path(resume) / RUN_FILE, *config_files]
+    results = []
+    for dataset in _names(datasets):
+        for model in _names(models):
+            config = RunConfig(model, dataset, config_files, settings)
+            results.append(run_one(config, Path(resume) if resume is not None else None))
+            if result_file is not None:
+                write_result(result_file, results)
+    return results
+
+
+def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
+    """Train and test one model on one dataset; see :func:`run`."""
+    init_seed(config["seed"], config["reproducibility"])
+    folder = resume or _new_folder(config)
+    complete_settings = config.complete_settings()
+    _start_log(config)
+    logger = logging.getLogger()
+
+    dataset = load_dataset(config)
+    counts = {
+        "users": dataset.user_num - 1,
+        "items": dataset.item_num - 1,
+        "interactions": dataset.inter_num,
+    }
+    logger.info(
+        f"{config['model']} on {config['dataset_label']}: {counts['users']:,} users, "
+        f"{counts['items']:,} items, {counts['interactions']:,} interactions; "
+        f"device {config['device']}; folder {folder}"
+    )
+    train_data, valid_data, test_data = _split(config, dataset)
+
+    if config["model"] == "S3Rec":
+        pretrain(config, train_data, folder)
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    trainer = get_trainer(config["model"])(config, model)
+    trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
+    catalog = read_catalog(train_data._dataset, config.settings)
+    if resume is not None:
+        _check_same_catalog(catalog, resume)
+        trainer.resume_checkpoint(resume if config["model"] in MODELS else trainer.saved_model_file)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {"model": config["model"], "dataset": config["dataset_label"]}
+    _write_run(folder, identity | {"settings": complete_settings})
+    if not config["model"] in MODELS:
+        catalog.save(folder)
+
+    clock = Clock()
+    trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
+    fit = clock.timing("fit", trainer.fit)
+    _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
+    train_seconds = clock.seconds["fit"] - clock.seconds.get("evaluate", 0.0)
+    test_result = trainer.evaluate(test_data, show_progress=config["show_progress"])
+    if not config["model"] in MODELS:
+        _save_weights(model, folder)
+
+    result = identity | {
+        "protocol": protocol(config, dataset.item_num - 1),
+        **counts,
+        "best_valid_result": _plain(best_valid_result),
+        "test_result": _plain(test_result),
+        "epochs": max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1,
+        "train_seconds": round(train_seconds, 2),
+        "eval_seconds": round(clock.seconds["evaluate"], 2),
+        "parameters": {
+            "total": sum(p.numel() for p in model.parameters()),
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "peak_memory_mib": _peak_memory_mib(config["device"]),
+        "seed": config["seed"],
+        "device": _device_name(config["device"]),
+        "versions": _versions(),
+        "folder": str(folder),
+        "settings": complete_settings,
+    }
+    _write_run(folder, result)
+    logger.info(f"best valid: {result['best_valid_result']}")
+    logger.info(f"test: {result['test_result']}")
+    return result
+
+
+def protocol(config: RunConfig, item_num: int) -> dict[str, Any]:
+    """What the numbers of a run depend on besides the model."""
+    split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]
+    return {
+        "split": " ".join(f"{kind} {how}" for kind, how in split.items()),
+        "order": config["eval_args"]["order"],
+        "group_by": config["eval_args"]["group_by"],
+        "candidates": f"all {item_num} items" if set(mode.values()) == {"full"} else mode,
+        "mask_seen": config["mask_seen"],
+        "max_history": config["MAX_ITEM_LIST_LENGTH"],
+        "filters": {
+            name: config[name]
+            for name in (
+                "user_inter_num_interval",
+                "item_inter_num_interval",
+                "val_interval",
+                "rm_dup_inter",
+                "filter_inter_by_user_or_item",
+            )
+        },
+        "metrics": config["metrics"],
+        "topk": config["topk"],
+        "valid_metric": config["valid_metric"],
+        "trained_on": "training interactions only",
+    }
+
+
+def load_dataset(config: RunConfig) -> Any:
+    """The filtered dataset, by RecBole's own loader.
+
+    Raises:
+        DataError: files that are missing, cannot be read, or leave nothing to learn from.
+    """
+    locate(config)
+    check_atomic_files(config)
+    try:
+        dataset = get_dataset_class(config["model"])(config)
+    except IdiomoeError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{config['dataset_label']} in {config['data_path']}: RecBole cannot load it: {reason}"
+        ) from error
+    longest = dataset.inter_feat[dataset.uid_field].value_counts().max()
+    if longest < 3:
+        raise DataError(
+            f"{config['dataset_label']}: no user has 3 interactions after the filters (one to "
+            "start from, one to train on, one to test); loosen them or give more data."
+        )
+    return dataset
+
+
+def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:
+    """RecBole's loaders of the three splits, masking seen items if the protocol says so."""
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    for name, loader in (("validation", valid_data), ("test", test_data)):
+        if len(loader._dataset) == 0:
+            raise DataError(
+                f"{config['dataset_label']}: nothing is left for {name}; users need at least 4 "
+                "interactions to be validated on, 3 to be tested on."
+            )
+    if config["mask_seen"]:
+        mask_seen_items(config, train_data, valid_data, test_data)
+    return train_data, valid_data, test_data
+
+
+class Clock:
+    """Adds up the seconds that functions take, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, its time added to ``name``."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.running(name):
+                return function(*args, **kwargs)
+
+        return timed
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _names(names: str | Sequence[str]) -> list[str]:
+    listed = names.split(",") if isinstance(names, str) else list(names)
+    return [name.strip() for name in listed if name.strip()]
+
+
+def _new_folder(config: RunConfig) -> Path:
+    """A folder that no run has, named as RecBole names its checkpoints."""
+    name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
+    parent, count = Path(config["checkpoint_dir"]), 1
+    folder = parent / name
+    while folder.exists():
+        count += 1
+        folder = parent / f"{name}-{count}"
+    return folder
+
+
+def _start_log(config: RunConfig) -> None:
+    """RecBole's log to the terminal and a new file; all the settings go into the file alone."""
+    root = logging.getLogger()
+    for handler in root.handlers[:]:  # of the run before: basicConfig would keep them
+        root.removeHandler(handler)
+        handler.close()
+    init_logger(config)
+    record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
+    for handler in root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
+            f"({type(error).__name__}); runs are kept under checkpoint_dir, by default saved/."
+        ) from error
+
+
+def _write_run(folder: Path, content: Mapping[str, Any]) -> None:
+    write_text(folder / RUN_FILE, json.dumps(content, indent=1))
+
+
+def _check_same_catalog(catalog: Catalog, folder: Path) -> None:
+    if Catalog.load(folder).fingerprint != catalog.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on another catalogue; resume it with the dataset, filters and "
+            "text settings of its own run."
+        )
+
+
+def _save_weights(model: torch.nn.Module, folder: Path) -> None:
+    """A RecBole model's weights as safetensors, for ``load``."""
+    from safetensors.torch import save_model
+
+    from recbole_idiomoe.files import written_aside
+
+    with written_aside(folder / "model.safetensors") as aside:
+        save_model(model, str(aside))
+
+
+def _plain(result: Mapping[str, Any] | None) -> dict[str, float]:
+    return {name: float(value) for name, value in (result or {}).items()}
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of the device, on a CPU of the process, since it started."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}

@@ -1,0 +1,218 @@
+"""Recommendations from a trained model: ``load(FOLDER).recommend([item ids])``.
+
+    python -m recbole_idiomoe.recommend FOLDER --history=ID,ID --k=10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+import torch
+
+from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError
+from recbole_idiomoe.settings import Settings
+
+Scorer = Callable[[Sequence[np.ndarray]], torch.Tensor]
+
+
+class Recommendation(NamedTuple):
+    """One recommended item."""
+
+    item_id: str
+    title: str
+    score: float
+
+
+class Recommender:
+    """A trained model and its catalogue.
+
+    Args:
+        catalog: the items.
+        scorer: histories of item rows to scores, shape ``(histories, item_num)``.
+        max_history: most recent items that are read.
+    """
+
+    def __init__(self, catalog: Catalog, scorer: Scorer, max_history: int) -> None:
+        self.catalog = catalog
+        self.scorer = scorer
+        self.max_history = max_history
+
+    @overload
+    def recommend(
+        self, history: Sequence[str], k: int = ..., exclude_seen: bool = ...
+    ) -> list[Recommendation]: ...
+
+    @overload
+    def recommend(
+        self, history: Sequence[Sequence[str]], k: int = ..., exclude_seen: bool = ...
+    ) -> list[list[Recommendation]]: ...
+
+    def recommend(
+        self,
+        history: Sequence[str] | Sequence[Sequence[str]],
+        k: int = 10,
+        exclude_seen: bool = True,
+    ) -> list[Recommendation] | list[list[Recommendation]]:
+        """The ``k`` items that most likely come next, best first.
+
+        Args:
+            history: item ids of the dataset, oldest first; or a list of such histories.
+            k: how many; fewer come back if the catalogue has no more.
+            exclude_seen: leave out the items of the history.
+
+        Returns:
+            A list of recommendations; for a list of histories, a list for each.
+
+        Raises:
+            DataError: items that are not in the catalogue, which are named; an empty history;
+                ``k`` below 1.
+        """
+        if isinstance(history, str):
+            raise DataError(f"history={history!r} is one string; give a list of item ids.")
+        if k < 1:
+            raise DataError(f"k={k}: at least 1 is wanted.")
+        single = not history or isinstance(history[0], (str, int))
+        histories = [history] if single else list(history)
+        rows = [self.catalog.rows(one) for one in histories]  # type: ignore[arg-type]
+        if any(len(row) == 0 for row in rows):
+            raise DataError("a history is empty; give at least one item id.")
+        scores = self.scorer([row[-self.max_history :] for row in rows]).float().cpu()
+        scores[:, 0] = -torch.inf
+        if exclude_seen:
+            for score, row in zip(scores, rows, strict=True):
+                score[torch.from_numpy(row)] = -torch.inf
+        best, items = scores.topk(min(k, self.catalog.item_num - 1), dim=1)
+        lists = [
+            [
+                Recommendation(self.catalog.item_ids[item], self.catalog.titles[item], score)
+                for score, item in zip(best_row, item_row, strict=True)
+                if score != -torch.inf
+            ]
+            for best_row, item_row in zip(best.tolist(), items.tolist(), strict=True)
+        ]
+        return lists[0] if single else lists
+
+
+def load(folder: str | Path, device: torch.device | str | None = None) -> Recommender:
+    """A recommender from the folder of a run, whichever model it trained.
+
+    A language model needs nothing but the folder. A RecBole model is built from its dataset,
+    whose files must still be where they were.
+
+    Args:
+        folder: what a run printed and its result names, under ``saved/``.
+        device: where to run; by default a GPU if there is one.
+
+    Raises:
+        CheckpointError: the folder is not that of a finished run.
+    """
+    from recbole_idiomoe.quick_start import RUN_FILE
+    from recbole_idiomoe.registry import MODELS
+
+    folder = Path(folder)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
+            f"({type(error).__name__}); runs are kept under checkpoint_dir, by default saved/."
+        ) from error
+    max_history = run["settings"]["MAX_ITEM_LIST_LENGTH"]
+    if run["model"] in MODELS:
+        from recbole_idiomoe.model.catalog_lm import CatalogLM
+
+        settings = Settings.from_mapping(run["settings"])
+        catalog_lm = CatalogLM.load(folder, settings, device)
+        return Recommender(catalog_lm.catalog, catalog_lm.scores, max_history)
+    return Recommender(Catalog.load(folder), _recbole_scorer(run, folder, device), max_history)
+
+
+def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
+    """The scores of a RecBole model, rebuilt from its dataset and its saved weights."""
+    from recbole.data.interaction import Interaction
+    from safetensors.torch import load_model
+
+    from recbole_idiomoe import compat
+    from recbole_idiomoe.config import RunConfig
+    from recbole_idiomoe.data.catalog import read_catalog
+    from recbole_idiomoe.quick_start import load_dataset
+    from recbole_idiomoe.registry import get_model
+
+    compat.apply()
+    config = RunConfig(run["model"], run["dataset"], settings=run["settings"])
+    config["device"] = device
+    if "train_stage" in config:
+        config["train_stage"] = "pretrain"  # S3Rec would look for its first stage's file
+    dataset = load_dataset(config).build()[0]
+    if read_catalog(dataset, config.settings).fingerprint != Catalog.load(folder).fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained on another catalogue than {run['dataset']} now is; put back "
+            "the files that it was trained on."
+        )
+    model = get_model(run["model"])(config, dataset).to(device)
+    try:
+        load_model(model, folder / "model.safetensors", device=str(device))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no complete model ({type(error).__name__}); let its run finish."
+        ) from error
+    model.eval()
+    width = config["MAX_ITEM_LIST_LENGTH"]
+
+    @torch.no_grad()
+    def scores(histories: Sequence[np.ndarray]) -> torch.Tensor:
+        items = torch.zeros(len(histories), width, dtype=torch.int64)
+        lengths = torch.tensor([len(history) for history in histories])
+        for row, history in zip(items, histories, strict=True):
+            row[: len(history)] = torch.from_numpy(history)
+        users = torch.zeros(len(histories), dtype=torch.int64)
+        interaction = Interaction(
+            {
+                model.USER_ID: users,
+                model.ITEM_SEQ: items,
+                model.ITEM_SEQ_LEN: lengths,
+            }
+        )
+        return model.full_sort_predict(interaction.to(device)).view(len(histories), -1)
+
+    return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m recbole_idiomoe.recommend``: print a table of recommendations."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_idiomoe.recommend",
+        description="Print what a trained model recommends after a history.",
+    )
+    parser.add_argument("folder", help="folder of a run, under saved/")
+    parser.add_argument("--history", required=True, help="item ids, oldest first: ID,ID,...")
+    parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
+    parser.add_argument(
+        "--include_seen", action="store_true", help="rank the items of the history too"
+    )
+    options = parser.parse_args(arguments)
+    history = [item_id.strip() for item_id in options.history.split(",") if item_id.strip()]
+    try:
+        recommender = load(options.folder)
+        found = recommender.recommend(history, options.k, exclude_seen=not options.include_seen)
+    except IdiomoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    width = max([len("item"), *(len(item.item_id) for item in found)])
+    print(f"{'#':>3}  {'item':<{width}}  {'score':>8}  title")
+    for rank, item in enumerate(found, start=1):
+        title = item.title if len(item.title) <= 60 else item.title[:59] + "…"
+        print(f"{rank:>3}  {item.item_id:<{width}}  {item.score:>8.3f}  {title}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

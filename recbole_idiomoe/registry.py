@@ -1,0 +1,132 @@
+"""Which classes belong to a model's name, and which data sets have a name.
+
+Ours are in the table below; any other name is one of RecBole's. Nothing heavy
+is imported before a class is asked for, and RecBole's names are read out of its
+source files: importing all its models needs torch, and lightgbm for some.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from recbole_idiomoe import yaml_files
+from recbole_idiomoe.errors import SettingError
+
+MODELS: dict[str, str] = {"IDIOMoE": "recbole_idiomoe.model.idiomoe:IDIOMoE"}
+"""Our models, each as ``module:class``."""
+
+TRAINER = "recbole_idiomoe.training.trainer:IdiomoeTrainer"
+DATASET = "recbole_idiomoe.data.dataset:HistoryDataset"
+"""Trainer and dataset of every model of ours."""
+
+
+def get_model(name: str) -> type[Any]:
+    """The recommender called ``name``.
+
+    Raises:
+        SettingError: no model has exactly this name, or RecBole's is not sequential.
+    """
+    check_model(name)
+    if name in MODELS:
+        return _load(MODELS[name])
+    return _load(f"recbole.model.sequential_recommender.{name.lower()}:{name}")
+
+
+def get_trainer(name: str) -> type[Any]:
+    """The trainer for model ``name``.
+
+    Raises:
+        SettingError: as :func:`get_model`.
+    """
+    check_model(name)
+    if name in MODELS:
+        return _load(TRAINER)
+    from recbole.utils import ModelType
+    from recbole.utils import get_trainer as recbole_trainer
+
+    trainer: type[Any] = recbole_trainer(ModelType.SEQUENTIAL, name)
+    return trainer
+
+
+def get_dataset_class(name: str) -> type[Any]:
+    """The dataset class for model ``name``; RecBole's choice is that of its ``create_dataset``.
+
+    Raises:
+        SettingError: as :func:`get_model`.
+    """
+    check_model(name)
+    if name in MODELS:
+        return _load(DATASET)
+    module = importlib.import_module("recbole.data.dataset")
+    chosen: type[Any] = getattr(module, f"{name}Dataset", module.SequentialDataset)
+    return chosen
+
+
+def check_model(name: str) -> None:
+    """Raise a :class:`SettingError` unless ``name`` is a model that can be run here."""
+    runnable = [*MODELS, *sequential_models()]
+    if name in runnable:
+        return
+    others = _recbole_models()
+    if name in others:
+        raise SettingError(
+            f"{name} is one of RecBole's {others[name]} models; only sequential models can be "
+            "run here (--list_models names them)."
+        )
+    raise SettingError(f"unknown model {name!r}{did_you_mean(name, runnable, '--list_models')}")
+
+
+def sequential_models() -> list[str]:
+    """Names of RecBole's sequential recommenders, as its package lists them, sorted."""
+    return sorted(name for name, kind in _recbole_models().items() if kind == "sequential")
+
+
+def list_datasets() -> list[str]:
+    """Names of data sets: those with settings of ours, then those RecBole can download."""
+    ours = sorted(path.stem for path in (yaml_files.properties_path() / "dataset").glob("*.yaml"))
+    return [*ours, *(name for name in recbole_datasets() if name not in ours)]
+
+
+def recbole_datasets() -> dict[str, str]:
+    """RecBole's data sets: where each is downloaded from, by name."""
+    text = (_recbole() / "properties" / "dataset" / "url.yaml").read_text(encoding="utf-8")
+    urls: dict[str, str] = yaml_files.parse(text)
+    return urls
+
+
+def did_you_mean(name: str, known: Iterable[str], listing: str) -> str:
+    """The end of a message about an unknown ``name``: the nearest known one, or ``listing``."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return f"; did you mean {lowered[near[0]]!r}?" if near else f"; {listing} names them all."
+
+
+def _recbole_models() -> dict[str, str]:
+    """Every model of RecBole and its kind, read out of the imports of its model packages."""
+    models: dict[str, str] = {}
+    for package in sorted((_recbole() / "model").glob("*_recommender/__init__.py")):
+        kind = package.parent.name.removesuffix("_recommender").replace("_", "-")
+        for node in ast.parse(package.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                models.update({alias.asname or alias.name: kind for alias in node.names})
+    return models
+
+
+def _recbole() -> Path:
+    """The folder of the installed RecBole, which is not imported."""
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or spec.origin is None:  # pragma: no cover - the package refuses to load then
+        raise ImportError("RecBole is not installed.")
+    return Path(spec.origin).parent
+
+
+def _load(place: str) -> type[Any]:
+    module, name = place.split(":")
+    loaded: type[Any] = getattr(importlib.import_module(module), name)
+    return loaded

@@ -1,0 +1,265 @@
+"""Every setting of ours: its default, its meaning and its range, in one place.
+
+RecBole's own settings (``epochs``, ``learning_rate``, ``eval_args`` ...) keep
+RecBole's names and are documented by RecBole; none is repeated here. The fields
+below are what ``--help`` prints, what a misspelt key is compared with, and what
+the rest of the package reads, typed, instead of asking a dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from recbole_idiomoe.errors import SettingError
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    none: bool = False,
+    group: str,
+) -> Any:
+    """A dataclass field with what is needed to explain and to check it.
+
+    ``low`` and ``high`` are inclusive; ``none`` says that the value may be null.
+    """
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "none": none}
+    metadata["group"] = group
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Our settings, checked. Build it with :meth:`from_mapping`."""
+
+    # Protocol: shared by every model, ours or RecBole's.
+    mask_seen: bool = _setting(
+        True,
+        "mask the items a user has already seen when ranking, for every model (paper: yes; "
+        "RecBole's stock evaluation: no)",
+        group="protocol",
+    )
+
+    # Text of an item.
+    use_text: bool = _setting(
+        True, "put item text into the sequence; off: item tokens only", group="text"
+    )
+    item_text_fields: dict[str, str] | list[str] | None = _setting(
+        None,
+        "columns of the .item file that make an item's text, as {role: column} or a list of "
+        "columns; null: none",
+        none=True,
+        group="text",
+    )
+    item_template: str = _setting(
+        "title: {title}, category: {category}",
+        "item text with roles in braces; a clause whose value is empty is left out",
+        group="text",
+    )
+    instruction: str = _setting(
+        "The user has interacted with",
+        "text at the start of every sequence; empty: none",
+        group="text",
+    )
+    segment_order: str = _setting(
+        "text ID",
+        "order inside an item's segment; the paper prints 'ID text'",
+        choices=("text ID", "ID text"),
+        group="text",
+    )
+    max_tokens: int = _setting(
+        1024, "longest sequence, items and text together, in tokens", low=8, group="text"
+    )
+    max_item_text_tokens: int = _setting(
+        64, "longest text of one item, in tokens", low=1, group="text"
+    )
+
+    # Language model.
+    backbone: str = _setting(
+        "bundled",
+        "decoder to start from: 'bundled', a hub name such as Qwen/Qwen2.5-0.5B, or a folder",
+        group="model",
+    )
+    backbone_args: dict[str, Any] | None = _setting(
+        None,
+        "sizes of the bundled decoder, as in transformers.Qwen2Config "
+        "(hidden_size, num_hidden_layers ...)",
+        none=True,
+        group="model",
+    )
+    trust_remote_code: bool = _setting(
+        False, "run model code that comes with a hub backbone", group="model"
+    )
+    expert_width: float = _setting(
+        1.0,
+        "width of the item expert relative to the text expert (paper: 1, 1/2, 1/4, 1/8)",
+        low=0.01,
+        high=1.0,
+        group="model",
+    )
+    expert_init: str = _setting(
+        "copy",
+        "start of the item expert: copy of the text expert (its strongest neurons when "
+        "narrower) or random",
+        choices=("copy", "random"),
+        group="model",
+    )
+    expert_layers: str | list[int] = _setting(
+        "all",
+        "layers with an item expert: all, none, first:k, middle:k, last:k, every:n or a list "
+        "of indices",
+        group="model",
+    )
+    item_embedding_dim: int | None = _setting(
+        None,
+        "width of the factorised item table E = W_l W_u; null: one table of full width",
+        low=1,
+        none=True,
+        group="model",
+    )
+    item_init: str = _setting(
+        "text",
+        "start of the item table: vectors of the items' text, or random",
+        choices=("text", "random"),
+        group="model",
+    )
+    text_encoder: str = _setting(
+        "tfidf",
+        "where those vectors come from: tfidf, backbone (its own states), a sentence encoder's "
+        "folder or hub name, or a .npz file of item_ids and vectors",
+        group="model",
+    )
+    softmax: str = _setting(
+        "item",
+        "candidates of the item loss: the catalogue, or catalogue and vocabulary together",
+        choices=("item", "hybrid"),
+        group="model",
+    )
+    dropout: float = _setting(
+        0.0,
+        "dropout on embeddings, expert outputs and final states while training",
+        low=0.0,
+        high=0.99,
+        group="model",
+    )
+
+    # Training.
+    freeze: str = _setting(
+        "none",
+        "pretrained weights that stay as they are",
+        choices=("none", "backbone", "text_expert", "attention"),
+        group="training",
+    )
+    text_loss_weight: float = _setting(
+        0.0, "weight of the next-token loss on the items' text", low=0.0, group="training"
+    )
+    item_warmup: float = _setting(
+        0.2,
+        "share of the epochs trained on item tokens alone (paper: 0.2)",
+        low=0.0,
+        high=1.0,
+        group="training",
+    )
+    text_ramp: float = _setting(
+        1.0,
+        "share of the epochs by whose end every sequence carries text; it rises linearly from "
+        "item_warmup",
+        low=0.0,
+        high=1.0,
+        group="training",
+    )
+    backbone_learning_rate: float | None = _setting(
+        None,
+        "learning rate of the pretrained weights; null: learning_rate",
+        low=0.0,
+        none=True,
+        group="training",
+    )
+    adam_betas: list[float] = _setting(
+        [0.9, 0.999], "AdamW betas (paper: 0.9, 0.9999)", group="training"
+    )
+    warmup_steps: int = _setting(
+        100, "optimizer steps of linear learning-rate warm-up (paper: 3000)", low=0, group="training"
+    )
+    max_batch_tokens: int = _setting(
+        32768,
+        "most tokens, padding included, in one forward pass; a batch with more accumulates its "
+        "gradient over several, with the same result",
+        low=8,
+        group="training",
+    )
+    precision: str = _setting(
+        "auto",
+        "auto: bf16 on a GPU, fp32 on a CPU",
+        choices=("auto", "fp32", "bf16"),
+        group="training",
+    )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
+        """Pick our keys out of ``values``, which may hold others, and check each.
+
+        Raises:
+            SettingError: a value of the wrong type, or outside its range.
+        """
+        return cls(**{f.name: _checked(f, values[f.name]) for f in fields(cls) if f.name in values})
+
+    def __post_init__(self) -> None:
+        if self.text_ramp < self.item_warmup:
+            raise SettingError(
+                f"text_ramp={self.text_ramp} ends before item_warmup={self.item_warmup}; "
+                "give text_ramp a value of at least item_warmup."
+            )
+        if len(self.adam_betas) != 2 or not all(0 <= b < 1 for b in self.adam_betas):
+            raise SettingError(
+                f"adam_betas={self.adam_betas}: two numbers in [0, 1) are wanted, as [0.9, 0.999]."
+            )
+
+
+def defaults() -> dict[str, Any]:
+    """Our settings and their defaults, by name."""
+    settings = Settings()
+    return {f.name: getattr(settings, f.name) for f in fields(Settings)}
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "list": (list, tuple),
+    "dict": (dict,),
+}
+
+
+def _checked(f: Field[Any], value: Any) -> Any:
+    """``value`` if setting ``f`` can take it, else a one-line :class:`SettingError`."""
+    meta = f.metadata
+    if value is None and meta["none"]:
+        return None
+    declared = [part.strip().split("[")[0] for part in str(f.type).split("|")]
+    wanted = [name for name in declared if name in _TYPES]
+    accepted = tuple(t for name in wanted for t in _TYPES[name])
+    if not isinstance(value, accepted) or (isinstance(value, bool) and "bool" not in wanted):
+        raise SettingError(
+            f"{f.name}={value!r} is of the wrong type; {' or '.join(wanted)} is wanted: "
+            f"{meta['help']}."
+        )
+    if meta["choices"] and value not in meta["choices"]:
+        raise SettingError(
+            f"{f.name}={value!r} is not one of {', '.join(map(repr, meta['choices']))}."
+        )
+    low, high = meta["low"], meta["high"]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if (low is not None and value < low) or (high is not None and value > high):
+            span = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise SettingError(f"{f.name}={value} is out of range; it must be {span}.")
+    return value

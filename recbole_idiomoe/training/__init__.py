@@ -1,0 +1,1 @@
+"""Training: RecBole's loop around Accelerate's steps."""

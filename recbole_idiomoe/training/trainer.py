@@ -1,0 +1,287 @@
+"""Training of our recommenders: RecBole's loop, Accelerate's steps, a model folder at the end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from recbole.config import Config
+from recbole.trainer import Trainer
+from recbole.utils import early_stopping, set_color
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from recbole_idiomoe.data.loader import WindowLoader
+from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.model.idiomoe import IDIOMoE
+from recbole_idiomoe.training.schedule import text_share
+
+STATE_FILE = "training_state.pt"
+LOSS_EVERY = 20  # steps between looks at the loss, each of which waits for the device
+
+
+class IdiomoeTrainer(Trainer):
+    """RecBole's ``Trainer`` with token batches, AdamW groups, a schedule and a model folder.
+
+    RecBole's progress bars, logs, tensorboard, early stopping and evaluation stay.
+    ``saved_model_file`` names a file in the run's folder: the folder itself is the best model
+    so far, and the last state in it is what :meth:`resume_checkpoint` goes on from.
+    """
+
+    model: IDIOMoE
+
+    def __init__(self, config: Config, model: IDIOMoE) -> None:
+        AcceleratorState._reset_state()  # an earlier run in this process may have set another
+        self.catalog_lm = model.catalog_lm
+        self.settings = model.catalog_lm.settings
+        precision = self.settings.precision
+        use_bf16 = precision == "bf16" or (precision == "auto" and config["device"].type == "cuda")
+        self.accelerator = Accelerator(
+            cpu=config["device"].type == "cpu", mixed_precision="bf16" if use_bf16 else "no"
+        )
+        super().__init__(config, model)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.saved_model_file).parent
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Train to ``epochs`` or an early stop; arguments and result as in RecBole's ``Trainer``.
+
+        Raises:
+            DataError: the training split is empty.
+            IdiomoeError: the loss is no longer a number.
+        """
+        self._prepare(train_data)
+        self.eval_collector.data_collect(train_data)
+        for epoch in range(self.start_epoch, self.epochs):
+            start = time()
+            loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
+            self.train_loss_dict[epoch] = loss
+            self.tensorboard.add_scalar("Loss/Train", loss, epoch)
+            if verbose:
+                self._log_epoch(epoch, "train", start, f"loss {loss:.4f}")
+            if valid_data is None:
+                if saved:
+                    self._save_checkpoint(epoch, verbose=verbose)
+                continue
+            if not self._is_evaluated(epoch):
+                continue
+
+            start = time()
+            score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+            self.tensorboard.add_scalar("Valid_score", score, epoch)
+            if verbose:
+                self._log_epoch(epoch, "valid", start, f"{self.valid_metric} {score:.4f}")
+            if self._text_share(epoch) < self._text_share(self.epochs):
+                self.cur_step = 0  # patience is for models that train as they will be used
+            self.best_valid_score, self.cur_step, stop, is_best = early_stopping(
+                score,
+                self.best_valid_score,
+                self.cur_step,
+                max_step=self.stopping_step,
+                bigger=self.valid_metric_bigger,
+            )
+            if is_best:
+                self.best_valid_result = result
+                if saved:
+                    self._save_checkpoint(epoch, verbose=verbose)
+            if saved:
+                self._save_state(epoch)
+            if callback_fn:
+                callback_fn(epoch, score)
+            if stop:
+                self.logger.info(f"No better for {self.stopping_step} evaluations: stopped early")
+                break
+        return self.best_valid_score, self.best_valid_result
+
+    def _prepare(self, train_data: Any) -> None:
+        """The loader of token batches, and the schedule, which needs its length."""
+        builder = self.catalog_lm.builder
+        max_items = min(self.config["MAX_ITEM_LIST_LENGTH"], builder.max_items)
+        windows = train_data._dataset.training_windows(max_items)
+        if not windows:
+            raise DataError(
+                f"{self.config['dataset']}: no user is left with two training interactions; "
+                "loosen the filters or give more data."
+            )
+        self.loader = WindowLoader(
+            windows,
+            builder,
+            batch_size=self.config["train_batch_size"],
+            max_batch_tokens=self.settings.max_batch_tokens,
+            pad_token_id=self.catalog_lm.pad_token_id,
+            seed=self.config["seed"],
+            num_workers=self.config["worker"],
+        )
+        steps = len(self.loader) * self.epochs
+        self.scheduler = get_cosine_schedule_with_warmup(
+            self.optimizer, min(self.settings.warmup_steps, steps // 2), steps
+        )
+        if self._resumed:
+            self.scheduler.load_state_dict(self._resumed["scheduler"])
+        self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Callable[..., Any] | None = None,
+        show_progress: bool = False,
+    ) -> float:
+        """One epoch; returns the mean loss of its steps."""
+        self.model.train()
+        self.loader.set_epoch(epoch_idx, self._text_share(epoch_idx))
+        bar = tqdm(
+            self.loader,
+            total=len(self.loader),
+            ncols=80,
+            desc=set_color(f"Train {epoch_idx:>5}", "pink"),
+            disable=not show_progress,
+        )
+        total = torch.zeros((), device=self.device)
+        for step, batches in enumerate(bar, start=1):
+            for batch in batches:
+                loss = self.engine(batch.to(self.device))
+                self.accelerator.backward(loss)
+                total += loss.detach()
+            if self.clip_grad_norm:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+            if step % LOSS_EVERY == 0 or step == len(self.loader):
+                mean = total.item() / step
+                self._check_finite(mean, epoch_idx)
+                bar.set_postfix_str(f"loss {mean:.4f}")
+        return mean
+
+    def _text_share(self, epoch: int) -> float:
+        """Share of the sequences with text in ``epoch``; past the last epoch, that of use."""
+        if not self.settings.use_text:
+            return 0.0
+        return text_share(epoch, self.epochs, self.settings.item_warmup, self.settings.text_ramp)
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        """Ranking reads text: before any was trained on, there is nothing to learn from it."""
+        if epoch + 1 == self.epochs:
+            return True
+        reads_text = self.settings.use_text
+        warming_up = reads_text and self._text_share(epoch) == 0
+        return (epoch + 1) % self.eval_step == 0 and not warming_up
+
+    def _log_epoch(self, epoch: int, phase: str, start: float, outcome: str) -> None:
+        self.logger.info(
+            set_color(f"epoch {epoch} {phase}", "green") + f" [{time() - start:.1f}s, {outcome}]"
+        )
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise IdiomoeError(
+                f"the training loss became {loss} in epoch {epoch}; lower learning_rate, or set "
+                "clip_grad_norm: {max_norm: 1.0} or precision: fp32."
+            )
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.learner.lower() != "adamw":
+            raise SettingError(
+                f"learner={self.learner!r}: {self.config['model']} trains with adamw alone."
+            )
+        return torch.optim.AdamW(
+            self.catalog_lm.lm.parameter_groups(
+                weight_decay=self.weight_decay,
+                learning_rate=self.learning_rate,
+                backbone_learning_rate=self.settings.backbone_learning_rate,
+            ),
+            betas=tuple(self.settings.adam_betas),
+        )
+
+    _resumed: dict[str, Any] | None = None
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """The model as it is, into the run's folder: the best so far, when ``fit`` calls it."""
+        self.catalog_lm.save(self.folder)
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {self.folder}")
+
+    def _save_state(self, epoch: int) -> None:
+        """All that going on after ``epoch`` needs, tensors and plain values only."""
+        state = {
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": self.best_valid_score,
+            "best_valid_result": dict(self.best_valid_result or {}),
+            "fingerprint": self.catalog_lm.catalog.fingerprint,
+            "model": self.catalog_lm.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        with written_aside(self.folder / STATE_FILE) as aside:
+            torch.save(state, aside)
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Go on from the last epoch that was evaluated in a run's folder.
+
+        Raises:
+            CheckpointError: there is no state, or it belongs to another catalogue or model.
+        """
+        path = Path(resume_file) / STATE_FILE
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({type(error).__name__}); --resume wants the folder of a "
+                "run that finished at least one epoch."
+            ) from error
+        if state["fingerprint"] != self.catalog_lm.catalog.fingerprint:
+            raise CheckpointError(
+                f"{resume_file} was trained on another catalogue; resume it with the dataset, "
+                "filters and text settings of its own run."
+            )
+        try:
+            self.catalog_lm.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{resume_file} holds another architecture; resume it with its own settings."
+            ) from error
+        self._resumed = state
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = OrderedDict(state["best_valid_result"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+        self.logger.info(f"Resuming {resume_file} at epoch {self.start_epoch}")
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> OrderedDict[str, float] | None:
+        """RecBole's evaluation, of the run folder's model if ``load_best_model``."""
+        if load_best_model:
+            self.catalog_lm.load_weights(Path(model_file) if model_file else self.folder)
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)

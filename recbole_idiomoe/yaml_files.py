@@ -1,0 +1,79 @@
+"""Settings in files: how YAML is read here, and where our own files lie.
+
+Light on purpose (no torch, no RecBole), so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_idiomoe.errors import SettingError
+
+
+class Loader(yaml.SafeLoader):
+    """Plain YAML, but ``1e-3`` is a number, as in RecBole's files.
+
+    A class of our own because RecBole changes ``yaml.FullLoader`` for every user
+    of yaml in the process.
+    """
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse(text: str) -> Any:
+    """What the YAML in ``text`` stands for.
+
+    Raises:
+        yaml.YAMLError: ``text`` is not YAML.
+    """
+    return yaml.load(text, Loader=Loader)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, or those that a result file of ours was made with.
+
+    Raises:
+        SettingError: no such file, not to be read, or not a mapping of names to values.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else parse(text)
+    except OSError as error:
+        raise SettingError(f"Cannot read settings from {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"Settings file {path} is not UTF-8; save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise SettingError(f"Settings file {path} is not JSON: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1})" if mark else ""
+        raise SettingError(f"Settings file {path} is not YAML{place}; mend or quote it.") from error
+    if path.suffix == ".json" and isinstance(content, list):
+        raise SettingError(
+            f"Result file {path} holds {len(content)} runs; keep the one that is meant."
+        )
+    if path.suffix == ".json" and isinstance(content, dict) and "settings" in content:
+        content = content["settings"]
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingError(f"Settings file {path} must hold 'name: value' lines.")
+    return content
+
+
+def properties_path() -> Path:
+    """The folder of our YAML files, in an installed package or in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "properties"
+    return installed if installed.is_dir() else package.parent / "properties"

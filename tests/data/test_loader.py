@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from recbole_idiomoe.data.loader import WindowLoader, token_groups
+from recbole_idiomoe.data.sequence import ITEM, SequenceBuilder
+
+OFFSET = 1000
+
+
+def make_loader(seed: int = 0, **kwargs: int) -> WindowLoader:
+    rng = np.random.default_rng(3)
+    texts = [[], *([int(row)] * int(rng.integers(1, 12)) for row in range(1, 50))]
+    windows = [rng.integers(1, 50, size=rng.integers(2, 30)) for _ in range(200)]
+    options = {"batch_size": 16, "max_batch_tokens": 100_000, "pad_token_id": 0} | kwargs
+    return WindowLoader(windows, SequenceBuilder(texts, OFFSET), seed=seed, **options)
+
+
+def supervised(loader: WindowLoader) -> list[tuple[int, int]]:
+    """(item read last, item to predict) of everything the loader asks for, sorted."""
+    pairs = []
+    for step in loader:
+        for batch in step:
+            last = batch.input_ids.flatten()[batch.queries] - OFFSET
+            pairs += list(zip(last.tolist(), batch.targets.tolist(), strict=True))
+    return sorted(pairs)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_every_target_is_asked_for_once(share: float) -> None:
+    loader = make_loader()
+    loader.set_epoch(2, share)
+    expected = sorted(
+        pair
+        for window in loader.windows
+        for pair in zip(window[:-1].tolist(), window[1:].tolist(), strict=True)
+    )
+    assert supervised(loader) == expected
+
+
+def test_padding_is_little() -> None:
+    loader = make_loader()
+    steps = [batch for step in loader for batch in step]
+    real = sum(loader.sampler.lengths)
+    padded = sum(batch.input_ids.numel() for batch in steps)
+    assert 1 - real / padded < 0.10
+
+
+def test_text_share() -> None:
+    loader = make_loader()
+
+    def has_text(share: float) -> float:
+        loader.set_epoch(0, share)
+        return float(loader._with_text.mean())
+
+    assert has_text(0.0) == 0.0
+    assert has_text(1.0) == 1.0
+    assert 0.3 < has_text(0.5) < 0.7
+    loader.set_epoch(0, 0.0)
+    assert all((batch.token_types == ITEM).any() for step in loader for batch in step)
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        loader = make_loader(seed=seed)
+        loader.set_epoch(epoch, 1.0)
+        return [batch.targets.tolist() for step in loader for batch in step]
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+def test_a_small_token_budget_cuts_steps_but_loses_nothing() -> None:
+    whole, cut = make_loader(), make_loader(max_batch_tokens=300)
+    assert supervised(whole) == supervised(cut)
+    assert len(whole) == len(cut)
+    for step in cut:
+        assert all(b.input_ids.numel() <= 300 or len(b.input_ids) == 1 for b in step)
+        assert sum(len(b.targets) for b in step) == step[0].item_count
+        assert sum(len(b.text_queries) for b in step) == step[0].text_count
+
+
+def test_workers_change_nothing() -> None:
+    def batches(workers: int) -> list[list[int]]:
+        loader = make_loader(num_workers=workers)
+        loader.set_epoch(1, 0.5)
+        return [batch.input_ids.flatten().tolist() for step in loader for batch in step]
+
+    assert batches(0) == batches(2)
+
+
+def test_token_groups() -> None:
+    groups = token_groups([5, 1, 9, 5, 1, 20], max_tokens=10)
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    assert groups[0] == [5]  # longer than the budget: alone
+    for group in groups[1:]:
+        assert max([5, 1, 9, 5, 1, 20][i] for i in group) * len(group) <= 10
