@@ -5,6 +5,7 @@ Light until a run starts: ``--help`` and the lists must not wait for torch.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         if parsed.flags:
-            print(_answer(parsed.flags))
+            print(_answer(parsed.flags), flush=True)
             return 0
         from recbole_idiomoe.quick_start import run
         from recbole_idiomoe.report import table
@@ -88,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough; Python would complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
@@ -140,9 +145,9 @@ def parse_value(text: str) -> Any:
         value = yaml_files.parse(text)
     except yaml.YAMLError:
         return text
-    opening = {dict: "{", list: "["}.get(type(value), "")
-    plain = value is None or isinstance(value, str | int | float | bool | dict | list)
-    return value if plain and text.lstrip().startswith(opening) else text
+    if isinstance(value, dict | list):
+        return value if text.lstrip().startswith(("{", "[")) else text
+    return value if value is None or isinstance(value, str | int | float | bool) else text
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:

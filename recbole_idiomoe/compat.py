@@ -35,6 +35,7 @@ def apply() -> None:
     skip_lonely_barrier()
     read_quotes_as_text()
     use_current_grad_scaler()
+    undo_anomaly_detection()
     silence_pandas_3_warnings()
 
 
@@ -125,6 +126,18 @@ def use_current_grad_scaler() -> None:
 
     scaler = functools.partial(torch.amp.GradScaler, "cuda")
     trainer.amp = stand_in(torch.cuda.amp, GradScaler=scaler)
+
+
+def undo_anomaly_detection() -> None:
+    """``model/sequential_recommender/sine.py:25``: one model's import slows every other.
+
+    RecBole imports all its sequential models with the first, and this line turns autograd's
+    anomaly detection on for the whole process: a stack trace for every operation and a test
+    for NaN after each of them in the backward pass.
+    """
+    import recbole.model.sequential_recommender  # noqa: F401  the line runs once, now
+
+    torch.autograd.set_detect_anomaly(False)
 
 
 def silence_pandas_3_warnings() -> None:

@@ -78,6 +78,7 @@ class RunConfig(Config):  # type: ignore[misc]
             asked for and not there.
     """
 
+    parameters: dict[str, list[str]]
     data_root: Path
     known: set[str]
     read_by_model: set[str]

@@ -17,7 +17,7 @@ import torch
 from recbole.data import data_preparation
 from recbole.utils import get_local_time, init_logger, init_seed
 
-from recbole_idiomoe import compat
+from recbole_idiomoe import __version__, compat
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.location import check_atomic_files, locate
@@ -30,7 +30,7 @@ from recbole_idiomoe.training.stages import pretrain
 
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.pth"
-PACKAGES = ("recbole_idiomoe", "recbole", "torch", "transformers", "numpy", "pandas", "accelerate")
+PACKAGES = ("recbole", "torch", "transformers", "accelerate", "numpy", "pandas", "scipy")
 
 
 def run(
@@ -112,7 +112,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"model": config["model"], "dataset": config["dataset_label"]}
     _write_run(folder, identity | {"settings": complete_settings})
-    if not config["model"] in MODELS:
+    if config["model"] not in MODELS:
         catalog.save(folder)
 
     clock = Clock()
@@ -121,7 +121,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
     train_seconds = clock.seconds["fit"] - clock.seconds.get("evaluate", 0.0)
     test_result = trainer.evaluate(test_data, show_progress=config["show_progress"])
-    if not config["model"] in MODELS:
+    if config["model"] not in MODELS:
         _save_weights(model, folder)
 
     result = identity | {
@@ -320,4 +320,4 @@ def _device_name(device: torch.device) -> str:
 
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **versions}
+    return {"python": platform.python_version(), "recbole_idiomoe": __version__, **versions}

@@ -113,7 +113,7 @@ def _bundled_ml_100k() -> Path:
 def _download(name: str, root: Path) -> None:
     """Fetch RecBole's ``name`` into ``root/name``, whole or not at all."""
     url = registry.recbole_datasets()[name]
-    new_root = not root.exists()
+    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (
@@ -131,9 +131,9 @@ def _download(name: str, root: Path) -> None:
             os.replace(files, root / name)
     # RecBole lets through whatever urllib, zipfile and the file system raise.
     except Exception as error:
-        if new_root:
-            with suppress(OSError):
-                root.rmdir()
+        with suppress(OSError):
+            for folder in new_folders:
+                folder.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"RecBole cannot download {name} ({reason}); put {name}.inter and {name}.item into "

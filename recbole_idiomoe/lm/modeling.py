@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_idiomoe.errors import BackboneError, CheckpointError
@@ -25,7 +22,8 @@ from recbole_idiomoe.lm.training import freeze, parameter_groups
 IGNORED = -100
 
 
-class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration):
+# transformers looks for its mixin among the direct bases.
+class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     """A pretrained decoder with item experts, an item table and a hybrid vocabulary.
 
     On text alone it is its backbone: the same operations on the same tensors, so the

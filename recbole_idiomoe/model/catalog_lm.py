@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
 
 from recbole_idiomoe.data.catalog import Catalog
@@ -26,6 +27,9 @@ from recbole_idiomoe.lm import (
 from recbole_idiomoe.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+# All but cuDNN's, which plans anew for every shape, and here every batch has its own length.
+ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class CatalogLM(nn.Module):
@@ -166,8 +170,11 @@ class CatalogLM(nn.Module):
 
     def _hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
         """Final hidden states of all positions, flattened to ``(B * T, d)``."""
-        output = self.lm.hidden_states(batch.input_ids, token_types=batch.token_types)
-        return output.last_hidden_state.flatten(0, 1)
+        with sdpa_kernel(ATTENTION_KERNELS):
+            output = self.lm.hidden_states(batch.input_ids, token_types=batch.token_types)
+        hidden_states = output.last_hidden_state
+        assert hidden_states is not None
+        return hidden_states.flatten(0, 1)
 
     def _autocast(self) -> torch.autocast:
         device = self.lm.device.type

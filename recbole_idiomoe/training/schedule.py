@@ -15,6 +15,6 @@ def text_share(epoch: int, epochs: int, warmup: float, ramp: float) -> float:
         warmup, ramp: shares of ``epochs``, ``warmup <= ramp``.
     """
     start, end = round(warmup * epochs), round(ramp * epochs)
-    if epoch < start and epoch < epochs:
+    if epoch < start:
         return 0.0
     return 1.0 if epoch + 1 >= end else (epoch + 1 - start) / (end - start)

@@ -148,11 +148,11 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
     decide = refuse if fault == "denied" else lambda url: fault != "declined"
     monkeypatch.setattr(recbole_url, "decide_download", decide)
     monkeypatch.setattr(recbole_url, "download_url", download)
-    root = tmp_path / "data"
+    root = tmp_path / "new" / "data"
     message = said(locate, config(root))
     assert "amazon-toys-games.inter" in message and "--data_path" in message
-    assert not root.exists()
-    root.mkdir()
+    assert not root.parent.exists()
+    root.mkdir(parents=True)
     said(locate, config(root))
     assert list(root.iterdir()) == []
 

@@ -72,6 +72,9 @@ def test_width_rounds_and_is_at_least_one(width, count):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_random_experts_follow_the_seed_and_the_spread(family):
     ffn = text_ffn(family)
+    with torch.no_grad():
+        for parameter in ffn.parameters():
+            parameter.add_(1.0)
     a, b, c = (
         make_item_expert(ffn, 1.0, "random", torch.Generator().manual_seed(s), std=0.5)
         for s in (1, 1, 2)

@@ -107,6 +107,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant):
         torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
 
 
+@FAMILY
+def test_items_enter_at_the_scale_of_the_backbones_embedding(family):
+    model = jolt(build(family))
+    tokens = torch.tensor([[3, VOCAB + 2]])
+    model.routing.set(tokens >= VOCAB)
+    text, item = model.embed(tokens)[0]
+    scale = 4.0 if family == "gemma" else 1.0  # sqrt(16)
+    torch.testing.assert_close(text, scale * model.get_input_embeddings().weight[3])
+    torch.testing.assert_close(item, scale * model.item_table.weight()[2])
+
+
 def test_token_types_decide_the_expert_not_the_id():
     model = jolt(build())
     tokens = text_batch()

@@ -4,6 +4,7 @@ import copy
 import time
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from recbole_idiomoe.errors import BackboneError, DataError
@@ -75,8 +76,14 @@ def test_any_string_is_encoded(tokenizer, text, read):
 
 
 def test_nothing_is_added_around_texts(tokenizer):
+    wanted = tokenizer("a")["input_ids"]
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end[0]} $A", special_tokens=[end]
+    )
+    assert tokenizer("a")["input_ids"] == [end[1], *wanted]
     assert encode_text(tokenizer, []) == []
-    assert encode_text(tokenizer, ["", "a"]) == [[], tokenizer("a")["input_ids"]]
+    assert encode_text(tokenizer, ["", "a"]) == [[], wanted]
 
 
 def test_too_small_an_embedding_is_refused(tokenizer):

@@ -1,0 +1,116 @@
+"""Masking reaches every model through the loader, and off means RecBole's own numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranx import Qrels, Run, evaluate
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import init_seed
+
+from recbole_idiomoe import quick_start
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.evaluation.seen_items import SeenItems, mask_seen_items
+from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.registry import get_dataset_class, get_model, get_trainer
+from tests.helpers import SMALL_ML_100K
+
+
+def loaders(model: str, **settings: Any) -> tuple[Any, ...]:
+    config = RunConfig(model, "ml-100k", settings=SMALL_ML_100K | settings)
+    dataset = get_dataset_class(model)(config)
+    return config, *data_preparation(config, dataset)
+
+
+def raw_histories() -> dict[int, list[int]]:
+    """Each user's items in time order, straight from the interactions."""
+    config = RunConfig("SASRec", "ml-100k", settings=SMALL_ML_100K)
+    frame = get_dataset_class("SASRec")(config).inter_feat
+    frame = frame.sort_values("timestamp", kind="stable")
+    return {user: rows["item_id"].tolist() for user, rows in frame.groupby("user_id")}
+
+
+@pytest.mark.parametrize("model", ["SASRec", "IDIOMoE"])
+def test_exactly_the_earlier_items_are_masked(model: str) -> None:
+    config, train, valid, test = loaders(model)
+    mask_seen_items(config, train, valid, test)
+    histories = raw_histories()
+    for loader, held_out in ((valid, 2), (test, 1)):
+        checked = 0
+        for interaction, (row, item), _, positive in loader:
+            for index, user in enumerate(interaction["user_id"].tolist()):
+                target, seen = histories[user][-held_out], histories[user][:-held_out]
+                assert positive[index] == target
+                assert sorted(item[row == index].tolist()) == sorted(set(seen) - {target})
+                checked += 1
+        assert checked == len(histories)
+
+
+def test_the_mask_reaches_beyond_the_longest_history_that_is_read() -> None:
+    _, train, valid, _ = loaders("SASRec", MAX_ITEM_LIST_LENGTH=3)
+    seen = SeenItems([train._dataset])
+    histories = raw_histories()
+    for user in valid._dataset.inter_feat["user_id"].tolist():
+        assert sorted(seen.of(user)) == sorted(set(histories[user][:-2]))
+
+
+def test_sampled_candidates_are_refused() -> None:
+    config, *splits = loaders("SASRec", eval_args={"mode": "uni100"})
+    with pytest.raises(SettingError, match="mask_seen=True needs the full ranking"):
+        mask_seen_items(config, *splits)
+
+
+def test_off_gives_recboles_stock_numbers_to_the_last_digit(tmp_path: Path) -> None:
+    settings = SMALL_ML_100K | {
+        "epochs": 2,
+        "mask_seen": False,
+        "checkpoint_dir": str(tmp_path),
+        "metric_decimal_place": 12,
+    }
+    config = RunConfig("SASRec", "ml-100k", settings=settings)
+    init_seed(config["seed"], config["reproducibility"])
+    train, valid, test = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model("SASRec")(config, train._dataset)
+    trainer = get_trainer("SASRec")(config, model)
+    _, stock_valid = trainer.fit(train, valid)
+    stock_test = trainer.evaluate(test)
+
+    (result,) = quick_start.run("SASRec", "ml-100k", settings=settings)
+    assert result["test_result"] == dict(stock_test)
+    assert result["best_valid_result"] == dict(stock_valid)
+
+    (masked,) = quick_start.run("SASRec", "ml-100k", settings=settings | {"mask_seen": True})
+    assert masked["test_result"] != result["test_result"]
+
+
+def test_metrics_are_ranxs(tmp_path: Path) -> None:
+    """RecBole's evaluator on masked scores against an independent implementation."""
+    config, train, valid, test = loaders("SASRec", metric_decimal_place=10)
+    mask_seen_items(config, train, valid, test)
+    config["checkpoint_dir"] = str(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    known = torch.rand(train._dataset.user_num, train._dataset.item_num, generator=generator)
+
+    class Fixed(torch.nn.Linear):
+        def full_sort_predict(self, interaction: Any) -> torch.Tensor:
+            return known[interaction["user_id"]].clone()
+
+    trainer = get_trainer("SASRec")(config, Fixed(1, 1))
+    found = trainer.evaluate(test, load_best_model=False)
+
+    qrels, run = {}, {}
+    for interaction, (row, item), _, positive in test:
+        scores = known[interaction["user_id"]].clone()
+        scores[row, item] = -np.inf
+        for index, user in enumerate(interaction["user_id"].tolist()):
+            qrels[str(user)] = {str(int(positive[index])): 1}
+            top = scores[index, 1:].topk(20)
+            run[str(user)] = {str(i + 1): s for s, i in zip(*map(torch.Tensor.tolist, top))}
+    names = {f"{ours}@{k}": f"{theirs}@{k}" for k in (5, 10, 20) for ours, theirs in
+             (("hit", "hit_rate"), ("ndcg", "ndcg"), ("mrr", "mrr"))}  # fmt: skip
+    expected = evaluate(Qrels(qrels), Run(run), list(names.values()))
+    for ours, theirs in names.items():
+        assert found[ours] == pytest.approx(expected[theirs], abs=1e-9)
