@@ -1,6 +1,6 @@
 """Recommendations from a trained model: ``load(FOLDER).recommend([item ids])``.
 
-    python -m recbole_idiomoe.recommend FOLDER --history=ID,ID --k=10
+python -m recbole_idiomoe.recommend FOLDER --history=ID,ID --k=10
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -46,17 +46,17 @@ class Recommender:
 
     @overload
     def recommend(
-        self, history: Sequence[str], k: int = ..., exclude_seen: bool = ...
+        self, history: list[str], k: int = ..., exclude_seen: bool = ...
     ) -> list[Recommendation]: ...
 
     @overload
     def recommend(
-        self, history: Sequence[Sequence[str]], k: int = ..., exclude_seen: bool = ...
+        self, history: list[list[str]], k: int = ..., exclude_seen: bool = ...
     ) -> list[list[Recommendation]]: ...
 
     def recommend(
         self,
-        history: Sequence[str] | Sequence[Sequence[str]],
+        history: list[str] | list[list[str]],
         k: int = 10,
         exclude_seen: bool = True,
     ) -> list[Recommendation] | list[list[Recommendation]]:
@@ -78,9 +78,9 @@ class Recommender:
             raise DataError(f"history={history!r} is one string; give a list of item ids.")
         if k < 1:
             raise DataError(f"k={k}: at least 1 is wanted.")
-        single = not history or isinstance(history[0], (str, int))
-        histories = [history] if single else list(history)
-        rows = [self.catalog.rows(one) for one in histories]  # type: ignore[arg-type]
+        single = not history or not isinstance(history[0], (list, tuple))
+        histories: list[Any] = [history] if single else history
+        rows = [self.catalog.rows(one) for one in histories]
         if any(len(row) == 0 for row in rows):
             raise DataError("a history is empty; give at least one item id.")
         scores = self.scorer([row[-self.max_history :] for row in rows]).float().cpu()

@@ -64,9 +64,10 @@ class Settings:
         "item text with roles in braces; a clause whose value is empty is left out",
         group="text",
     )
-    instruction: str = _setting(
+    instruction: str | None = _setting(
         "The user has interacted with",
-        "text at the start of every sequence; empty: none",
+        "text at the start of every sequence; null: none",
+        none=True,
         group="text",
     )
     segment_order: str = _setting(
@@ -187,7 +188,10 @@ class Settings:
         [0.9, 0.999], "AdamW betas (paper: 0.9, 0.9999)", group="training"
     )
     warmup_steps: int = _setting(
-        100, "optimizer steps of linear learning-rate warm-up (paper: 3000)", low=0, group="training"
+        100,
+        "optimizer steps of linear learning-rate warm-up (paper: 3000)",
+        low=0,
+        group="training",
     )
     max_batch_tokens: int = _setting(
         32768,
@@ -258,8 +262,8 @@ def _checked(f: Field[Any], value: Any) -> Any:
             f"{f.name}={value!r} is not one of {', '.join(map(repr, meta['choices']))}."
         )
     low, high = meta["low"], meta["high"]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if (low is not None and value < low) or (high is not None and value > high):
-            span = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise SettingError(f"{f.name}={value} is out of range; it must be {span}.")
+    too_low, too_high = low is not None and value < low, high is not None and value > high
+    if too_low or too_high:
+        span = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise SettingError(f"{f.name}={value} is out of range; it must be {span}.")
     return value

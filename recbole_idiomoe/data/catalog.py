@@ -44,7 +44,7 @@ class Catalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over item names and texts: equal only for the same catalogue in the same order."""
+        """SHA-256 over item names and texts, in their order."""
         digest = hashlib.sha256()
         for item_id, text in zip(self.item_ids, self.texts, strict=True):
             digest.update(f"{item_id}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
@@ -141,6 +141,4 @@ def _column(dataset: Dataset, column: str) -> Sequence[str]:
     separator = dataset.config["seq_separator"]
     joiner = " " if separator == " " else ", "
     rows = np.asarray(values) if hasattr(values, "numpy") else values.to_numpy()
-    return [
-        joiner.join(str(names[i]) for i in np.atleast_1d(row) if int(i) != 0) for row in rows
-    ]
+    return [joiner.join(str(names[i]) for i in np.atleast_1d(row) if int(i) != 0) for row in rows]

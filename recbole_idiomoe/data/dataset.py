@@ -27,6 +27,7 @@ class HistoryDataset(SequentialDataset):
     """
 
     history_items: np.ndarray
+    inter_feat: Any  # a table when loaded, an Interaction once split
 
     def data_augmentation(self) -> None:
         """The rows that RecBole's augmentation makes, without the copied prefixes."""

@@ -136,12 +136,15 @@ class SequenceBatch:
     """Text queries of that step."""
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved)
+        """The same batch on another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            token_types=self.token_types.to(device, non_blocking=True),
+            queries=self.queries.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            text_queries=self.text_queries.to(device, non_blocking=True),
+        )
 
 
 def collate(

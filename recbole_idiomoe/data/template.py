@@ -35,8 +35,7 @@ class Template:
         if unknown or not self.clauses:
             named = f"names {unknown[0]!r}" if unknown else "names no field"
             raise SettingError(
-                f"item_template={template!r} {named}; item_text_fields offers: "
-                f"{', '.join(roles)}."
+                f"item_template={template!r} {named}; item_text_fields offers: {', '.join(roles)}."
             )
 
     def __call__(self, values: Mapping[str, str]) -> str:

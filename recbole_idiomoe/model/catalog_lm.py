@@ -65,7 +65,7 @@ class CatalogLM(nn.Module):
         """A new model for ``catalog``: a backbone, item experts, item tokens, an item table."""
         backbone, tokenizer = load_backbone(
             settings.backbone,
-            corpus=[text for text in [settings.instruction, *catalog.texts] if text],
+            corpus=[text for text in (settings.instruction, *catalog.texts) if text],
             backbone_args=settings.backbone_args,
             seed=seed,
             trust_remote_code=settings.trust_remote_code,
@@ -194,7 +194,7 @@ class CatalogLM(nn.Module):
             )
             max_tokens = context
         instruction, *texts = encode_text(
-            self.tokenizer, [settings.instruction, *self.catalog.texts]
+            self.tokenizer, [settings.instruction or "", *self.catalog.texts]
         )
         return SequenceBuilder(
             [text[: settings.max_item_text_tokens] for text in texts],

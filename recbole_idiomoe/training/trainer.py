@@ -36,6 +36,10 @@ class IdiomoeTrainer(Trainer):
     """
 
     model: IDIOMoE
+    optimizer: Any
+    start_epoch: int
+    best_valid_score: float
+    _resumed: dict[str, Any] | None = None
 
     def __init__(self, config: Config, model: IDIOMoE) -> None:
         AcceleratorState._reset_state()  # an earlier run in this process may have set another
@@ -203,16 +207,15 @@ class IdiomoeTrainer(Trainer):
             raise SettingError(
                 f"learner={self.learner!r}: {self.config['model']} trains with adamw alone."
             )
+        beta1, beta2 = self.settings.adam_betas
         return torch.optim.AdamW(
             self.catalog_lm.lm.parameter_groups(
                 weight_decay=self.weight_decay,
                 learning_rate=self.learning_rate,
                 backbone_learning_rate=self.settings.backbone_learning_rate,
             ),
-            betas=tuple(self.settings.adam_betas),
+            betas=(beta1, beta2),
         )
-
-    _resumed: dict[str, Any] | None = None
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """The model as it is, into the run's folder: the best so far, when ``fit`` calls it."""

@@ -16,9 +16,9 @@ CATALOG = Catalog(["[PAD]", "a", "b"], ["", "A", "B"], ["", "title: A", "title: 
 def from_files(tmp_path: Path, items: list[tuple[str, str, str]], **settings: Any) -> Catalog:
     rows = [("u", item, float(n)) for n, (item, *_) in enumerate(items)]
     path = write_dataset(tmp_path / "shop", rows, items)
-    config = RunConfig("IDIOMoE", "shop", settings=DATASET_SETTINGS | settings | {
-        "data_path": str(path)
-    })
+    config = RunConfig(
+        "IDIOMoE", "shop", settings=DATASET_SETTINGS | settings | {"data_path": str(path)}
+    )
     return read_catalog(HistoryDataset(config).build()[0], config.settings)
 
 
@@ -67,7 +67,7 @@ def test_a_column_that_was_not_loaded(tmp_path: Path) -> None:
 
 def test_rows_names_what_is_unknown() -> None:
     assert CATALOG.rows(["b", "a"]).tolist() == [2, 1]
-    with pytest.raises(DataError, match="1 of 2 items.*'z'"):
+    with pytest.raises(DataError, match=r"1 of 2 items.*'z'"):
         CATALOG.rows(["a", "z"])
     with pytest.raises(DataError, match="PAD"):
         CATALOG.rows(["[PAD]"])

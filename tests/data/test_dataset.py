@@ -1,6 +1,7 @@
 """One history a user, and yet the split, the targets and the candidates of RecBole's SASRec."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 @pytest.mark.parametrize("split", [0, 1, 2], ids=["train", "valid", "test"])
 @pytest.mark.parametrize("data", ["ml_100k", "tied"])
-def test_rows_are_those_of_recbole(
-    data: str, split: int, request: pytest.FixtureRequest
-) -> None:
+def test_rows_are_those_of_recbole(data: str, split: int, request: pytest.FixtureRequest) -> None:
     splits = request.getfixturevalue(data)
     theirs, ours = splits["SequentialDataset"][split], splits["HistoryDataset"][split]
     assert len(theirs) == len(ours) > 0
@@ -71,7 +70,7 @@ def test_windows_train_on_each_of_sasrecs_targets_once(
     rows = theirs[np.arange(len(theirs))]
     last = rows["item_id_list"].numpy()[np.arange(len(theirs)), rows["item_length"] - 1]
     expected = Counter(zip(last.tolist(), rows["item_id"].tolist(), strict=True))
-    found = Counter(pair for w in windows for pair in zip(w[:-1].tolist(), w[1:].tolist()))
+    found = Counter(pair for w in windows for pair in pairwise(w.tolist()))
     assert expected == found
 
 

@@ -12,8 +12,8 @@ from recbole.utils import init_seed
 
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.evaluation.seen_items import SeenItems, mask_seen_items
 from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.evaluation.seen_items import SeenItems, mask_seen_items
 from recbole_idiomoe.registry import get_dataset_class, get_model, get_trainer
 from tests.helpers import SMALL_ML_100K
 
@@ -107,10 +107,13 @@ def test_metrics_are_ranxs(tmp_path: Path) -> None:
         scores[row, item] = -np.inf
         for index, user in enumerate(interaction["user_id"].tolist()):
             qrels[str(user)] = {str(int(positive[index])): 1}
-            top = scores[index, 1:].topk(20)
-            run[str(user)] = {str(i + 1): s for s, i in zip(*map(torch.Tensor.tolist, top))}
-    names = {f"{ours}@{k}": f"{theirs}@{k}" for k in (5, 10, 20) for ours, theirs in
-             (("hit", "hit_rate"), ("ndcg", "ndcg"), ("mrr", "mrr"))}  # fmt: skip
+            best, items = (part.tolist() for part in scores[index, 1:].topk(20))
+            run[str(user)] = {str(i + 1): score for score, i in zip(best, items, strict=True)}
+    names = {
+        f"{ours}@{k}": f"{theirs}@{k}"
+        for k in (5, 10, 20)
+        for ours, theirs in (("hit", "hit_rate"), ("ndcg", "ndcg"), ("mrr", "mrr"))
+    }
     expected = evaluate(Qrels(qrels), Run(run), list(names.values()))
     for ours, theirs in names.items():
         assert found[ours] == pytest.approx(expected[theirs], abs=1e-9)

@@ -1,0 +1,16 @@
+"""One thread: tiny models on many threads spend their time waiting for one another."""
+
+import os
+
+# Before anything imports torch, so that it holds for data loader workers too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecBole writes ./log, ./log_tensorboard and ./saved wherever it stands."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
