@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
+
+from recbole_idiomoe.errors import SettingError
 
 HISTORY_END = "history_end"
 
@@ -28,6 +31,14 @@ class HistoryDataset(SequentialDataset):
 
     history_items: np.ndarray
     inter_feat: Any  # a table when loaded, an Interaction once split
+
+    def __init__(self, config: Config) -> None:
+        if config["benchmark_filename"] is not None:
+            raise SettingError(
+                "benchmark_filename names files that are split already; "
+                f"{config['model']} needs one .inter file and eval_args.split."
+            )
+        super().__init__(config)
 
     def data_augmentation(self) -> None:
         """The rows that RecBole's augmentation makes, without the copied prefixes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import token_groups
@@ -141,7 +143,8 @@ class CatalogLM(nn.Module):
     def save(self, folder: Path) -> None:
         """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.lm.save_pretrained(folder)
+        with _no_progress_bars():
+            self.lm.save_pretrained(folder)
         if not (folder / "tokenizer.json").exists():  # as large as the catalogue, never changing
             self.tokenizer.save_pretrained(folder)
             self.catalog.save(folder)
@@ -155,7 +158,8 @@ class CatalogLM(nn.Module):
         """
         catalog = Catalog.load(folder)
         try:
-            lm = IdiomoeForCausalLM.from_pretrained(folder)
+            with _no_progress_bars():
+                lm = IdiomoeForCausalLM.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -166,7 +170,9 @@ class CatalogLM(nn.Module):
 
     def load_weights(self, folder: Path) -> None:
         """Take over the weights that :meth:`save` wrote for this very model."""
-        self.lm.load_state_dict(IdiomoeForCausalLM.from_pretrained(folder).state_dict())
+        with _no_progress_bars():
+            saved = IdiomoeForCausalLM.from_pretrained(folder)
+        self.lm.load_state_dict(saved.state_dict())
 
     def _hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
         """Final hidden states of all positions, flattened to ``(B * T, d)``."""
@@ -203,3 +209,15 @@ class CatalogLM(nn.Module):
             item_first=settings.segment_order == "ID text",
             max_tokens=max_tokens,
         )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers' bars for reading and writing weights would come between RecBole's."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
