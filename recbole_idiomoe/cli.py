@@ -169,7 +169,8 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 def _typed(key: str, text: str) -> Any:
     """``text`` itself for names, paths and sentences; YAML would make a number of some."""
-    return text if key in _TEXTS else parse_value(text)
+    value = text if key in _TEXTS else parse_value(text)
+    return text if key in _TEXTS_OR_NULL and value is not None else value
 
 
 def _names(key: str, value: Any) -> list[str]:
@@ -208,4 +209,6 @@ def _setting_lines(f: Field[Any]) -> list[str]:
 
 
 _LISTS = {"model": "models", "dataset": "datasets", "config_files": "config_files"}
-_TEXTS = {*_LISTS, "result_file", "resume", *(f.name for f in fields(Settings) if f.type == "str")}
+_TEXTS = {*_LISTS, "result_file", "resume", "data_path", "checkpoint_dir"}
+_TEXTS |= {f.name for f in fields(Settings) if f.type == "str"}
+_TEXTS_OR_NULL = {f.name for f in fields(Settings) if f.type == "str | None"}

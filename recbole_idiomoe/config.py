@@ -21,7 +21,15 @@ from recbole.config import Config
 from recbole.utils import InputType
 
 from recbole_idiomoe import compat, registry, yaml_files
-from recbole_idiomoe.config_checks import check_metrics, check_names, check_values
+from recbole_idiomoe.config_checks import (
+    INTERVALS,
+    check_dataset_name,
+    check_eval_args,
+    check_forms,
+    check_metrics,
+    check_names,
+    check_values,
+)
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.settings import Settings, defaults
 
@@ -49,8 +57,6 @@ _UNDECLARED = {"beta", "eta", "ft_ratio", "mask_ratio", "reg_weight", "tail_rati
 
 # They learn from labelled pairs; RecBole marks them POINTWISE, as it does models that do not.
 _LABEL_MODELS = ("DIEN", "DIN")
-
-_INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 
 
 class RunConfig(Config):  # type: ignore[misc]
@@ -136,13 +142,14 @@ class RunConfig(Config):  # type: ignore[misc]
 
     def _merge_external_config_dict(self) -> None:
         external = _overlay(dict(self.file_config_dict), self.variable_config_dict)
-        for key in _INTERVALS:
+        for key in INTERVALS:
             # YAML takes [5,20] for a list; RecBole wants the text.
             if isinstance(external.get(key), list):
-                external[key] = "[{},{}]".format(*external[key])
+                external[key] = f"[{','.join(map(str, external[key]))}]"
         self.external_config_dict = {k: v for k, v in external.items() if k not in _COMMAND_LINE}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
+        check_dataset_name(dataset)
         return model, registry.get_model(model), dataset
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
@@ -172,6 +179,8 @@ class RunConfig(Config):  # type: ignore[misc]
         check_names(external, self.known, self.model)
         check_values(external, internal)
         final = _overlay(copy.deepcopy(internal), external)
+        check_forms(final)
+        check_eval_args(final)
         check_metrics(final)
         Settings.from_mapping(final)
         return final

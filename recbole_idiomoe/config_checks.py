@@ -6,6 +6,8 @@ Each function raises a one-line :class:`SettingError`, or returns.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -22,12 +24,63 @@ _POSITIVE = (
     "pretrain_epochs",
     "save_step",
 )
+_NOT_NEGATIVE = ("weight_decay", "worker", "seed", "metric_decimal_place")
+_WHOLE = (
+    "epochs",
+    "train_batch_size",
+    "eval_batch_size",
+    "MAX_ITEM_LIST_LENGTH",
+    "pretrain_epochs",
+    "save_step",
+    "stopping_step",
+    "eval_step",
+    "worker",
+    "seed",
+    "metric_decimal_place",
+)
+_TEXT = (
+    "checkpoint_dir",
+    "data_path",
+    "encoding",
+    "field_separator",
+    "seq_separator",
+    "USER_ID_FIELD",
+    "ITEM_ID_FIELD",
+    "TIME_FIELD",
+)
+_MAX_SEED = 2**32 - 1  # numpy's
 _CHOICES = {
     # RecBole trains with Adam, after one line in the log, when it does not know the name.
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
     "loss_type": ("CE", "BPR"),
     "state": ("debug", "info", "warning", "error", "critical"),
+    "rm_dup_inter": ("first", "last", "None"),
 }
+INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
+_NUMBER = r"\s*[-+]?(?:inf|\d+\.?\d*(?:[eE][-+]?\d+)?)\s*"
+_INTERVAL = re.compile(rf"\s*[\[(]({_NUMBER}),({_NUMBER})[\])]\s*")
+
+# Their numbers come from collected counts, on which RecBole calls .cpu() as if they were
+# tensors (recbole/evaluator/collector.py:227), after the first epoch.
+_COUNTS = {"data.num_items", "data.num_users", "data.count_items", "data.count_users"}
+_METRICS = {
+    cls.__name__.lower(): cls.__name__
+    for cls in metrics_dict.values()
+    if not _COUNTS & set(getattr(cls, "metric_need", ()))
+}
+
+
+def check_dataset_name(dataset: str) -> None:
+    """``dataset`` is a name: RecBole makes file names of it.
+
+    Raises:
+        SettingError: it is a path.
+    """
+    if "/" in dataset or "\\" in dataset:
+        raise SettingError(
+            f"dataset={dataset!r} is a path; give the name of its folder, and the folder above as "
+            "--data_path."
+        )
 
 
 def check_names(given: Collection[str], known: Collection[str], model: str) -> None:
@@ -63,10 +116,87 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             isinstance(value, bool) or not isinstance(value, int | float)
         ):
             raise SettingError(f"{name}={value!r} must be a number, as {default}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingError(f"{name}={value!r} must be a finite number.")
+        if name in _WHOLE and not isinstance(value, int):
+            raise SettingError(f"{name}={value!r} must be a whole number.")
         if name in _POSITIVE and not value > 0:
             raise SettingError(f"{name}={value!r} must be above 0.")
+        if name in _NOT_NEGATIVE and value < 0:
+            raise SettingError(f"{name}={value!r} must be at least 0.")
+        if name == "seed" and value > _MAX_SEED:
+            raise SettingError(f"seed={value} must be at most {_MAX_SEED}.")
+        if name in _TEXT and (not isinstance(value, str) or not value):
+            raise SettingError(f"{name}={value!r} must be text; put it in quotes.")
         if name in _CHOICES and str(value).lower() not in map(str.lower, _CHOICES[name]):
             raise SettingError(f"{name}={value!r} is not one of {', '.join(_CHOICES[name])}.")
+
+
+def check_forms(final: Mapping[str, Any]) -> None:
+    """Settings with parts have those that RecBole reads.
+
+    Raises:
+        SettingError: intervals, ``load_col``, ``clip_grad_norm`` or ``benchmark_filename`` of
+            another form.
+    """
+    for name in INTERVALS:
+        _check_interval(name, final.get(name))
+    values = final.get("val_interval")
+    if values is not None and not isinstance(values, dict):
+        raise SettingError(
+            f"val_interval={values!r} must be null or an interval a column, as "
+            '{timestamp: "[0,inf)"}.'
+        )
+    for column, interval in (values or {}).items():
+        _check_interval(f"val_interval: {column}", interval)
+    columns = final.get("load_col")
+    if columns is not None and not (
+        isinstance(columns, dict)
+        and all(part in ("*", None) or _is_texts(part) for part in columns.values())
+    ):
+        raise SettingError(
+            f"load_col={str(columns)[:200]} must be null or a list of columns a file, as "
+            "{inter: [user_id, item_id, timestamp], item: [item_id]}."
+        )
+    clip = final.get("clip_grad_norm")
+    if clip is not None and not (
+        isinstance(clip, dict)
+        and {"max_norm"} <= clip.keys() <= {"max_norm", "norm_type"}
+        and all(_is_positive(number) for number in clip.values())
+    ):
+        raise SettingError(f"clip_grad_norm={clip!r} must be null or as {{max_norm: 1.0}}.")
+    parts = final.get("benchmark_filename")
+    if parts is not None and (not _is_texts(parts) or len(parts) != 3):
+        raise SettingError(
+            f"benchmark_filename={parts!r} must be null or three parts, as [train, valid, test]."
+        )
+
+
+def check_eval_args(final: Mapping[str, Any]) -> None:
+    """The split has a validation and a test part, in the order of time.
+
+    Raises:
+        SettingError: another split, order or grouping.
+    """
+    found = final["eval_args"]
+    if not isinstance(found, dict):
+        raise SettingError(f"eval_args={found!r} should be a dict, as {{mode: full}}.")
+    split, grouping = found.get("split"), found.get("group_by")
+    ratios = split.get("RS") if isinstance(split, dict) and len(split) == 1 else None
+    if split != {"LS": "valid_and_test"} and not (
+        isinstance(ratios, list) and len(ratios) == 3 and all(map(_is_positive, ratios))
+    ):
+        raise SettingError(
+            f"eval_args: split={split!r} must be {{LS: valid_and_test}}, or {{RS: [8, 1, 1]}} with "
+            "positive numbers: models are both validated and tested."
+        )
+    if found.get("order") != "TO":
+        raise SettingError(
+            f"eval_args: order={found.get('order')!r} must be TO, the order of time, for "
+            "sequential models."
+        )
+    if grouping not in ("user", "none", None):
+        raise SettingError(f"eval_args: group_by={grouping!r} must be user or none.")
 
 
 def check_metrics(final: Mapping[str, Any]) -> None:
@@ -80,10 +210,9 @@ def check_metrics(final: Mapping[str, Any]) -> None:
     metrics = [metrics] if isinstance(metrics, str) else metrics
     if not isinstance(metrics, list) or not metrics:
         raise SettingError(f"metrics={metrics!r} must name at least one metric, as [Hit, NDCG].")
-    names = {cls.__name__.lower(): cls.__name__ for cls in metrics_dict.values()}
     for metric in metrics:
-        if str(metric).lower() not in names:
-            raise SettingError(f"metrics: {metric!r} is not one of {', '.join(names.values())}.")
+        if str(metric).lower() not in _METRICS:
+            raise SettingError(f"metrics: {metric!r} is not one of {', '.join(_METRICS.values())}.")
     topk = final["topk"]
     cutoffs = [topk] if isinstance(topk, int) else topk
     if not isinstance(cutoffs, list) or not cutoffs or not all(map(_is_cutoff, cutoffs)):
@@ -99,3 +228,22 @@ def check_metrics(final: Mapping[str, Any]) -> None:
 
 def _is_cutoff(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_interval(name: str, value: Any) -> None:
+    if value is None:
+        return
+    for interval in str(value).split(";"):
+        ends = _INTERVAL.fullmatch(interval)
+        if not ends or float(ends[1]) > float(ends[2]):
+            raise SettingError(
+                f"{name}={value!r} is no interval; write it as '[5,inf)', the lower end first."
+            )
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import platform
 import resource
@@ -11,25 +10,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from recbole.data import data_preparation
 from recbole.utils import get_local_time, init_logger, init_seed
+from safetensors.torch import save_model
 
 from recbole_idiomoe import __version__, compat
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.location import check_atomic_files, locate
-from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError
+from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
-from recbole_idiomoe.files import write_text
+from recbole_idiomoe.files import refusal, written_aside
 from recbole_idiomoe.registry import MODELS, get_dataset_class, get_model, get_trainer
 from recbole_idiomoe.report import check_writable, write_result
+from recbole_idiomoe.run_folder import (
+    CHECKPOINT_FILE,
+    RUN_FILE,
+    new_folder,
+    read_run,
+    write_run,
+)
 from recbole_idiomoe.training.stages import pretrain
 
-RUN_FILE = "run.json"
-CHECKPOINT_FILE = "checkpoint.pth"
 PACKAGES = ("recbole", "torch", "transformers", "accelerate", "numpy", "pandas", "scipy")
 
 
@@ -62,7 +68,7 @@ def run(
     if result_file is not None:
         check_writable(result_file)
     if resume is not None:
-        earlier = _read_run(Path(resume))
+        earlier = read_run(Path(resume))
         models, datasets = earlier["model"], earlier["dataset"]
         config_files = [Path(resume) / RUN_FILE, *config_files]
     results = []
@@ -78,7 +84,8 @@ def run(
 def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     """Train and test one model on one dataset; see :func:`run`."""
     init_seed(config["seed"], config["reproducibility"])
-    folder = resume or _new_folder(config)
+    name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
+    folder = resume or new_folder(Path(config["checkpoint_dir"]), name)
     complete_settings = config.complete_settings()
     _start_log(config)
     logger = logging.getLogger()
@@ -99,7 +106,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     if config["model"] == "S3Rec":
         pretrain(config, train_data, folder)
     init_seed(config["seed"], config["reproducibility"])
-    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    model = _build_model(config, train_data._dataset).to(config["device"])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = get_trainer(config["model"])(config, model)
@@ -107,18 +114,26 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     catalog = read_catalog(train_data._dataset, config.settings)
     if resume is not None:
         _check_same_catalog(catalog, resume)
-        trainer.resume_checkpoint(resume if config["model"] in MODELS else trainer.saved_model_file)
+        if config["model"] in MODELS:
+            trainer.resume_checkpoint(resume)
+        else:
+            _resume_recbole(trainer)
 
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"model": config["model"], "dataset": config["dataset_label"]}
-    _write_run(folder, identity | {"settings": complete_settings})
+    write_run(folder, identity | {"settings": complete_settings})
     if config["model"] not in MODELS:
         catalog.save(folder)
 
     clock = Clock()
     trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
     fit = clock.timing("fit", trainer.fit)
-    _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
+    try:
+        _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
+    except ValueError as error:
+        if str(error) != "Training loss is nan":  # RecBole's
+            raise
+        raise IdiomoeError("the training loss became nan; lower learning_rate.") from error
     train_seconds = clock.seconds["fit"] - clock.seconds.get("evaluate", 0.0)
     test_result = trainer.evaluate(test_data, show_progress=config["show_progress"])
     if config["model"] not in MODELS:
@@ -143,7 +158,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
         "folder": str(folder),
         "settings": complete_settings,
     }
-    _write_run(folder, result)
+    write_run(folder, result)
     logger.info(f"best valid: {result['best_valid_result']}")
     logger.info(f"test: {result['test_result']}")
     return result
@@ -190,6 +205,12 @@ def load_dataset(config: RunConfig) -> Any:
         raise
     except (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.startswith("Some feat is empty"):
+            reason = (
+                "nothing is left after the filters; loosen user_inter_num_interval, "
+                "item_inter_num_interval or val_interval, or give items that users had a row in "
+                "the .item file (without one RecBole leaves them out)."
+            )
         raise DataError(
             f"{config['dataset_label']} in {config['data_path']}: RecBole cannot load it: {reason}"
         ) from error
@@ -199,7 +220,42 @@ def load_dataset(config: RunConfig) -> Any:
             f"{config['dataset_label']}: no user has 3 interactions after the filters (one to "
             "start from, one to train on, one to test); loosen them or give more data."
         )
+    items, topk = dataset.item_num - 1, config["topk"]
+    if max(topk) > items:
+        raise SettingError(
+            f"topk={topk} asks for more than the {items} items of {config['dataset_label']}; "
+            "lower it, and valid_metric with it."
+        )
     return dataset
+
+
+def _build_model(config: RunConfig, dataset: Any) -> Any:
+    """The model; what one of RecBole's says against its own settings becomes one line."""
+    model_class = get_model(config["model"])
+    if config["model"] in MODELS:
+        return model_class(config, dataset)
+    try:
+        return model_class(config, dataset)
+    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingError(f"{config['model']} cannot be built: {reason}") from error
+
+
+def _resume_recbole(trainer: Any) -> None:
+    """Go on from RecBole's own checkpoint in the run's folder."""
+    path = trainer.saved_model_file
+    try:
+        trainer.resume_checkpoint(path)
+    except (OSError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}); --resume wants the folder of a run "
+            "that finished at least one epoch."
+        ) from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} does not fit ({type(error).__name__}): it is damaged or of another "
+            "architecture; resume it with its own settings."
+        ) from error
 
 
 def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:
@@ -245,42 +301,20 @@ def _names(names: str | Sequence[str]) -> list[str]:
     return [name.strip() for name in listed if name.strip()]
 
 
-def _new_folder(config: RunConfig) -> Path:
-    """A folder that no run has, named as RecBole names its checkpoints."""
-    name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
-    parent, count = Path(config["checkpoint_dir"]), 1
-    folder = parent / name
-    while folder.exists():
-        count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
-
-
 def _start_log(config: RunConfig) -> None:
     """RecBole's log to the terminal and a new file; all the settings go into the file alone."""
     root = logging.getLogger()
     for handler in root.handlers[:]:  # of the run before: basicConfig would keep them
         root.removeHandler(handler)
         handler.close()
+    for name in ("log", "log_tensorboard"):  # RecBole's, wherever it stands
+        if reason := refusal(Path(name)):
+            raise IdiomoeError(f"the log cannot be written ({reason}); run in another folder.")
     init_logger(config)
     record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
     for handler in root.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
-            f"({type(error).__name__}); runs are kept under checkpoint_dir, by default saved/."
-        ) from error
-
-
-def _write_run(folder: Path, content: Mapping[str, Any]) -> None:
-    write_text(folder / RUN_FILE, json.dumps(content, indent=1))
 
 
 def _check_same_catalog(catalog: Catalog, folder: Path) -> None:
@@ -293,10 +327,6 @@ def _check_same_catalog(catalog: Catalog, folder: Path) -> None:
 
 def _save_weights(model: torch.nn.Module, folder: Path) -> None:
     """A RecBole model's weights as safetensors, for ``load``."""
-    from safetensors.torch import save_model
-
-    from recbole_idiomoe.files import written_aside
-
     with written_aside(folder / "model.safetensors") as aside:
         save_model(model, str(aside))
 

@@ -6,7 +6,6 @@ python -m recbole_idiomoe.recommend FOLDER --history=ID,ID --k=10
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError
+from recbole_idiomoe.run_folder import read_run
 from recbole_idiomoe.settings import Settings
 
 Scorer = Callable[[Sequence[np.ndarray]], torch.Tensor]
@@ -113,18 +113,11 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
     Raises:
         CheckpointError: the folder is not that of a finished run.
     """
-    from recbole_idiomoe.quick_start import RUN_FILE
     from recbole_idiomoe.registry import MODELS
 
     folder = Path(folder)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
-            f"({type(error).__name__}); runs are kept under checkpoint_dir, by default saved/."
-        ) from error
+    run = read_run(folder)
     max_history = run["settings"]["MAX_ITEM_LIST_LENGTH"]
     if run["model"] in MODELS:
         from recbole_idiomoe.model.catalog_lm import CatalogLM
@@ -138,6 +131,7 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
 def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
     """The scores of a RecBole model, rebuilt from its dataset and its saved weights."""
     from recbole.data.interaction import Interaction
+    from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     from recbole_idiomoe import compat
@@ -160,7 +154,7 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
     model = get_model(run["model"])(config, dataset).to(device)
     try:
         load_model(model, folder / "model.safetensors", device=str(device))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} holds no complete model ({type(error).__name__}); let its run finish."
         ) from error

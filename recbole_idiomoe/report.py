@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.files import write_text
+from recbole_idiomoe.files import refusal, write_text
 
 WIDTH = 80
 Result = Mapping[str, Any]
@@ -40,13 +40,10 @@ def check_writable(path: str | Path) -> None:
         IdiomoeError: it cannot.
     """
     path = Path(path)
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
     if path.is_dir():
         raise IdiomoeError(f"result_file={path} is a folder; name a file in it.")
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise IdiomoeError(f"result_file={path} cannot be written: {folder} does not let it.")
+    if reason := refusal(path.parent):
+        raise IdiomoeError(f"result_file={path} cannot be written ({reason}); name another.")
     if path.exists() and not os.access(path, os.W_OK):
         raise IdiomoeError(f"result_file={path} is there and write-protected; name another.")
 

@@ -8,6 +8,7 @@ the rest of the package reads, typed, instead of asking a dictionary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -92,7 +93,7 @@ class Settings:
     backbone_args: dict[str, Any] | None = _setting(
         None,
         "sizes of the bundled decoder, as in transformers.Qwen2Config "
-        "(hidden_size, num_hidden_layers ...)",
+        "(hidden_size, num_hidden_layers ...); other backbones bring their own",
         none=True,
         group="model",
     )
@@ -222,7 +223,8 @@ class Settings:
                 f"text_ramp={self.text_ramp} ends before item_warmup={self.item_warmup}; "
                 "give text_ramp a value of at least item_warmup."
             )
-        if len(self.adam_betas) != 2 or not all(0 <= b < 1 for b in self.adam_betas):
+        numbers = [b for b in self.adam_betas if isinstance(b, int | float) and 0 <= b < 1]
+        if len(numbers) != 2 or len(self.adam_betas) != 2:
             raise SettingError(
                 f"adam_betas={self.adam_betas}: two numbers in [0, 1) are wanted, as [0.9, 0.999]."
             )
@@ -263,7 +265,7 @@ def _checked(f: Field[Any], value: Any) -> Any:
         )
     low, high = meta["low"], meta["high"]
     too_low, too_high = low is not None and value < low, high is not None and value > high
-    if too_low or too_high:
+    if too_low or too_high or (isinstance(value, float) and not math.isfinite(value)):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
         raise SettingError(f"{f.name}={value} is out of range; it must be {span}.")
     return value

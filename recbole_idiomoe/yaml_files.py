@@ -22,6 +22,22 @@ class Loader(yaml.SafeLoader):
     of yaml in the process.
     """
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping in ``node``; YAML forbids a key twice, the library takes the last."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node)
+                if key in seen:
+                    raise RepeatedKey(problem=f"{key!r} twice", problem_mark=key_node.start_mark)
+                seen.add(key)
+        return mapping
+
+
+class RepeatedKey(yaml.MarkedYAMLError):
+    """A mapping names the same key twice."""
+
 
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -58,6 +74,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1})" if mark else ""
+        if isinstance(error, RepeatedKey):
+            raise SettingError(f"Settings file {path} has {error.problem}{place}.") from error
         raise SettingError(f"Settings file {path} is not YAML{place}; mend or quote it.") from error
     if path.suffix == ".json" and isinstance(content, list):
         raise SettingError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,12 @@ from typing import Any
 from recbole_idiomoe.errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
+
+# What pandas reads as missing; RecBole then drops the row without a word.
+_MISSING = {
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+}
 
 
 class AtomicFile:
@@ -20,7 +28,7 @@ class AtomicFile:
         encoding: how its text is encoded.
 
     Attributes:
-        columns: names in the order of the file.
+        columns: types by name, in the order of the file.
 
     Raises:
         DataError: the file is not there, cannot be decoded, or its header is not one.
@@ -33,10 +41,12 @@ class AtomicFile:
         header = next(iter(self._lines()), "")
         if not header:
             raise DataError(f"{path} is empty; its first line must name columns as name:type.")
-        self.columns = [self._column(text) for text in header.split(separator)]
-        for name in self.columns:
-            if self.columns.count(name) > 1:
+        self.columns: dict[str, str] = {}
+        for text in header.split(separator):
+            name, kind = self._column(text)
+            if name in self.columns:
                 raise DataError(f"{path}: column {name!r} is there twice; rename one.")
+            self.columns[name] = kind
 
     def check_columns(
         self, needed: Sequence[str], load_col: Mapping[str, Any] | None, part: str
@@ -61,30 +71,51 @@ class AtomicFile:
                     f"load_col: {{{part}: [{', '.join([*listed, name])}]}}."
                 )
 
-    def check_rows(self, number: str | None = None) -> None:
-        """There is a row, and each has a field per column; those of ``number`` are numbers.
+    def check_types(self, names: Sequence[str], kind: str) -> None:
+        """The columns ``names`` are of type ``kind``: RecBole would number a token timestamp.
+
+        Raises:
+            DataError: one is not.
+        """
+        for name in names:
+            if self.columns[name] != kind:
+                raise DataError(
+                    f"{self.path}: {name}:{self.columns[name]} in the header must be "
+                    f"{name}:{kind}; mend the header."
+                )
+
+    def check_rows(self, ids: Sequence[str], number: str | None = None) -> None:
+        """There is a row, each has a field per column, a name in ``ids``, a number in ``number``.
 
         Raises:
             DataError: the first row that does not do.
         """
-        lines, last = iter(self._lines()), 1
+        lines, empty = iter(self._lines()), True
         next(lines)
-        column = None if number is None else self.columns.index(number)
-        for last, line in enumerate(lines, start=2):
+        names = list(self.columns)
+        id_columns = [names.index(name) for name in ids]
+        column = None if number is None else names.index(number)
+        for at, line in enumerate(lines, start=2):
             if not line:
                 continue
+            empty = False
             row = line.split(self.separator)
-            if len(row) != len(self.columns):
-                raise DataError(
-                    f"{self.path}, line {last}: {len(row)} fields, but the header names "
-                    f"{len(self.columns)}; mend that line."
-                )
-            if column is not None and not _is_number(row[column]):
-                raise DataError(
-                    f"{self.path}, line {last}: {number} is {row[column]!r}, not a number; "
-                    "mend that line."
-                )
-        if last == 1:
+            fault = ""
+            if len(row) != len(names):
+                fault = f"{len(row)} fields, but the header names {len(names)}"
+            elif column is not None and not _is_number(row[column]):
+                fault = f"{number} is {row[column]!r}, not a number"
+            elif "\0" in line:
+                fault = "a NUL character, at which pandas ends the field"
+            elif len(line) > csv.field_size_limit() < max(map(len, row)):
+                fault = f"a field of more than {csv.field_size_limit()} characters"
+            else:
+                for i in id_columns:
+                    if row[i] in _MISSING:
+                        fault = f"{names[i]} is {row[i]!r}, which RecBole takes for missing"
+            if fault:
+                raise DataError(f"{self.path}, line {at}: {fault}; mend that line.")
+        if empty:
             raise DataError(f"{self.path} has a header but no rows; give it at least one.")
 
     def _lines(self) -> Any:
@@ -110,7 +141,7 @@ class AtomicFile:
             return content[: error.start].count(b"\n") + 1
         return 1
 
-    def _column(self, text: str) -> str:
+    def _column(self, text: str) -> tuple[str, str]:
         if text.startswith("\ufeff"):
             raise DataError(
                 f"{self.path} starts with a byte-order mark; save it without, or set "
@@ -119,15 +150,14 @@ class AtomicFile:
         name, colon, kind = text.partition(":")
         if not (name and colon and kind in _TYPES):
             raise DataError(
-                f"{self.path}: {text!r} in the header is not name:type with a type of "
+                f"{self.path}: {text[:60]!r} in the header is not name:type with a type of "
                 f"{', '.join(_TYPES)} (fields are separated by {self.separator!r})."
             )
-        return name
+        return name, kind
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True

@@ -72,14 +72,23 @@ def check_atomic_files(config: RunConfig) -> None:
     time = config["TIME_FIELD"]
     for path in _inter_files(config, folder, name):
         inter = AtomicFile(path, config["field_separator"], config["encoding"])
-        needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], time]
-        inter.check_columns(needed, load_col, "inter")
-        inter.check_rows(number=time)
+        ids = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
+        inter.check_columns([*ids, time], load_col, "inter")
+        inter.check_types(ids, "token")
+        inter.check_types([time], "float")
+        inter.check_rows(ids, number=time)
     item_columns = _item_columns(config)
     if item_columns or (load_col or {}).get("item"):
-        item = AtomicFile(folder / f"{name}.item", config["field_separator"], config["encoding"])
-        item.check_columns([config["ITEM_ID_FIELD"], *item_columns], load_col, "item")
-        item.check_rows()
+        path, item_id = folder / f"{name}.item", config["ITEM_ID_FIELD"]
+        if not path.exists():
+            raise DataError(
+                f"Cannot read {path}: No such file or directory; put it there, or take its columns "
+                "out of load_col and item_text_fields."
+            )
+        item = AtomicFile(path, config["field_separator"], config["encoding"])
+        item.check_columns([item_id, *item_columns], load_col, "item")
+        item.check_types([item_id], "token")
+        item.check_rows([item_id])
 
 
 def _item_columns(config: RunConfig) -> list[str]:

@@ -71,7 +71,8 @@ def _tfidf(texts: list[str], dim: int, seed: int) -> np.ndarray:
     components = min(dim, min(counts.shape) - 1)
     if components < 1:
         return counts.toarray().astype(np.float32)
-    return TruncatedSVD(components, random_state=seed).fit_transform(counts).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # the variance that it explains, where all texts agree
+        return TruncatedSVD(components, random_state=seed).fit_transform(counts).astype(np.float32)
 
 
 @torch.inference_mode()
@@ -105,8 +106,14 @@ def _load(encoder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        return AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
-    except (OSError, ValueError, KeyError) as error:
+        model, tokenizer = (
+            AutoModel.from_pretrained(encoder),
+            AutoTokenizer.from_pretrained(encoder),
+        )
+        if model.config.is_encoder_decoder or not tokenizer("words").input_ids:
+            raise ValueError
+        return model, tokenizer
+    except Exception as error:  # whatever a broken file may raise
         raise BackboneError(
             f"text_encoder={encoder!r} could not be loaded ({type(error).__name__}); give the "
             "folder of a sentence encoder, a hub name that is reachable, a file of vectors, or "
@@ -118,15 +125,20 @@ def _read_vectors(path: Path, item_ids: Sequence[str]) -> np.ndarray:
     """Vectors from an ``.npz`` file, matched by item id; items that it lacks get zeros."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names, vectors = archive["item_ids"].astype(str), archive["vectors"]
-    except (OSError, ValueError, KeyError) as error:
+            names, vectors = archive["item_ids"].astype(str), archive["vectors"].astype(np.float32)
+    except Exception as error:  # zipfile and numpy each raise their own of a broken file
         raise SettingError(
             f"text_encoder={str(path)!r} cannot be read ({type(error).__name__}); an .npz file "
             "with the arrays item_ids (strings) and vectors (one row each) is wanted."
         ) from error
-    if vectors.ndim != 2 or len(vectors) != len(names) or not np.isfinite(vectors).all():
+    if (
+        names.ndim != 1
+        or vectors.ndim != 2
+        or len(vectors) != len(names)
+        or not np.isfinite(vectors).all()
+    ):
         raise SettingError(
-            f"text_encoder={str(path)!r}: vectors has shape {vectors.shape} for {len(names)} "
+            f"text_encoder={str(path)!r}: vectors has shape {vectors.shape} for {names.size} "
             "item_ids; finite numbers of shape (items, k) are wanted."
         )
     row_of = {name: row for row, name in enumerate(names)}

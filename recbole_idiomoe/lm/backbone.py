@@ -100,6 +100,10 @@ def load_backbone(
         )
     decoder_layers(backbone)
     tokenizer = _attempt(name, "tokenizer", AutoTokenizer.from_pretrained, source, **options)
+    if not tokenizer("words").input_ids:
+        raise BackboneError(
+            f"backbone={name} brings no tokenizer that reads text; put its tokenizer.json there."
+        )
     _forget_sampling(backbone)
     return backbone.eval(), tokenizer
 

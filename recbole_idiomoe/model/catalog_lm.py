@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as hf_logging
 
 from recbole_idiomoe.data.catalog import Catalog
@@ -21,6 +22,7 @@ from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collat
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.lm import (
+    BUNDLED,
     IdiomoeForCausalLM,
     add_item_tokens,
     encode_text,
@@ -68,7 +70,8 @@ class CatalogLM(nn.Module):
         backbone, tokenizer = load_backbone(
             settings.backbone,
             corpus=[text for text in (settings.instruction, *catalog.texts) if text],
-            backbone_args=settings.backbone_args,
+            # The settings of a dataset size the bundled decoder; another has its own sizes.
+            backbone_args=settings.backbone_args if settings.backbone == BUNDLED else None,
             seed=seed,
             trust_remote_code=settings.trust_remote_code,
         )
@@ -158,10 +161,14 @@ class CatalogLM(nn.Module):
         """
         catalog = Catalog.load(folder)
         try:
+            # Without it transformers would start from its defaults: a model of 7B.
+            (folder / CONFIG_NAME).read_bytes()
             with _no_progress_bars():
                 lm = IdiomoeForCausalLM.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # of a broken file, each library raises its own
             raise CheckpointError(
                 f"{folder} holds no complete model ({type(error).__name__}); give a folder that "
                 "a finished run wrote."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from time import time
 from typing import Any
 
@@ -38,6 +39,7 @@ class IdiomoeTrainer(Trainer):
     model: IDIOMoE
     optimizer: Any
     start_epoch: int
+    cur_step: int
     best_valid_score: float
     _resumed: dict[str, Any] | None = None
 
@@ -93,8 +95,6 @@ class IdiomoeTrainer(Trainer):
             self.tensorboard.add_scalar("Valid_score", score, epoch)
             if verbose:
                 self._log_epoch(epoch, "valid", start, f"{self.valid_metric} {score:.4f}")
-            if self._text_share(epoch) < self._text_share(self.epochs):
-                self.cur_step = 0  # patience is for models that train as they will be used
             self.best_valid_score, self.cur_step, stop, is_best = early_stopping(
                 score,
                 self.best_valid_score,
@@ -102,6 +102,8 @@ class IdiomoeTrainer(Trainer):
                 max_step=self.stopping_step,
                 bigger=self.valid_metric_bigger,
             )
+            if self._text_share(epoch) < self._text_share(self.epochs):
+                self.cur_step, stop = 0, False  # patience is for models that train as in use
             if is_best:
                 self.best_valid_result = result
                 if saved:
@@ -140,6 +142,10 @@ class IdiomoeTrainer(Trainer):
         )
         if self._resumed:
             self.scheduler.load_state_dict(self._resumed["scheduler"])
+            # A new schedule starts by setting the rates of the first step.
+            rates = self.scheduler.get_last_lr()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
         self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     def _train_epoch(
@@ -188,7 +194,7 @@ class IdiomoeTrainer(Trainer):
             return True
         reads_text = self.settings.use_text
         warming_up = reads_text and self._text_share(epoch) == 0
-        return (epoch + 1) % self.eval_step == 0 and not warming_up
+        return self.eval_step > 0 and (epoch + 1) % self.eval_step == 0 and not warming_up
 
     def _log_epoch(self, epoch: int, phase: str, start: float, outcome: str) -> None:
         self.logger.info(
@@ -228,8 +234,9 @@ class IdiomoeTrainer(Trainer):
         state = {
             "epoch": epoch,
             "cur_step": self.cur_step,
-            "best_valid_score": self.best_valid_score,
-            "best_valid_result": dict(self.best_valid_result or {}),
+            # Plain numbers: numpy's are not among what torch.load trusts.
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": {k: float(v) for k, v in (self.best_valid_result or {}).items()},
             "fingerprint": self.catalog_lm.catalog.fingerprint,
             "model": self.catalog_lm.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -249,7 +256,7 @@ class IdiomoeTrainer(Trainer):
         path = Path(resume_file) / STATE_FILE
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({type(error).__name__}); --resume wants the folder of a "
                 "run that finished at least one epoch."

@@ -1,0 +1,47 @@
+"""Another backbone than the bundled one, through the settings of a dataset."""
+
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.lm import load_backbone
+from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.settings import Settings
+
+CATALOG = Catalog(
+    ["[PAD]", "a", "b", "c"], ["", "A", "B", "C"], ["", "title: A", "title: B", "title: C"]
+)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """A folder with a tiny GPT-2 whose tokenizer is the bundled one's kind."""
+    _, tokenizer = load_backbone("bundled", corpus=CATALOG.texts, seed=0)
+    config = GPT2Config(
+        n_embd=16, n_layer=2, n_head=2, n_positions=32, vocab_size=len(tokenizer) + 5
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_as_backbone_ignores_the_sizes_of_the_bundled_one(gpt2: Path) -> None:
+    settings = Settings(backbone=str(gpt2), backbone_args={"hidden_size": 64})
+    model = CatalogLM.build(CATALOG, settings, seed=0, device="cpu")
+    assert model.lm.config.hidden_size == 16
+    assert model.builder.max_tokens == 32  # the backbone's context, not the setting's 1024
+    scores = model.scores([CATALOG.rows(["a", "b"])])
+    assert scores.shape == (1, 4)
+    assert scores[:, 1:].isfinite().all()
+
+
+def test_the_backbones_own_states_start_the_item_table(gpt2: Path) -> None:
+    settings = Settings(backbone=str(gpt2), text_encoder="backbone")
+    started = CatalogLM.build(CATALOG, settings, seed=0, device="cpu").lm.item_table.weight()
+    other = CatalogLM.build(
+        CATALOG, Settings(backbone=str(gpt2), item_init="random"), seed=0, device="cpu"
+    ).lm.item_table.weight()
+    assert started.shape == other.shape
+    assert not started[1:].allclose(other[1:])

@@ -1,0 +1,255 @@
+"""``run``: what a result says, that it can be had again, and RecBole's models beside ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.trainer import Trainer
+from safetensors.torch import load_file
+
+import recbole_idiomoe
+from recbole_idiomoe import quick_start
+from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, TINY_IDIOMOE, write_dataset
+from tests.training.cycle import TINY, write_cycle
+
+ONE_EPOCH: dict[str, Any] = SMALL_ML_100K | {"epochs": 1, "train_batch_size": 1024}
+LAYERS = {"n_layers": 1, "n_heads": 2, "inner_size": 16, "hidden_size": 16}
+BASELINES: dict[str, dict[str, Any]] = {
+    "SASRec": LAYERS,
+    "GRU4Rec": {"embedding_size": 16, "hidden_size": 16, "num_layers": 1},
+    "BERT4Rec": LAYERS,
+    "FDSA": LAYERS,
+    "S3Rec": LAYERS | {"pretrain_epochs": 1},
+    "NARM": {"embedding_size": 16, "hidden_size": 16, "n_layers": 1},
+    # Learns from sampled negatives, and reads the user too.
+    "FPMC": {"embedding_size": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def baselines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The result of every baseline, by name."""
+    place = tmp_path_factory.mktemp("baselines")
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for model, sizes in BASELINES.items():
+            settings = ONE_EPOCH | sizes | {"checkpoint_dir": str(place / "saved")}
+            (results[model],) = quick_start.run(model, "ml-100k", settings=settings)
+    return results
+
+
+@pytest.fixture(scope="module")
+def idiomoe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    place = tmp_path_factory.mktemp("idiomoe")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        (result,) = quick_start.run(
+            settings=TINY_IDIOMOE | {"epochs": 1, "checkpoint_dir": str(place / "saved")}
+        )
+    return result
+
+
+def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
+    result = idiomoe
+    assert (result["model"], result["dataset"]) == ("IDIOMoE", "ml-100k")
+    assert (result["users"], result["items"], result["interactions"]) == (305, 1682, 8390)
+    assert result["protocol"] == {
+        "split": "LS valid_and_test",
+        "order": "TO",
+        "group_by": "user",
+        "candidates": "all 1682 items",
+        "mask_seen": True,
+        "max_history": 20,
+        "filters": {
+            "user_inter_num_interval": "[20,40]",
+            "item_inter_num_interval": None,
+            "val_interval": None,
+            "rm_dup_inter": None,
+            "filter_inter_by_user_or_item": True,
+        },
+        "metrics": ["Hit", "NDCG", "MRR"],
+        "topk": [5, 10, 20],
+        "valid_metric": "NDCG@10",
+        "trained_on": "training interactions only",
+    }
+    names = {f"{metric}@{k}" for metric in ("hit", "ndcg", "mrr") for k in (5, 10, 20)}
+    for part in ("best_valid_result", "test_result"):
+        assert set(result[part]) == names
+        assert all(type(value) is float and 0 <= value <= 1 for value in result[part].values())
+    assert result["epochs"] == 1
+    assert result["train_seconds"] > 0 and result["eval_seconds"] > 0
+    parameters = result["parameters"]
+    assert parameters["total"] == parameters["trainable"] > 1683 * 32
+    assert 100 < result["peak_memory_mib"] < 100_000
+    assert result["seed"] == 2020
+    assert result["device"].startswith("CPU")
+    assert set(quick_start.PACKAGES) | {"python", "recbole_idiomoe"} == set(result["versions"])
+    assert result["versions"]["recbole"] == "1.2.1"
+    assert result["settings"]["backbone_args"] == TINY_IDIOMOE["backbone_args"]
+    assert result["settings"]["learning_rate"] == 0.003
+    assert json.loads(json.dumps(result)) == result
+    assert json.loads((Path(result["folder"]) / "run.json").read_text()) == result
+
+
+def test_frozen_parameters_are_counted_apart(tmp_path: Path) -> None:
+    path = write_cycle(tmp_path / "cycle")
+    settings = TINY | {"data_path": str(path), "epochs": 1, "freeze": "backbone"}
+    (result,) = quick_start.run("IDIOMoE", "cycle", settings=settings)
+    # Two layers of item experts with three 32 x 48 matrices each, and the item table.
+    assert result["parameters"]["trainable"] == 2 * 3 * 32 * 48 + 41 * 32
+    assert result["parameters"]["total"] > result["parameters"]["trainable"]
+
+
+@pytest.mark.parametrize("model", ["IDIOMoE", "SASRec", "S3Rec", "GRU4Rec"])
+def test_a_result_file_gives_the_same_run_again(
+    model: str, idiomoe: dict[str, Any], baselines: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    first = idiomoe if model == "IDIOMoE" else baselines[model]
+    file = tmp_path / "first.json"
+    file.write_text(json.dumps(first))
+    (again,) = quick_start.run(model, "ml-100k", [file], result_file=tmp_path / "again.json")
+    for part in ("test_result", "best_valid_result", "protocol", "settings", "parameters"):
+        assert again[part] == first[part]
+    assert again["folder"] != first["folder"]
+    assert json.loads((tmp_path / "again.json").read_text()) == again
+
+
+def test_settings_win_over_a_result_file(idiomoe: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "first.json"
+    file.write_text(json.dumps(idiomoe))
+    (again,) = quick_start.run("IDIOMoE", "ml-100k", [file], {"seed": 7})
+    assert again["seed"] == 7
+    assert again["test_result"] != idiomoe["test_result"]
+
+
+def test_several_models_on_several_datasets(tmp_path: Path) -> None:
+    path = write_cycle(tmp_path / "one")
+    write_cycle(tmp_path / "two", items=30)
+    settings = TINY | {"data_path": str(path), "epochs": 1}
+    file = tmp_path / "results.json"
+    results = quick_start.run("IDIOMoE, SASRec", ["one", "two"], (), settings, result_file=file)
+    assert [(r["model"], r["dataset"]) for r in results] == [
+        ("IDIOMoE", "one"),
+        ("SASRec", "one"),
+        ("IDIOMoE", "two"),
+        ("SASRec", "two"),
+    ]
+    assert json.loads(file.read_text()) == results
+    assert [r["items"] for r in results] == [40, 40, 30, 30]
+    assert results[0]["protocol"] == results[1]["protocol"] != results[2]["protocol"]
+    assert len({r["folder"] for r in results}) == 4
+    # One run leaves nothing behind that would change the next.
+    (alone,) = quick_start.run("SASRec", "two", (), settings)
+    assert alone["test_result"] == results[3]["test_result"]
+
+
+def test_a_failure_keeps_the_results_before_it(tmp_path: Path) -> None:
+    path = write_cycle(tmp_path / "one")
+    settings = TINY | {"data_path": str(path), "epochs": 1}
+    file = tmp_path / "results.json"
+    with pytest.raises(DataError, match="unknown dataset 'none-such'"):
+        quick_start.run("IDIOMoE", ["one", "none-such"], (), settings, result_file=file)
+    assert json.loads(file.read_text())["dataset"] == "one"
+
+
+def test_a_result_file_that_cannot_be_written_is_said_before_training(tmp_path: Path) -> None:
+    with pytest.raises(IdiomoeError, match="is a folder"):
+        quick_start.run(settings=TINY_IDIOMOE, result_file=tmp_path)
+    assert not Path("saved").exists()
+
+
+@pytest.mark.parametrize("model", BASELINES)
+def test_a_baseline_runs_under_the_same_protocol(
+    model: str, baselines: dict[str, dict[str, Any]], idiomoe: dict[str, Any]
+) -> None:
+    result = baselines[model]
+    for part in ("users", "items", "interactions", "protocol"):
+        assert result[part] == idiomoe[part]
+    assert set(result["test_result"]) == set(idiomoe["test_result"])
+    assert result["test_result"]["hit@20"] > 0
+    assert result["epochs"] == 1
+    assert result.keys() == idiomoe.keys()
+
+
+@pytest.mark.parametrize("model", BASELINES)
+def test_a_baselines_folder_recommends(model: str, baselines: dict[str, dict[str, Any]]) -> None:
+    recommender = recbole_idiomoe.load(baselines[model]["folder"])
+    history = ["50", "172", "1"]
+    found = recommender.recommend(history, k=5)
+    assert len(found) == 5
+    assert not {item.item_id for item in found} & set(history)
+    scores = [item.score for item in found]
+    assert scores == sorted(scores, reverse=True)
+    assert all(item.title for item in found)
+
+
+@pytest.mark.parametrize("model", BASELINES)
+def test_a_baselines_folder_holds_the_trained_weights(
+    model: str, baselines: dict[str, dict[str, Any]]
+) -> None:
+    folder = Path(baselines[model]["folder"])
+    theirs = torch.load(folder / "checkpoint.pth", weights_only=False)["state_dict"]
+    ours = load_file(folder / "model.safetensors")
+    assert ours
+    for name, weight in ours.items():
+        assert torch.equal(weight, theirs[name])
+
+
+def test_a_baseline_goes_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_cycle(tmp_path / "cycle")
+    settings = TINY | {"data_path": str(path), "epochs": 3, "n_layers": 1}
+    original = Trainer._train_epoch
+
+    def interrupted(trainer: Any, data: Any, epoch: int, *args: Any, **options: Any) -> Any:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return original(trainer, data, epoch, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quick_start.run("SASRec", "cycle", settings=settings)
+    (folder,) = Path("saved").iterdir()
+    (result,) = quick_start.run(resume=folder)
+    assert result["epochs"] == 3
+    assert (result["model"], result["folder"]) == ("SASRec", str(folder))
+    assert len(recbole_idiomoe.load(folder).recommend(["i3"], k=3)) == 3
+
+
+def test_a_baseline_that_was_stopped_in_its_first_epoch_cannot_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    path = write_cycle(tmp_path / "cycle")
+    settings = TINY | {"data_path": str(path), "epochs": 3, "n_layers": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quick_start.run("SASRec", "cycle", settings=settings)
+    (folder,) = Path("saved").iterdir()
+    with pytest.raises(CheckpointError) as error:
+        quick_start.run(resume=folder)
+    assert "\n" not in str(error.value)
+    with pytest.raises(CheckpointError):
+        recbole_idiomoe.load(folder)
+
+
+def test_data_that_leave_nothing_to_test_are_refused(tmp_path: Path) -> None:
+    rows = [(f"u{user}", f"i{step}", float(step)) for user in range(5) for step in range(2)]
+    path = write_dataset(tmp_path / "short", rows, [(f"i{n}", "t", "c") for n in range(2)])
+    with pytest.raises(DataError, match="no user has 3 interactions"):
+        quick_start.run("IDIOMoE", "short", settings=DATASET_SETTINGS | {"data_path": str(path)})
+
+
+def test_an_unknown_setting_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(SettingError, match="expert_widht"):
+        quick_start.run(settings={"expert_widht": 0.5})
+    assert not list(Path().iterdir())

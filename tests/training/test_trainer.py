@@ -1,0 +1,287 @@
+"""The training loop: going on after an interruption, stopping, choosing the best, refusing."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.data import data_preparation
+from safetensors.torch import load_file
+
+from recbole_idiomoe import quick_start
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.errors import CheckpointError, IdiomoeError, SettingError
+from recbole_idiomoe.registry import get_model
+from recbole_idiomoe.training.trainer import STATE_FILE, IdiomoeTrainer
+from tests.training.cycle import TINY, titles_of, write_cycle
+
+# Slow enough to learn that metrics differ from epoch to epoch, and as random as it gets.
+FOUR_EPOCHS = TINY | {
+    "epochs": 4,
+    "learning_rate": 0.002,
+    "dropout": 0.3,
+    "item_warmup": 0.25,
+    "text_ramp": 1.0,
+    "train_batch_size": 16,
+    "max_batch_tokens": 600,
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Folder of the dataset; its parent is the ``data_path``."""
+    write_cycle(tmp_path / "data" / "cycle", both_ways=True)
+    return tmp_path / "data" / "cycle"
+
+
+def run(data: Path, **settings: Any) -> dict[str, Any]:
+    (result,) = quick_start.run(
+        "IDIOMoE", "cycle", settings=FOUR_EPOCHS | settings | {"data_path": str(data.parent)}
+    )
+    return result
+
+
+def only_folder(where: str) -> Path:
+    (folder,) = Path(where).iterdir()
+    return folder
+
+
+def interrupt(method: str, call: int) -> Callable[..., Any]:
+    """``IdiomoeTrainer``'s method, until the given call of it, which is a Ctrl-C."""
+    original, calls = getattr(IdiomoeTrainer, method), 0
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    return interrupted
+
+
+def assert_same(one: Any, other: Any, where: str = "state") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}[{key}]")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    # Epochs are evaluated from the second on: the first sees no text.
+    [("evaluate", 2), ("_train_epoch", 3), ("_save_state", 3)],
+    ids=["while ranking", "between epochs", "before saving"],
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    method: str, call: int, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(data, checkpoint_dir="straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(IdiomoeTrainer, method, interrupt(method, call))
+        with pytest.raises(KeyboardInterrupt):
+            run(data, checkpoint_dir="broken")
+    folder = only_folder("broken")
+    assert (folder / STATE_FILE).exists()
+    (resumed,) = quick_start.run(resume=folder)
+
+    assert Path(resumed["folder"]) == folder
+    for entry in ("test_result", "best_valid_result", "epochs", "parameters", "protocol"):
+        assert resumed[entry] == straight[entry]
+    states = [
+        torch.load(Path(result["folder"]) / STATE_FILE, weights_only=True)
+        for result in (straight, resumed)
+    ]
+    assert states[0]["epoch"] == 3
+    assert_same(*states)
+    best = [load_file(Path(r["folder"]) / "model.safetensors") for r in (straight, resumed)]
+    assert_same(*best)
+
+
+def test_a_finished_run_resumes_to_the_same_result(data: Path) -> None:
+    finished = run(data)
+    (again,) = quick_start.run(resume=finished["folder"])
+    assert again["test_result"] == finished["test_result"]
+    assert again["epochs"] == 4
+
+
+def test_resuming_with_another_catalogue_is_refused(data: Path) -> None:
+    finished = run(data, epochs=2)
+    item_file = data / "cycle.item"
+    item_file.write_text(item_file.read_text().replace(titles_of(40)[7], "something else"))
+    with pytest.raises(CheckpointError, match="trained on another catalogue") as error:
+        quick_start.run(resume=finished["folder"])
+    assert "\n" not in str(error.value)
+
+
+def test_the_state_of_another_catalogue_is_refused(data: Path) -> None:
+    """Even where catalog.json fits, a state that was copied in does not."""
+    folder = Path(run(data, epochs=2)["folder"])
+    state = torch.load(folder / STATE_FILE, weights_only=True)
+    torch.save(state | {"fingerprint": "0" * 64}, folder / STATE_FILE)
+    with pytest.raises(CheckpointError, match="trained on another catalogue"):
+        quick_start.run(resume=folder)
+
+
+def test_resuming_another_architecture_is_refused(data: Path) -> None:
+    folder = run(data, epochs=2)["folder"]
+    with pytest.raises(CheckpointError, match="another architecture"):
+        quick_start.run(resume=folder, settings={"item_embedding_dim": 4})
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"model": "IDIOMoE"}'])
+def test_resuming_what_is_no_run_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is not the folder of a run") as error:
+        quick_start.run(resume=tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut short", "no state"])
+def test_resuming_without_a_state_is_refused(fault: str, data: Path) -> None:
+    folder = Path(run(data, epochs=2)["folder"])
+    path = folder / STATE_FILE
+    if fault == "missing":
+        path.unlink()
+    elif fault == "cut short":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.write_bytes(b"no state at all")
+    with pytest.raises(CheckpointError, match=r"training_state\.pt cannot be read") as error:
+        quick_start.run(resume=folder)
+    assert "\n" not in str(error.value)
+
+
+def test_resuming_a_run_that_was_stopped_in_its_first_epoch(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(IdiomoeTrainer, "_train_epoch", interrupt("_train_epoch", 1))
+        with pytest.raises(KeyboardInterrupt):
+            run(data, checkpoint_dir="broken")
+    with pytest.raises(CheckpointError):
+        quick_start.run(resume=only_folder("broken"))
+
+
+class Scripted:
+    """Stands in for validation: gives scores in turn and notes the model that got each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
+        self.scores = iter(scores)
+        self.models: list[dict[str, torch.Tensor]] = []
+        self.tested: dict[str, torch.Tensor] = {}
+        original = IdiomoeTrainer.evaluate
+
+        def evaluate(
+            trainer: Any, data: Any, load_best_model: bool = True, **options: Any
+        ) -> OrderedDict[str, float] | None:
+            if load_best_model:
+                result = original(trainer, data, load_best_model, **options)
+                self.tested = self.weights(trainer)
+                return result
+            self.models.append(self.weights(trainer))
+            return OrderedDict({"ndcg@10": next(self.scores)})
+
+        monkeypatch.setattr(IdiomoeTrainer, "evaluate", evaluate)
+
+    @staticmethod
+    def weights(trainer: Any) -> dict[str, torch.Tensor]:
+        return {n: p.clone() for n, p in trainer.catalog_lm.state_dict().items()}
+
+
+def test_the_best_model_is_tested_not_the_last(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Scripted(monkeypatch, [0.1, 0.4, 0.3, 0.2])
+    result = run(data, item_warmup=0.0)
+    assert len(script.models) == result["epochs"] == 4
+    assert result["best_valid_result"] == {"ndcg@10": 0.4}
+    assert_same(script.tested, script.models[1])
+    with pytest.raises(AssertionError):
+        assert_same(script.tested, script.models[3])
+
+
+def test_early_stopping_stops(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"epochs": 20, "item_warmup": 0.0, "text_ramp": 0.0, "stopping_step": 2}
+    scores = [0.1, 0.3, 0.2, 0.29, 0.28, *[0.9] * 15]
+    script = Scripted(monkeypatch, scores)
+    result = run(data, **settings)
+    assert result["epochs"] == len(script.models) == 5
+    assert_same(script.tested, script.models[1])
+
+
+def test_a_resumed_run_knows_its_best_model_and_its_patience(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 9, "item_warmup": 0.0, "text_ramp": 0.0, "stopping_step": 2}
+    with monkeypatch.context() as patch:
+        before = Scripted(patch, [0.5, 0.9, 0.2])
+        patch.setattr(IdiomoeTrainer, "_train_epoch", interrupt("_train_epoch", 4))
+        with pytest.raises(KeyboardInterrupt):
+            run(data, checkpoint_dir="broken", **settings)
+    after = Scripted(monkeypatch, [0.3, 0.4, 0.95])
+    (result,) = quick_start.run(resume=only_folder("broken"))
+    assert result["best_valid_result"] == {"ndcg@10": 0.9}
+    assert len(after.models) == 2 and result["epochs"] == 5
+    assert_same(after.tested, before.models[1])
+
+
+def test_patience_waits_for_the_text(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While fewer sequences carry text than in use, a worse score is no reason to stop."""
+    settings = {"epochs": 8, "item_warmup": 0.25, "text_ramp": 0.75, "stopping_step": 0}
+    script = Scripted(monkeypatch, [0.9 - 0.1 * n for n in range(8)])
+    result = run(data, **settings)
+    # Epochs 0 and 1 are not ranked; the share of text is full from epoch 5 on.
+    assert len(script.models) == 4
+    assert result["epochs"] == 6
+
+
+@pytest.mark.parametrize("clip_grad_norm", [None, {"max_norm": 1.0}])
+def test_a_loss_that_is_no_number_is_one_line(clip_grad_norm: Any, data: Path) -> None:
+    with pytest.raises(IdiomoeError, match=r"loss became (nan|inf) in epoch 0") as error:
+        run(
+            data,
+            learning_rate=1e30,
+            warmup_steps=0,
+            clip_grad_norm=clip_grad_norm,
+            max_batch_tokens=32768,
+        )
+    assert "\n" not in str(error.value) and "learning_rate" in str(error.value)
+
+
+def test_no_other_learner_is_taken(data: Path) -> None:
+    with pytest.raises(SettingError, match=r"learner='sgd'.*adamw"):
+        run(data, learner="sgd")
+
+
+def test_the_seed_decides_everything(data: Path) -> None:
+    def outcome(seed: int) -> Any:
+        result = run(data, epochs=2, seed=seed)
+        return result["best_valid_result"], result["test_result"]
+
+    first = outcome(1)
+    torch.rand(5)  # whatever came before
+    assert outcome(1) == first
+    assert outcome(2) != first
+
+
+def test_without_validation_the_last_model_is_kept(data: Path, tmp_path: Path) -> None:
+    config = RunConfig("IDIOMoE", "cycle", settings=FOUR_EPOCHS | {"data_path": str(data.parent)})
+    train, *_ = data_preparation(config, quick_start.load_dataset(config))
+    model = get_model("IDIOMoE")(config, train._dataset)
+    trainer = IdiomoeTrainer(config, model)
+    trainer.saved_model_file = str(tmp_path / "run" / "checkpoint.pth")
+    _, result = trainer.fit(train)
+    assert not result
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(saved["item_table.rows"], model.catalog_lm.lm.item_table.rows)
