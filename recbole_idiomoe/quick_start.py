@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
-import resource
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,14 +13,22 @@ from recbole.data import data_preparation
 from recbole.utils import get_local_time, init_logger, init_seed
 from safetensors.torch import save_model
 
-from recbole_idiomoe import __version__, compat
+from recbole_idiomoe import compat
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
-from recbole_idiomoe.data.location import check_atomic_files, locate
+from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.files import refusal, written_aside
-from recbole_idiomoe.registry import MODELS, get_dataset_class, get_model, get_trainer
+from recbole_idiomoe.measures import (
+    Clock,
+    device_name,
+    peak_memory_mib,
+    plain,
+    protocol,
+    versions,
+)
+from recbole_idiomoe.registry import MODELS, get_model, get_trainer
 from recbole_idiomoe.report import check_writable, write_result
 from recbole_idiomoe.run_folder import (
     CHECKPOINT_FILE,
@@ -35,8 +38,6 @@ from recbole_idiomoe.run_folder import (
     write_run,
 )
 from recbole_idiomoe.training.stages import pretrain
-
-PACKAGES = ("recbole", "torch", "transformers", "accelerate", "numpy", "pandas", "scipy")
 
 
 def run(
@@ -142,8 +143,8 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     result = identity | {
         "protocol": protocol(config, dataset.item_num - 1),
         **counts,
-        "best_valid_result": _plain(best_valid_result),
-        "test_result": _plain(test_result),
+        "best_valid_result": plain(best_valid_result),
+        "test_result": plain(test_result),
         "epochs": max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1,
         "train_seconds": round(train_seconds, 2),
         "eval_seconds": round(clock.seconds["evaluate"], 2),
@@ -151,10 +152,10 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
             "total": sum(p.numel() for p in model.parameters()),
             "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
-        "peak_memory_mib": _peak_memory_mib(config["device"]),
+        "peak_memory_mib": peak_memory_mib(config["device"]),
         "seed": config["seed"],
-        "device": _device_name(config["device"]),
-        "versions": _versions(),
+        "device": device_name(config["device"]),
+        "versions": versions(),
         "folder": str(folder),
         "settings": complete_settings,
     }
@@ -162,71 +163,6 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     logger.info(f"best valid: {result['best_valid_result']}")
     logger.info(f"test: {result['test_result']}")
     return result
-
-
-def protocol(config: RunConfig, item_num: int) -> dict[str, Any]:
-    """What the numbers of a run depend on besides the model."""
-    split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]
-    return {
-        "split": " ".join(f"{kind} {how}" for kind, how in split.items()),
-        "order": config["eval_args"]["order"],
-        "group_by": config["eval_args"]["group_by"],
-        "candidates": f"all {item_num} items" if set(mode.values()) == {"full"} else mode,
-        "mask_seen": config["mask_seen"],
-        "max_history": config["MAX_ITEM_LIST_LENGTH"],
-        "filters": {
-            name: config[name]
-            for name in (
-                "user_inter_num_interval",
-                "item_inter_num_interval",
-                "val_interval",
-                "rm_dup_inter",
-                "filter_inter_by_user_or_item",
-            )
-        },
-        "metrics": config["metrics"],
-        "topk": config["topk"],
-        "valid_metric": config["valid_metric"],
-        "trained_on": "training interactions only",
-    }
-
-
-def load_dataset(config: RunConfig) -> Any:
-    """The filtered dataset, by RecBole's own loader.
-
-    Raises:
-        DataError: files that are missing, cannot be read, or leave nothing to learn from.
-    """
-    locate(config)
-    check_atomic_files(config)
-    try:
-        dataset = get_dataset_class(config["model"])(config)
-    except IdiomoeError:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if reason.startswith("Some feat is empty"):
-            reason = (
-                "nothing is left after the filters; loosen user_inter_num_interval, "
-                "item_inter_num_interval or val_interval, or give items that users had a row in "
-                "the .item file (without one RecBole leaves them out)."
-            )
-        raise DataError(
-            f"{config['dataset_label']} in {config['data_path']}: RecBole cannot load it: {reason}"
-        ) from error
-    longest = dataset.inter_feat[dataset.uid_field].value_counts().max()
-    if longest < 3:
-        raise DataError(
-            f"{config['dataset_label']}: no user has 3 interactions after the filters (one to "
-            "start from, one to train on, one to test); loosen them or give more data."
-        )
-    items, topk = dataset.item_num - 1, config["topk"]
-    if max(topk) > items:
-        raise SettingError(
-            f"topk={topk} asks for more than the {items} items of {config['dataset_label']}; "
-            "lower it, and valid_metric with it."
-        )
-    return dataset
 
 
 def _build_model(config: RunConfig, dataset: Any) -> Any:
@@ -272,30 +208,6 @@ def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:
     return train_data, valid_data, test_data
 
 
-class Clock:
-    """Adds up the seconds that functions take, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, its time added to ``name``."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.running(name):
-                return function(*args, **kwargs)
-
-        return timed
-
-    @contextmanager
-    def running(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def _names(names: str | Sequence[str]) -> list[str]:
     listed = names.split(",") if isinstance(names, str) else list(names)
     return [name.strip() for name in listed if name.strip()]
@@ -329,25 +241,3 @@ def _save_weights(model: torch.nn.Module, folder: Path) -> None:
     """A RecBole model's weights as safetensors, for ``load``."""
     with written_aside(folder / "model.safetensors") as aside:
         save_model(model, str(aside))
-
-
-def _plain(result: Mapping[str, Any] | None) -> dict[str, float]:
-    return {name: float(value) for name, value in (result or {}).items()}
-
-
-def _peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of the device, on a CPU of the process, since it started."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "recbole_idiomoe": __version__, **versions}

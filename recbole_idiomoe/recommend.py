@@ -129,7 +129,10 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
 
 
 def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
-    """The scores of a RecBole model, rebuilt from its dataset and its saved weights."""
+    """The scores of a RecBole model, rebuilt from its dataset and its saved weights.
+
+    A model that reads the user beside the history (FPMC, HGN) is given RecBole's padding user.
+    """
     from recbole.data.interaction import Interaction
     from safetensors import SafetensorError
     from safetensors.torch import load_model
@@ -137,7 +140,7 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
     from recbole_idiomoe import compat
     from recbole_idiomoe.config import RunConfig
     from recbole_idiomoe.data.catalog import read_catalog
-    from recbole_idiomoe.quick_start import load_dataset
+    from recbole_idiomoe.data.loading import load_dataset
     from recbole_idiomoe.registry import get_model
 
     compat.apply()

@@ -10,7 +10,7 @@ from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
 import recbole_idiomoe
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import measures, quick_start
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
@@ -87,7 +87,7 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
     assert 100 < result["peak_memory_mib"] < 100_000
     assert result["seed"] == 2020
     assert result["device"].startswith("CPU")
-    assert set(quick_start.PACKAGES) | {"python", "recbole_idiomoe"} == set(result["versions"])
+    assert set(measures.PACKAGES) | {"python", "recbole_idiomoe"} == set(result["versions"])
     assert result["versions"]["recbole"] == "1.2.1"
     assert result["settings"]["backbone_args"] == TINY_IDIOMOE["backbone_args"]
     assert result["settings"]["learning_rate"] == 0.003

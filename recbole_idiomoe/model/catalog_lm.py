@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,13 +146,20 @@ class CatalogLM(nn.Module):
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue."""
+        """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue.
+
+        Each file is written aside and renamed; from one save to the next only the weights
+        change, so that an earlier model stays whole until a later one replaces it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        with _no_progress_bars():
-            self.lm.save_pretrained(folder)
-        if not (folder / "tokenizer.json").exists():  # as large as the catalogue, never changing
-            self.tokenizer.save_pretrained(folder)
-            self.catalog.save(folder)
+        with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as aside:
+            with _no_progress_bars():
+                self.lm.save_pretrained(aside)
+            if not (folder / "tokenizer.json").exists():  # large as the catalogue, never changing
+                self.tokenizer.save_pretrained(aside)
+                self.catalog.save(folder)
+            for written in Path(aside).iterdir():
+                os.replace(written, folder / written.name)
 
     @classmethod
     def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:

@@ -10,8 +10,8 @@ from recbole.data import data_preparation
 from recbole.data.interaction import Interaction
 
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.lm import encode_text, load_backbone
-from recbole_idiomoe.quick_start import load_dataset
 from recbole_idiomoe.registry import get_model, get_trainer
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.helpers import TINY_BACKBONE

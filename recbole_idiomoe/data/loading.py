@@ -1,0 +1,50 @@
+"""RecBole's own loading of a data set, with what it says against one in a line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from recbole_idiomoe.data.location import check_atomic_files, locate
+from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError
+from recbole_idiomoe.registry import get_dataset_class
+
+if TYPE_CHECKING:
+    from recbole_idiomoe.config import RunConfig
+
+
+def load_dataset(config: RunConfig) -> Any:
+    """The filtered dataset, by RecBole's own loader.
+
+    Raises:
+        DataError: files that are missing, cannot be read, or leave nothing to learn from.
+    """
+    locate(config)
+    check_atomic_files(config)
+    try:
+        dataset = get_dataset_class(config["model"])(config)
+    except IdiomoeError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if reason.startswith("Some feat is empty"):
+            reason = (
+                "nothing is left after the filters; loosen user_inter_num_interval, "
+                "item_inter_num_interval or val_interval, or give items that users had a row in "
+                "the .item file (without one RecBole leaves them out)."
+            )
+        raise DataError(
+            f"{config['dataset_label']} in {config['data_path']}: RecBole cannot load it: {reason}"
+        ) from error
+    longest = dataset.inter_feat[dataset.uid_field].value_counts().max()
+    if longest < 3:
+        raise DataError(
+            f"{config['dataset_label']}: no user has 3 interactions after the filters (one to "
+            "start from, one to train on, one to test); loosen them or give more data."
+        )
+    items, topk = dataset.item_num - 1, config["topk"]
+    if max(topk) > items:
+        raise SettingError(
+            f"topk={topk} asks for more than the {items} items of {config['dataset_label']}; "
+            "lower it, and valid_metric with it."
+        )
+    return dataset

@@ -1,0 +1,90 @@
+"""What a result says besides its metrics: the protocol, the costs and the versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recbole_idiomoe import __version__
+
+if TYPE_CHECKING:
+    from recbole_idiomoe.config import RunConfig
+
+PACKAGES = ("recbole", "torch", "transformers", "accelerate", "numpy", "pandas", "scipy")
+
+
+def protocol(config: RunConfig, item_num: int) -> dict[str, Any]:
+    """What the numbers of a run depend on besides the model."""
+    split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]
+    return {
+        "split": " ".join(f"{kind} {how}" for kind, how in split.items()),
+        "order": config["eval_args"]["order"],
+        "group_by": config["eval_args"]["group_by"],
+        "candidates": f"all {item_num} items" if set(mode.values()) == {"full"} else mode,
+        "mask_seen": config["mask_seen"],
+        "max_history": config["MAX_ITEM_LIST_LENGTH"],
+        "filters": {
+            name: config[name]
+            for name in (
+                "user_inter_num_interval",
+                "item_inter_num_interval",
+                "val_interval",
+                "rm_dup_inter",
+                "filter_inter_by_user_or_item",
+            )
+        },
+        "metrics": config["metrics"],
+        "topk": config["topk"],
+        "valid_metric": config["valid_metric"],
+        "trained_on": "training interactions only",
+    }
+
+
+class Clock:
+    """Adds up the seconds that functions take, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, its time added to ``name``."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+        return timed
+
+
+def plain(result: Mapping[str, Any] | None) -> dict[str, float]:
+    """Metrics as Python's own numbers; none if nothing was evaluated."""
+    return {name: float(value) for name, value in (result or {}).items()}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of the device, on a CPU of the process, since it started."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that numbers may depend on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "recbole_idiomoe": __version__, **found}
