@@ -11,11 +11,12 @@ import copy
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import recbole
 import torch
 from recbole.config import Config
 from recbole.utils import InputType
@@ -73,6 +74,8 @@ class RunConfig(Config):  # type: ignore[misc]
         dataset: a data set's name; :func:`recbole_idiomoe.data.location.locate` finds its files.
         config_files: YAML files, or JSON result files of ours.
         settings: values by name, typed already.
+        beside: other models that the same command runs; a setting that only they know is
+            theirs, and left out here.
 
     Attributes:
         data_root: the folder that holds a folder per data set.
@@ -95,7 +98,9 @@ class RunConfig(Config):  # type: ignore[misc]
         dataset: str,
         config_files: Sequence[str | Path] = (),
         settings: Mapping[str, Any] | None = None,
+        beside: Collection[str] = (),
     ) -> None:
+        self.beside = beside
         super().__init__(model, dataset, list(config_files), dict(settings or {}))
 
     @property
@@ -176,6 +181,9 @@ class RunConfig(Config):  # type: ignore[misc]
         self.read_by_model = _keys_read_by(self.model_class)
         everywhere = internal.keys() | declared | _UNDECLARED
         self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"})
+        theirs = {key for model in self.beside for key in _keys_of(model)} - self.known
+        self.external_config_dict = {k: v for k, v in external.items() if k not in theirs}
+        external = self.external_config_dict
         check_names(external, self.known, self.model)
         check_values(external, internal)
         final = _overlay(copy.deepcopy(internal), external)
@@ -242,6 +250,14 @@ def _learns_from_negatives(model_class: type[Any], loss_type: str | None) -> boo
     """Whether training needs sampled items: a pairwise loss, or labels to predict."""
     pairwise = getattr(model_class, "input_type", None) is InputType.PAIRWISE
     return pairwise or loss_type == "BPR" or model_class.__name__ in _LABEL_MODELS
+
+
+def _keys_of(model: str) -> set[str]:
+    """Settings of ``model`` alone: those in its YAML files, and those that its code asks for."""
+    folders = (Path(recbole.__file__).parent / "properties", yaml_files.properties_path())
+    files = [folder / "model" / f"{model}.yaml" for folder in folders]
+    keys = {key for file in files if file.is_file() for key in yaml_files.read_settings(file)}
+    return keys | _keys_read_by(registry.get_model(model))
 
 
 def _keys_read_by(model_class: type[Any]) -> set[str]:

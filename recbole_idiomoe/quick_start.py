@@ -72,10 +72,11 @@ def run(
         earlier = read_run(Path(resume))
         models, datasets = earlier["model"], earlier["dataset"]
         config_files = [Path(resume) / RUN_FILE, *config_files]
+    names = _names("model", models)
     results = []
-    for dataset in _names(datasets):
-        for model in _names(models):
-            config = RunConfig(model, dataset, config_files, settings)
+    for dataset in _names("dataset", datasets):
+        for model in names:
+            config = RunConfig(model, dataset, config_files, settings, beside=names)
             results.append(run_one(config, Path(resume) if resume is not None else None))
             if result_file is not None:
                 write_result(result_file, results)
@@ -208,9 +209,12 @@ def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:
     return train_data, valid_data, test_data
 
 
-def _names(names: str | Sequence[str]) -> list[str]:
+def _names(kind: str, names: str | Sequence[str]) -> list[str]:
     listed = names.split(",") if isinstance(names, str) else list(names)
-    return [name.strip() for name in listed if name.strip()]
+    found = [name.strip() for name in listed if name.strip()]
+    if not found:
+        raise SettingError(f"no {kind} is named; --list_{kind}s names those there are.")
+    return found
 
 
 def _start_log(config: RunConfig) -> None:

@@ -266,3 +266,17 @@ def test_a_configuration_is_pickled_and_copied_whole() -> None:
         assert other.settings == first.settings
         assert other.complete_settings() == first.complete_settings()
         assert str(other) == str(first)
+
+
+def test_a_setting_of_a_model_beside_is_left_to_that_model() -> None:
+    settings = {"num_layers": 2, "backbone": "bundled", "epochs": 3}
+    both = ("SASRec", "GRU4Rec")
+    sasrec = RunConfig("SASRec", "ml-100k", settings=settings, beside=both)
+    gru4rec = RunConfig("GRU4Rec", "ml-100k", settings=settings, beside=both)
+    assert sasrec["num_layers"] is None and gru4rec["num_layers"] == 2
+    assert sasrec["epochs"] == gru4rec["epochs"] == 3
+    assert "num_layers" not in sasrec.complete_settings()
+    with pytest.raises(SettingError, match="num_layers"):
+        RunConfig("SASRec", "ml-100k", settings=settings)
+    with pytest.raises(SettingError, match="nm_layers"):
+        RunConfig("SASRec", "ml-100k", settings={"nm_layers": 2}, beside=both)

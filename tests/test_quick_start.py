@@ -253,3 +253,9 @@ def test_an_unknown_setting_is_refused_before_anything_is_written() -> None:
     with pytest.raises(SettingError, match="expert_widht"):
         quick_start.run(settings={"expert_widht": 0.5})
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_nothing_to_run_is_said(kind: str) -> None:
+    with pytest.raises(SettingError, match=f"no {kind} is named"):
+        quick_start.run(**{f"{kind}s": " , "})
