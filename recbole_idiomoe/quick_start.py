@@ -124,8 +124,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"model": config["model"], "dataset": config["dataset_label"]}
     write_run(folder, identity | {"settings": complete_settings})
-    if config["model"] not in MODELS:
-        catalog.save(folder)
+    catalog.save(folder)
 
     clock = Clock()
     trainer.evaluate = clock.timing("evaluate", trainer.evaluate)

@@ -198,11 +198,14 @@ class CatalogLM(nn.Module):
         assert hidden_states is not None
         return hidden_states.flatten(0, 1)
 
-    def _autocast(self) -> torch.autocast:
-        device = self.lm.device.type
+    @property
+    def uses_bf16(self) -> bool:
+        """Whether the decoder computes in bfloat16; item scores never do."""
         precision = self.settings.precision
-        enabled = precision == "bf16" or (precision == "auto" and device == "cuda")
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
+        return precision == "bf16" or (precision == "auto" and self.lm.device.type == "cuda")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.lm.device.type, dtype=torch.bfloat16, enabled=self.uses_bf16)
 
     def _sequence_builder(self) -> SequenceBuilder:
         settings, config = self.settings, self.lm.config.backbone_config

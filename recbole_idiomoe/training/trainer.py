@@ -47,10 +47,9 @@ class IdiomoeTrainer(Trainer):
         AcceleratorState._reset_state()  # an earlier run in this process may have set another
         self.catalog_lm = model.catalog_lm
         self.settings = model.catalog_lm.settings
-        precision = self.settings.precision
-        use_bf16 = precision == "bf16" or (precision == "auto" and config["device"].type == "cuda")
         self.accelerator = Accelerator(
-            cpu=config["device"].type == "cpu", mixed_precision="bf16" if use_bf16 else "no"
+            cpu=config["device"].type == "cpu",
+            mixed_precision="bf16" if model.catalog_lm.uses_bf16 else "no",
         )
         super().__init__(config, model)
 
@@ -88,6 +87,8 @@ class IdiomoeTrainer(Trainer):
                     self._save_checkpoint(epoch, verbose=verbose)
                 continue
             if not self._is_evaluated(epoch):
+                if saved:
+                    self._save_state(epoch)
                 continue
 
             start = time()

@@ -81,8 +81,8 @@ def assert_same(one: Any, other: Any, where: str = "state") -> None:
 @pytest.mark.parametrize(
     ("method", "call"),
     # Epochs are evaluated from the second on: the first sees no text.
-    [("evaluate", 2), ("_train_epoch", 3), ("_save_state", 3)],
-    ids=["while ranking", "between epochs", "before saving"],
+    [("evaluate", 2), ("_train_epoch", 3), ("_save_state", 3), ("_train_epoch", 2)],
+    ids=["while ranking", "between epochs", "before saving", "after items alone"],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     method: str, call: int, data: Path, monkeypatch: pytest.MonkeyPatch
