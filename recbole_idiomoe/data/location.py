@@ -57,7 +57,7 @@ def locate(config: RunConfig) -> None:
             f"unknown dataset {label!r}, and {root / label} is no folder that holds "
             f"{label}.inter (--data_path={root}){near}"
         )
-    _download(recbole_name, root)
+    _download(recbole_name, root, label)
     _point(config, recbole_name, root / recbole_name)
 
 
@@ -119,8 +119,11 @@ def _bundled_ml_100k() -> Path:
     return Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 
 
-def _download(name: str, root: Path) -> None:
-    """Fetch RecBole's ``name`` into ``root/name``, whole or not at all."""
+def _download(name: str, root: Path, label: str) -> None:
+    """Fetch RecBole's ``name`` into ``root/name``, whole or not at all.
+
+    ``label`` is the name that the user gave, under which files of the user's own would lie.
+    """
     url = registry.recbole_datasets()[name]
     new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
@@ -145,8 +148,8 @@ def _download(name: str, root: Path) -> None:
                 folder.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"RecBole cannot download {name} ({reason}); put {name}.inter and {name}.item into "
-            f"{root / name}, or name the folder above theirs with --data_path."
+            f"RecBole cannot download {name} ({reason}); put {label}.inter and {label}.item into "
+            f"{root / label}, or name the folder above theirs with --data_path."
         ) from error
 
 
