@@ -32,7 +32,8 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
   --model=NAME,NAME       models to run (IDIOMoE)
   --dataset=NAME,NAME     data sets to run them on (ml-100k)
   --config_files=FILES    YAML files or result files of earlier runs, separated
-                          by spaces or commas; a later one wins
+                          by spaces or commas; a later one wins; they may name
+                          the model and the data set too
   --result_file=PATH      write results there as JSON
   --resume=FOLDER         go on with an unfinished run
   --list_models           names that --model takes
@@ -50,8 +51,8 @@ under "Config Settings". The others are:
 class Arguments:
     """What the command line asks for."""
 
-    models: list[str] = field(default_factory=lambda: ["IDIOMoE"])
-    datasets: list[str] = field(default_factory=lambda: ["ml-100k"])
+    models: list[str] | None = None
+    datasets: list[str] | None = None
     config_files: list[str] = field(default_factory=list)
     result_file: str | None = None
     resume: str | None = None
@@ -114,7 +115,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     for key, name in _LISTS.items():
         if key in values:
             setattr(parsed, name, _names(key, values.pop(key)))
-    for model in parsed.models:
+    for model in parsed.models or []:
         registry.check_model(model)
     parsed.settings = values
     return parsed

@@ -13,7 +13,7 @@ from recbole.data import data_preparation
 from recbole.utils import get_local_time, init_logger, init_seed
 from safetensors.torch import save_model
 
-from recbole_idiomoe import compat
+from recbole_idiomoe import compat, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import load_dataset
@@ -41,8 +41,8 @@ from recbole_idiomoe.training.stages import pretrain
 
 
 def run(
-    models: str | Sequence[str] = "IDIOMoE",
-    datasets: str | Sequence[str] = "ml-100k",
+    models: str | Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
     config_files: Sequence[str | Path] = (),
     settings: Mapping[str, Any] | None = None,
     *,
@@ -52,8 +52,9 @@ def run(
     """Train and test every model on every dataset, one after another, under one protocol.
 
     Args:
-        models: names, as a list or separated by commas.
-        datasets: likewise.
+        models: names, as a list or separated by commas; None: what ``config_files`` name,
+            else IDIOMoE.
+        datasets: likewise, else ml-100k.
         config_files: YAML files, or result files of earlier runs; later ones win.
         settings: settings by name; they win over the files.
         result_file: where the results go as JSON. It is written after every run.
@@ -72,9 +73,12 @@ def run(
         earlier = read_run(Path(resume))
         models, datasets = earlier["model"], earlier["dataset"]
         config_files = [Path(resume) / RUN_FILE, *config_files]
-    names = _names("model", models)
+    named = {"model": "IDIOMoE", "dataset": "ml-100k"}
+    for file in config_files:
+        named.update(yaml_files.read_settings(file))
+    names = _names("model", named["model"] if models is None else models)
     results = []
-    for dataset in _names("dataset", datasets):
+    for dataset in _names("dataset", named["dataset"] if datasets is None else datasets):
         for model in names:
             config = RunConfig(model, dataset, config_files, settings, beside=names)
             results.append(run_one(config, Path(resume) if resume is not None else None))

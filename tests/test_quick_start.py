@@ -111,7 +111,8 @@ def test_a_result_file_gives_the_same_run_again(
     first = idiomoe if model == "IDIOMoE" else baselines[model]
     file = tmp_path / "first.json"
     file.write_text(json.dumps(first))
-    (again,) = quick_start.run(model, "ml-100k", [file], result_file=tmp_path / "again.json")
+    (again,) = quick_start.run(config_files=[file], result_file=tmp_path / "again.json")
+    assert (again["model"], again["dataset"]) == (model, "ml-100k")
     for part in ("test_result", "best_valid_result", "protocol", "settings", "parameters"):
         assert again[part] == first[part]
     assert again["folder"] != first["folder"]
@@ -259,3 +260,18 @@ def test_an_unknown_setting_is_refused_before_anything_is_written() -> None:
 def test_nothing_to_run_is_said(kind: str) -> None:
     with pytest.raises(SettingError, match=f"no {kind} is named"):
         quick_start.run(**{f"{kind}s": " , "})
+
+
+def test_what_is_run_when_nothing_or_a_file_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = []
+    monkeypatch.setattr(
+        quick_start, "run_one", lambda config, _: runs.append((config["model"], config["dataset"]))
+    )
+    quick_start.run()
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: SASRec\ndataset: amazon-toys\n")
+    quick_start.run(config_files=[file])
+    quick_start.run("GRU4Rec", config_files=[file])
+    assert runs == [("IDIOMoE", "ml-100k"), ("SASRec", "amazon-toys"), ("GRU4Rec", "amazon-toys")]
