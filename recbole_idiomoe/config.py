@@ -34,7 +34,7 @@ from recbole_idiomoe.config_checks import (
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.settings import Settings, defaults
 
-compat.apply()
+compat.apply()  # here, so that whoever has a configuration has a RecBole that works
 
 _COMMAND_LINE = {"config_files", "dataset", "model", "result_file", "resume"}
 _MACHINE = {"gpu_id", "use_gpu"}

@@ -5,7 +5,6 @@ Each function raises a one-line :class:`SettingError`, or returns.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -14,30 +13,19 @@ from typing import Any
 from recbole.evaluator.register import metrics_dict
 
 from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.registry import nearest
 
-_POSITIVE = (
+_AMOUNTS = (
     "epochs",
-    "learning_rate",
     "train_batch_size",
     "eval_batch_size",
     "MAX_ITEM_LIST_LENGTH",
     "pretrain_epochs",
     "save_step",
 )
+_POSITIVE = (*_AMOUNTS, "learning_rate")
 _NOT_NEGATIVE = ("weight_decay", "worker", "seed", "metric_decimal_place")
-_WHOLE = (
-    "epochs",
-    "train_batch_size",
-    "eval_batch_size",
-    "MAX_ITEM_LIST_LENGTH",
-    "pretrain_epochs",
-    "save_step",
-    "stopping_step",
-    "eval_step",
-    "worker",
-    "seed",
-    "metric_decimal_place",
-)
+_WHOLE = (*_AMOUNTS, "stopping_step", "eval_step", "worker", "seed", "metric_decimal_place")
 _TEXT = (
     "checkpoint_dir",
     "data_path",
@@ -89,12 +77,11 @@ def check_names(given: Collection[str], known: Collection[str], model: str) -> N
     Raises:
         SettingError: it is not; the message names the nearest key.
     """
-    lowered = {name.lower(): name for name in known}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name.lower().replace("-", "_"), lowered, n=1)
+            near = nearest(name.replace("-", "_"), known)
             mend = (
-                f"did you mean {lowered[near[0]]!r}?"
+                f"did you mean {near!r}?"
                 if near
                 else f"neither RecBole, {model} nor this package reads it."
             )

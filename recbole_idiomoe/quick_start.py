@@ -13,7 +13,7 @@ from recbole.data import data_preparation
 from recbole.utils import get_local_time, init_logger, init_seed
 from safetensors.torch import save_model
 
-from recbole_idiomoe import compat, yaml_files
+from recbole_idiomoe import yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import load_dataset
@@ -66,7 +66,6 @@ def run(
     Raises:
         IdiomoeError: a setting, file or machine that does not do; the message is one line.
     """
-    compat.apply()
     if result_file is not None:
         check_writable(result_file)
     if resume is not None:
@@ -75,7 +74,8 @@ def run(
         config_files = [Path(resume) / RUN_FILE, *config_files]
     named = {"model": "IDIOMoE", "dataset": "ml-100k"}
     for file in config_files:
-        named.update(yaml_files.read_settings(file))
+        content = yaml_files.read_settings(file)
+        named.update({key: content[key] for key in named.keys() & content.keys()})
     names = _names("model", named["model"] if models is None else models)
     results = []
     for dataset in _names("dataset", named["dataset"] if datasets is None else datasets):

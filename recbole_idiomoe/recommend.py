@@ -137,13 +137,11 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    from recbole_idiomoe import compat
     from recbole_idiomoe.config import RunConfig
     from recbole_idiomoe.data.catalog import read_catalog
     from recbole_idiomoe.data.loading import load_dataset
     from recbole_idiomoe.registry import get_model
 
-    compat.apply()
     config = RunConfig(run["model"], run["dataset"], settings=run["settings"])
     config["device"] = device
     if "train_stage" in config:

@@ -17,6 +17,7 @@ def load_dataset(config: RunConfig) -> Any:
 
     Raises:
         DataError: files that are missing, cannot be read, or leave nothing to learn from.
+        SettingError: ``topk`` asks for more items than there are.
     """
     locate(config)
     check_atomic_files(config)

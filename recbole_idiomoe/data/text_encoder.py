@@ -105,10 +105,8 @@ def _load(encoder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        model, tokenizer = (
-            AutoModel.from_pretrained(encoder),
-            AutoTokenizer.from_pretrained(encoder),
-        )
+        model = AutoModel.from_pretrained(encoder)
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
         if model.config.is_encoder_decoder or not tokenizer("words").input_ids:
             raise ValueError
         return model, tokenizer
