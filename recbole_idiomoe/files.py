@@ -44,3 +44,15 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move into ``folder``, one by one, when the block ends well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
+        aside = Path(name)
+        yield aside
+        for written in sorted(aside.iterdir()):
+            written.chmod(0o644)
+            os.replace(written, folder / written.name)

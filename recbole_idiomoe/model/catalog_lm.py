@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from recbole_idiomoe.data.loader import token_groups
 from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collate
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError
+from recbole_idiomoe.files import folder_written_aside
 from recbole_idiomoe.lm import (
     BUNDLED,
     IdiomoeForCausalLM,
@@ -151,15 +150,12 @@ class CatalogLM(nn.Module):
         Each file is written aside and renamed; from one save to the next only the weights
         change, so that an earlier model stays whole until a later one replaces it.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as aside:
+        with folder_written_aside(folder) as aside:
             with _no_progress_bars():
                 self.lm.save_pretrained(aside)
             if not (folder / "tokenizer.json").exists():  # large as the catalogue, never changing
                 self.tokenizer.save_pretrained(aside)
                 self.catalog.save(folder)
-            for written in Path(aside).iterdir():
-                os.replace(written, folder / written.name)
 
     @classmethod
     def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:

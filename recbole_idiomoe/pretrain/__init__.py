@@ -1,0 +1,1 @@
+"""Training a small decoder from plain text: where the bundled language model comes from."""

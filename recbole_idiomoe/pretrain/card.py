@@ -1,0 +1,152 @@
+"""The model card that is written beside the weights."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from recbole_idiomoe.pretrain.settings import PretrainSettings
+from recbole_idiomoe.pretrain.training import Progress
+
+SAMPLE_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bits per byte of one set of texts, under the model and under what it is compared with."""
+
+    name: str
+    byte_num: int
+    trained: float
+    untrained: float
+    ngram: float
+    xz: float
+    nll_per_token: float
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One file of text: how much of it was trained on, how much held out."""
+
+    name: str
+    text_num: int
+    byte_num: int
+    heldout_num: int
+
+
+def samples(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, seed: int
+) -> tuple[str, str]:
+    """What the model says after ``prompt``: greedily, and drawn from its distribution."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    options = {"max_new_tokens": SAMPLE_TOKENS, "min_new_tokens": SAMPLE_TOKENS}
+    greedy = model.generate(**inputs, **options, do_sample=False)
+    torch.manual_seed(seed)
+    drawn = model.generate(**inputs, **options, do_sample=True, temperature=0.8, top_k=0)
+    return str(tokenizer.decode(greedy[0])), str(tokenizer.decode(drawn[0]))
+
+
+def model_card(
+    settings: PretrainSettings,
+    model: Any,
+    corpora: Sequence[Corpus],
+    progress: Progress,
+    token_num: int,
+    measured: Sequence[Measured],
+    said: tuple[str, str],
+    command: Sequence[str],
+) -> str:
+    """The card, in Markdown with the hub's front matter.
+
+    Args:
+        token_num: tokens of the training text, seen once an epoch.
+        said: the greedy and the drawn sample.
+        command: the arguments that made the model.
+    """
+    name = settings.name or Path(settings.out).resolve().name
+    config = model.config
+    embedding = model.get_input_embeddings().weight.numel()
+    rest = model.num_parameters() - embedding
+    seen = progress.step * settings.batch_size * settings.context
+    device = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
+    rows = "\n".join(
+        f"| {m.name} ({m.byte_num:,} bytes) | **{m.trained:.3f}** | {m.untrained:.3f} | "
+        f"{m.ngram:.3f} | {m.xz:.3f} | {m.nll_per_token:.3f} |"
+        for m in measured
+    )
+    texts = "\n".join(
+        f"| {c.name} | {c.text_num:,} | {c.byte_num:,} | {c.heldout_num:,} |" for c in corpora
+    )
+    epochs = "\n".join(
+        f"| {row['epoch']} | {row['train_nll']:.3f} | {row['heldout_nll']:.3f} |"
+        for row in progress.epochs
+    )
+    return f"""---
+license: mit
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}
+
+A small English language model: {config.num_hidden_layers} layers of width {config.hidden_size}
+in Qwen2's architecture, {rest:,} parameters besides {embedding:,} of the embedding, a byte-level
+BPE of {config.vocab_size:,} tokens, bfloat16. Made to be a backbone that a CPU can train with;
+as a writer it knows grammar and little else.
+
+## Data
+
+{settings.sources or "Given by the one who trained it."}
+
+| file | texts | bytes trained on | texts held out |
+|---|---|---|---|
+{texts}
+
+## Training
+
+{token_num:,} tokens of text, {seen:,} tokens seen, {progress.seconds:,.0f} seconds on one
+{device} with torch {torch.__version__}, transformers {transformers.__version__}, Python
+{platform.python_version()}. Next-token loss over packed texts, windows of {settings.context}
+tokens, {settings.batch_size} windows a step, AdamW.
+
+```
+python -m recbole_idiomoe.pretrain {shlex.join(command)}
+```
+
+| epoch | training NLL | held-out NLL, nats per token |
+|---|---|---|
+{epochs}
+
+## How well it predicts
+
+Bits per byte, less is better. Windows of {settings.context} tokens that overlap by half. The
+5-gram model of bytes (interpolated, Witten-Bell) was trained on the same text; xz is `xz -9e` of
+the measured text itself. NLL is in nats per token.
+
+| text | this model | untrained | 5-gram bytes | xz | NLL |
+|---|---|---|---|---|---|
+{rows}
+
+## What it says
+
+{SAMPLE_TOKENS} tokens after "{settings.prompt}", unedited. Greedy:
+
+> {_quoted(said[0])}
+
+Drawn at temperature 0.8:
+
+> {_quoted(said[1])}
+"""
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\n", "\n> ")

@@ -1,0 +1,110 @@
+"""Files of plain text: read, held out, tokenized, packed into windows."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.lm.vocabulary import encode_text
+
+SEPARATOR = "\x1e"
+TEXTS_AT_ONCE = 64
+_OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
+
+
+def read_texts(file: str) -> list[str]:
+    """The texts of a file, in its order, empty ones left out.
+
+    Raises:
+        DataError: the file cannot be read, or holds no text.
+    """
+    path = Path(file).expanduser()
+    try:
+        # newline="": a carriage return is text too.
+        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="") as stream:
+            lines = stream.read()
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{file} cannot be read: {reason}; UTF-8 text is wanted.") from error
+    texts = [text.removeprefix("\n") for text in lines.split(SEPARATOR)]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DataError(f"{file} holds no text.")
+    return texts
+
+
+def hold_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """``texts`` to train on and a random ``share`` of them, at least one, to measure on.
+
+    Raises:
+        DataError: there is only one text.
+    """
+    count = max(1, round(share * len(texts)))
+    if count >= len(texts):
+        raise DataError(
+            f"{len(texts)} text cannot be split into training and held-out texts; put a line "
+            "with the character U+001E between texts."
+        )
+    held = set(random.Random(seed).sample(range(len(texts)), count))
+    trained = [text for i, text in enumerate(texts) if i not in held]
+    return trained, [texts[i] for i in sorted(held)]
+
+
+def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
+    """Tokens of all texts in a row, end of text before each and last, as uint16."""
+    end = np.array([tokenizer.eos_token_id], dtype=np.uint16)
+    parts = [end]
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        for ids in encode_text(tokenizer, list(texts[start : start + TEXTS_AT_ONCE])):
+            parts += [np.array(ids, dtype=np.uint16), end]
+    return np.concatenate(parts)
+
+
+class Windows:
+    """Batches of windows of a token stream, in an order that a seed and a step determine.
+
+    Each epoch cuts the stream at another offset and shuffles the windows anew. Windows that
+    fill no batch wait for another epoch.
+
+    Args:
+        tokens: the packed stream, shape ``(n,)``.
+        context: tokens that a window predicts.
+        batch_size: windows in a batch.
+
+    Raises:
+        DataError: the stream is shorter than one batch.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, batch_size: int, seed: int) -> None:
+        self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
+        # One window less than fit, to have room for the offset.
+        self.window_num = (len(tokens) - 1) // context - 1
+        self.steps_per_epoch = self.window_num // batch_size
+        if self.steps_per_epoch < 1:
+            raise DataError(
+                f"{len(tokens)} tokens of text do not fill a batch of {batch_size} windows of "
+                f"{context}; give more text, or a smaller --batch_size or --context."
+            )
+
+    def batches(self, first: int, last: int) -> Iterator[torch.Tensor]:
+        """Batches of the steps ``first`` to ``last - 1``, each ``(batch_size, context + 1)``."""
+        step = first
+        while step < last:
+            epoch, within = divmod(step, self.steps_per_epoch)
+            generator = np.random.default_rng((self.seed, epoch))
+            starts = generator.permutation(self.window_num) * self.context
+            starts += generator.integers(self.context)
+            for batch in range(within, min(self.steps_per_epoch, within + last - step)):
+                chosen = starts[batch * self.batch_size : (batch + 1) * self.batch_size]
+                positions: Any = chosen[:, None] + np.arange(self.context + 1)
+                yield torch.from_numpy(self.tokens[positions].astype(np.int64))
+                step += 1

@@ -1,0 +1,83 @@
+"""What ``python -m recbole_idiomoe.pretrain`` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from recbole_idiomoe.errors import SettingError
+
+_ABOVE_0 = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "epochs",
+    "batch_size",
+    "micro_batch_size",
+    "learning_rate",
+    "save_every",
+)
+
+
+def _setting(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Text in, a folder out, and the sizes of what is trained.
+
+    Raises:
+        SettingError: a number out of its range, or numbers that do not fit together.
+    """
+
+    text: list[str] = field(
+        metadata={
+            "help": "files to learn from: UTF-8, plain or .xz or .gz; texts in a file are "
+            "separated by a line that holds the character U+001E"
+        }
+    )
+    out: str = field(metadata={"help": "folder for the model; an interrupted run goes on there"})
+    name: str = _setting("", "name on the model card (default: the folder's)")
+    sources: str = _setting("", "one line for the card: what the text is, its licence")
+    test: list[str] = _setting([], "files to measure bits per byte on, beside the held-out texts")
+    holdout: float = _setting(0.01, "share of the texts of each file that is never trained on")
+    prompt: str = _setting(
+        "The old man looked out of the window and", "what the card's samples go on from"
+    )
+
+    vocab_size: int = _setting(16384, "tokens of the byte-level BPE")
+    hidden_size: int = _setting(256, "width of the decoder")
+    intermediate_size: int = _setting(512, "neurons of an FFN")
+    num_hidden_layers: int = _setting(6, "layers")
+    num_attention_heads: int = _setting(4, "query heads")
+    num_key_value_heads: int = _setting(2, "key and value heads")
+    context: int = _setting(1024, "tokens of a training window")
+
+    epochs: float = _setting(18.0, "passes over the text")
+    batch_size: int = _setting(64, "windows in an optimizer step")
+    micro_batch_size: int = _setting(64, "windows in a forward pass; the gradient adds up")
+    learning_rate: float = _setting(4e-3, "highest rate of AdamW; a cosine leads to 0")
+    warmup_steps: int = _setting(200, "steps of linear warm-up")
+    weight_decay: float = _setting(0.1, "of matrices; norms, biases and embeddings have none")
+    seed: int = _setting(2020, "of the weights, the held-out texts and the order")
+    save_every: int = _setting(1000, "steps between checkpoints to resume from")
+    compile: bool = _setting(True, "compile the forward pass on a GPU")
+
+    def __post_init__(self) -> None:
+        for name in _ABOVE_0:
+            if not getattr(self, name) > 0:
+                raise SettingError(f"--{name}={getattr(self, name)} must be above 0.")
+        if not 0 < self.holdout < 1:
+            raise SettingError(f"--holdout={self.holdout} must be between 0 and 1.")
+        if not 257 <= self.vocab_size <= 65536:
+            raise SettingError(
+                f"--vocab_size={self.vocab_size} must be between 257, the bytes and the end of "
+                "text, and 65536."
+            )
+        if self.context < 2:
+            raise SettingError(f"--context={self.context} must be at least 2.")

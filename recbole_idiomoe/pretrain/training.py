@@ -1,0 +1,188 @@
+"""The training loop: next-token loss on packed text, through Accelerate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+
+from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.pretrain.corpus import Windows
+from recbole_idiomoe.pretrain.settings import PretrainSettings
+
+PROGRESS = "progress.json"
+# What may differ between a run and its resumption: it changes no weight.
+FREE = ("out", "name", "sources", "test", "prompt", "save_every")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint holds beside weights and optimizer.
+
+    ``epochs`` has a row of ``epoch``, ``train_nll`` and ``heldout_nll``, in nats per token, for
+    each epoch that is over. ``seconds`` are those of training.
+    """
+
+    settings: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0  # of the steps of the epoch under way
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+
+class NextTokenLoss(nn.Module):
+    """Summed cross entropy of the next tokens of windows of shape ``(batch, context + 1)``."""
+
+    def __init__(self, decoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        # A scalar leaves the module: Accelerate would copy logits to float32.
+        logits = self.decoder(windows[:, :-1], use_cache=False).logits
+        targets = windows[:, 1:].flatten()
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
+
+
+def train(
+    decoder: PreTrainedModel,
+    windows: Windows,
+    settings: PretrainSettings,
+    folder: Path,
+    heldout_nll: Callable[[], float],
+) -> Progress:
+    """Train ``decoder`` in place, on a GPU if there is one, in bf16 there.
+
+    A checkpoint in ``folder`` is gone on with, to the very weights that an uninterrupted run
+    would have reached.
+
+    Args:
+        heldout_nll: nats per token on held-out text; asked after each epoch.
+
+    Raises:
+        CheckpointError: the checkpoint there belongs to other settings or is broken.
+        SettingError: started with several processes.
+    """
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(
+        mixed_precision="bf16" if on_gpu else "no",
+        dynamo_backend="inductor" if on_gpu and settings.compile else "no",
+    )
+    if accelerator.num_processes > 1:
+        raise SettingError("pretraining runs on one device; start it without accelerate launch.")
+    total = max(1, round(settings.epochs * windows.steps_per_epoch))
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(decoder, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+    )
+    warmup = min(settings.warmup_steps, total // 2)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    model, optimizer, schedule = accelerator.prepare(NextTokenLoss(decoder), optimizer, schedule)
+
+    progress = _resume(accelerator, settings, folder)
+    tokens_per_step = settings.batch_size * settings.context
+    loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
+    bar = tqdm(total=total, initial=progress.step, unit="step", mininterval=1, dynamic_ncols=True)
+    since = time.perf_counter() - progress.seconds
+    for batch in windows.batches(progress.step, total):
+        model.train()
+        loss = torch.zeros((), device=accelerator.device)
+        for part in batch.to(accelerator.device).split(settings.micro_batch_size):
+            part_loss = model(part) / tokens_per_step
+            accelerator.backward(part_loss)
+            loss += part_loss.detach()
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        loss_sum += loss
+        progress.step += 1
+        bar.update()
+        epoch_over = progress.step % windows.steps_per_epoch == 0
+        if progress.step % 20 == 0 or epoch_over:  # to read the loss is to wait for the GPU
+            rate = (bar.format_dict["rate"] or 0) * tokens_per_step
+            bar.set_postfix_str(f"{rate:,.0f} tokens/s, loss {loss.item():.3f}", refresh=False)
+        if epoch_over:
+            train_nll = loss_sum.item() / windows.steps_per_epoch
+            loss_sum.zero_()
+            decoder.eval()
+            progress.epochs.append(
+                {
+                    "epoch": progress.step // windows.steps_per_epoch,
+                    "train_nll": train_nll,
+                    "heldout_nll": heldout_nll(),
+                }
+            )
+        if progress.step % settings.save_every == 0 and progress.step < total:
+            progress.loss_sum = loss_sum.item()
+            progress.seconds = time.perf_counter() - since
+            _save(accelerator, progress, folder)
+    if on_gpu:
+        torch.cuda.synchronize()
+    progress.seconds = time.perf_counter() - since
+    bar.close()
+    decoder.eval()
+    return progress
+
+
+def _parameter_groups(decoder: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases and the embedding do not."""
+    embedding = decoder.get_input_embeddings().weight
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in decoder.parameters():
+        decays = parameter.ndim >= 2 and parameter is not embedding
+        (matrices if decays else others).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _save(accelerator: Accelerator, progress: Progress, folder: Path) -> None:
+    """Write a checkpoint aside, rename it, and remove the ones before it."""
+    earlier = list(folder.glob("checkpoint-*"))
+    aside = folder / ".checkpoint"
+    shutil.rmtree(aside, ignore_errors=True)
+    accelerator.save_state(str(aside))
+    (aside / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    os.replace(aside, folder / f"checkpoint-{progress.step}")
+    for old in earlier:
+        shutil.rmtree(old)
+
+
+def _resume(accelerator: Accelerator, settings: PretrainSettings, folder: Path) -> Progress:
+    """Load the last checkpoint into what Accelerate prepared; without one, start."""
+    chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    if not found:
+        return Progress(chosen)
+    checkpoint = found[-1]
+    try:
+        progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+        differing = [name for name in chosen if progress.settings.get(name) != chosen[name]]
+        if not differing:
+            accelerator.load_state(str(checkpoint))
+    except Exception as error:  # of a broken file, each library raises its own
+        raise CheckpointError(
+            f"{checkpoint} cannot be read ({type(error).__name__}); delete it to start again."
+        ) from error
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint} was made with another --{differing[0]}="
+            f"{progress.settings.get(differing[0])}; give that, or another --out."
+        )
+    return progress
