@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -120,7 +120,9 @@ def _tokenizer(folder: Path, texts: Sequence[str], vocab_size: int) -> PreTraine
         )
         with folder_written_aside(folder) as aside:
             tokenizer.save_pretrained(aside)
-    return AutoTokenizer.from_pretrained(folder)
+    # Not AutoTokenizer: for a Qwen2 model it would read the vocabulary into a tokenizer of its own,
+    # which normalises.
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> Any:

@@ -22,9 +22,14 @@ _ABOVE_0 = (
 
 
 def _setting(default: Any, help: str) -> Any:
+    """A field as HfArgumentParser reads it: metadata becomes arguments of add_argument."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        metadata = {"help": help, "metavar": "FILE"}
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    metadata = {"help": help}
+    if not isinstance(default, bool):
+        metadata["metavar"] = "TEXT" if isinstance(default, str) else "N"
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,18 @@ class PretrainSettings:
 
     text: list[str] = field(
         metadata={
+            "metavar": "FILE",
             "help": "files to learn from: UTF-8, plain or .xz or .gz; texts in a file are "
-            "separated by a line that holds the character U+001E"
+            "separated by a line that holds the character U+001E",
         }
     )
-    out: str = field(metadata={"help": "folder for the model; an interrupted run goes on there"})
-    name: str = _setting("", "name on the model card (default: the folder's)")
+    out: str = field(
+        metadata={
+            "metavar": "FOLDER",
+            "help": "folder for the model; an interrupted run goes on there",
+        }
+    )
+    name: str = _setting("", "name on the model card; empty: the folder's")
     sources: str = _setting("", "one line for the card: what the text is, its licence")
     test: list[str] = _setting([], "files to measure bits per byte on, beside the held-out texts")
     holdout: float = _setting(0.01, "share of the texts of each file that is never trained on")
