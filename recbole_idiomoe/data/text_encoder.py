@@ -74,7 +74,7 @@ def _tfidf(texts: list[str], dim: int, seed: int) -> np.ndarray:
         return TruncatedSVD(components, random_state=seed).fit_transform(counts).astype(np.float32)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: weights that move to a GPU within it could never train
 def _mean_states(
     texts: list[str], model: Any, tokenizer: Any, device: torch.device | str
 ) -> np.ndarray:
