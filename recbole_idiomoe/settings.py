@@ -15,6 +15,10 @@ from typing import Any
 
 from recbole_idiomoe.errors import SettingError
 
+# What ``backbone`` may be besides a folder or a hub name.
+BUNDLED = "bundled"
+UNTRAINED = "untrained"
+
 
 def _setting(
     default: Any,
@@ -86,14 +90,16 @@ class Settings:
 
     # Language model.
     backbone: str = _setting(
-        "bundled",
-        "decoder to start from: 'bundled', a hub name such as Qwen/Qwen2.5-0.5B, or a folder",
+        BUNDLED,
+        f"decoder to start from: {BUNDLED!r} (idiom-mini, small and pretrained), {UNTRAINED!r} "
+        "(the same with random weights), a hub name such as Qwen/Qwen2.5-0.5B, or a folder",
         group="model",
     )
     backbone_args: dict[str, Any] | None = _setting(
         None,
-        "sizes of the bundled decoder, as in transformers.Qwen2Config "
-        "(hidden_size, num_hidden_layers ...); other backbones bring their own",
+        f"sizes in which the {UNTRAINED} decoder differs from the bundled one, as in "
+        "transformers.Qwen2Config (hidden_size, num_hidden_layers ...); other backbones bring "
+        "their own",
         none=True,
         group="model",
     )
@@ -125,6 +131,12 @@ class Settings:
         "width of the factorised item table E = W_l W_u; null: one table of full width",
         low=1,
         none=True,
+        group="model",
+    )
+    item_scale: float = _setting(
+        8.0,
+        "how long an item's vector is on entering the decoder, in lengths of a text token's",
+        low=0.001,
         group="model",
     )
     item_init: str = _setting(

@@ -21,6 +21,7 @@ TINY_BACKBONE: dict[str, Any] = {
     "num_key_value_heads": 2,
 }
 TINY_IDIOMOE: dict[str, Any] = SMALL_ML_100K | {
+    "backbone": "untrained",
     "backbone_args": TINY_BACKBONE,
     "max_item_text_tokens": 8,
     "epochs": 2,

@@ -18,6 +18,14 @@ FIND_PROPERTIES = (
     "print(len(list(properties_path().glob('dataset/*.yaml'))),"
     "read_settings(properties_path() / 'overall.yaml')['repeatable'])"
 )
+# Every name here is of the installed package; the libraries that it needs are borrowed.
+FIND_BACKBONE = (
+    "import sys; sys.path.append(sys.argv[1])\n"
+    "import recbole_idiomoe\n"
+    "from recbole_idiomoe.lm import bundled, load_backbone\n"
+    "backbone, tokenizer = load_backbone('bundled')\n"
+    "print(recbole_idiomoe.__file__, bundled.FOLDER, len(tokenizer), sep='\\n')"
+)
 
 
 def run(*command: object, **options: object) -> str:
@@ -93,11 +101,14 @@ def test_the_tested_set_is_pinned_without_local_tags() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
-def test_properties_are_found_however_it_is_installed(kind: str, tmp_path: Path) -> None:
-    """Built from a copy, away from the checkout; only RecBole and yaml are borrowed."""
+def test_its_files_are_found_however_it_is_installed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built from a copy, away from the checkout, and run with nothing of the checkout in sight."""
     import recbole
     import yaml
 
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     tree = tmp_path / "tree"
     run("cp", "-r", *(ROOT / name for name in PARTS if (ROOT / name).exists()), tree_in(tree))
     venv.create(tmp_path / "venv", with_pip=True)
@@ -117,6 +128,13 @@ def test_properties_are_found_however_it_is_installed(kind: str, tmp_path: Path)
     assert run(python, "-c", FIND_PROPERTIES, cwd=tmp_path).strip() == "4 True"
     script = tmp_path / "venv" / "bin" / "recbole-idiomoe"
     assert "IDIOMoE" in run(script, "--list_models", cwd=tmp_path).splitlines()
+    libraries = Path(recbole.__file__).parent.parent
+    found = run(python, "-c", FIND_BACKBONE, libraries, cwd=tmp_path)
+    assert not found.startswith("failed"), found
+    package, folder, size = found.splitlines()
+    where = tree if kind == "editable" else site
+    assert Path(package).is_relative_to(where) and Path(folder).is_relative_to(where), found
+    assert int(size) > 1000
 
 
 PARTS = ("recbole_idiomoe", "properties", "run_recbole_idiomoe.py", "setup.py", "setup.cfg")

@@ -6,7 +6,7 @@ type ``idiomoe``, so that a saved folder opens like any other checkpoint.
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recbole_idiomoe.lm.backbone import BUNDLED, load_backbone
+from recbole_idiomoe.lm.backbone import load_backbone
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, expert_placement
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.experts import (
@@ -23,7 +23,6 @@ AutoConfig.register(IdiomoeConfig.model_type, IdiomoeConfig, exist_ok=True)
 AutoModelForCausalLM.register(IdiomoeConfig, IdiomoeForCausalLM, exist_ok=True)
 
 __all__ = [
-    "BUNDLED",
     "IdiomoeConfig",
     "IdiomoeForCausalLM",
     "ItemTable",

@@ -1,17 +1,17 @@
-"""Where a decoder comes from: built here, a local folder, or the Hugging Face hub."""
+"""Where a decoder comes from: the package, a local folder, or the Hugging Face hub."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -25,35 +25,22 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, has_file
 
 from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.experts import SUPPORTED, decoder_layers
-from recbole_idiomoe.lm.vocabulary import clean_text
+from recbole_idiomoe.lm.progress import no_progress_bars
+from recbole_idiomoe.settings import BUNDLED, UNTRAINED
 
 logger = logging.getLogger(__name__)
 
-BUNDLED = "bundled"
-BUNDLED_SIZES: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-    "attention_dropout": 0.0,
-}
-BUNDLED_VOCABULARY = 4096
-END_OF_TEXT = "<|endoftext|>"
-# Words with the one mark or blank before them, single digits, runs of marks, blanks.
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}[\p{L}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 HUB_TIMEOUT = 10.0  # seconds
 
 
 def load_backbone(
     name: str,
     *,
-    corpus: Sequence[str],
     backbone_args: dict[str, Any] | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -61,67 +48,85 @@ def load_backbone(
     """A decoder in float32, in eval mode, and its tokenizer.
 
     Args:
-        name: ``bundled``, a folder, or a name on the hub.
-        corpus: texts that the bundled tokenizer learns from; others ignore it.
-        backbone_args: fields of Qwen2Config for ``bundled``.
-        seed: of the bundled decoder's weights; the global generator is left as it was.
+        name: ``bundled``, which is idiom-mini, the pretrained decoder of this package;
+            ``untrained``, the same with random weights; a folder; or a name on the hub.
+        backbone_args: fields of Qwen2Config in which ``untrained`` differs from idiom-mini.
+        seed: of the weights of ``untrained``; the global generator is left as it was.
         trust_remote_code: run model code that comes with the weights.
 
     Raises:
         SettingError: ``backbone_args`` with a field that Qwen2Config lacks or refuses, or
             for a backbone that brings its own sizes.
-        BackboneError: nothing to be found, nothing to be used, or no decoder.
+        BackboneError: nothing to be found, nothing to be used, pickled weights, or no decoder.
     """
-    if name == BUNDLED:
-        tokenizer = _train_tokenizer(corpus)
-        return _build_decoder(tokenizer, backbone_args or {}, seed), tokenizer
+    if name == UNTRAINED:
+        folder = verified_folder(weights=False)
+        tokenizer = _bundled_tokenizer(name, folder)
+        return _build_decoder(folder, backbone_args or {}, seed), tokenizer
     if backbone_args:
         raise SettingError(
-            f"backbone_args={backbone_args} sizes the bundled decoder; backbone={name} brings "
-            "its own sizes."
+            f"backbone_args={backbone_args} sizes a decoder with random weights; backbone={name} "
+            f"brings its own sizes: leave backbone_args out, or give backbone={UNTRAINED}."
         )
-    source, local = _locate(name)
+    source, local = (str(verified_folder()), True) if name == BUNDLED else _locate(name)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local}
     config = _attempt(name, "configuration", AutoConfig.from_pretrained, source, **options)
     _check_decoder(name, config)
-    backbone, info = _attempt(
-        name,
-        "model",
-        AutoModelForCausalLM.from_pretrained,
-        source,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **options,
-    )
+    files = _attempt(name, "model", _weight_files, source, config=config, local_files_only=local)
+    _check_safetensors(name, files)
+    with no_progress_bars() if local else nullcontext():
+        backbone, info = _attempt(
+            name,
+            "model",
+            AutoModelForCausalLM.from_pretrained,
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     if missing := sorted(info["missing_keys"]):
         raise BackboneError(
             f"backbone={name} lacks {len(missing)} weights of a language model, first "
             f"{missing[0]}; take a checkpoint saved as a causal language model."
         )
     decoder_layers(backbone)
-    tokenizer = _attempt(name, "tokenizer", AutoTokenizer.from_pretrained, source, **options)
+    if name == BUNDLED:
+        tokenizer = _bundled_tokenizer(name, Path(source))
+    else:
+        tokenizer = _attempt(name, "tokenizer", AutoTokenizer.from_pretrained, source, **options)
     if not tokenizer("words").input_ids:
         raise BackboneError(
             f"backbone={name} brings no tokenizer that reads text; put its tokenizer.json there."
         )
     _forget_sampling(backbone)
+    backbone.config.name_or_path = name  # as asked for, not where it lies here
     return backbone.eval(), tokenizer
 
 
-def _build_decoder(
-    tokenizer: PreTrainedTokenizerBase, sizes: dict[str, Any], seed: int
-) -> PreTrainedModel:
-    """A Qwen2-shaped decoder with random weights."""
+def _bundled_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    """idiom-mini's tokenizer as it is in its file.
+
+    AutoTokenizer would see a Qwen2 beside it and make it a Qwen2Tokenizer, whose NFC
+    normalisation it was not trained with.
+    """
+    load = PreTrainedTokenizerFast.from_pretrained
+    return _attempt(name, "tokenizer", load, str(folder), local_files_only=True)
+
+
+def _build_decoder(folder: Path, sizes: dict[str, Any], seed: int) -> PreTrainedModel:
+    """A decoder with random weights, like the one in ``folder`` but for ``sizes``."""
     known = {f.name for f in dataclasses.fields(Qwen2Config)}
     derived = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
     for field in sizes:
         if field not in known - derived:
             reason = "follows from the tokenizer" if field in derived else "is no field"
             raise SettingError(f"backbone_args: {field!r} {reason} of transformers.Qwen2Config.")
-    sizes = {**BUNDLED_SIZES, **sizes}
-    end = tokenizer.eos_token_id
+    bundled = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # One type a layer, which Qwen2Config fills in; and the type of numbers in the file.
+    own = {key: bundled[key] for key in known & bundled.keys() - {"layer_types", "dtype"}}
     try:
-        config = Qwen2Config(**sizes, vocab_size=len(tokenizer), pad_token_id=end, eos_token_id=end)
+        config = Qwen2Config(**{**own, **sizes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             decoder = Qwen2ForCausalLM(config).eval()
@@ -130,34 +135,8 @@ def _build_decoder(
             decoder(torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:  # the config, torch and the attention each raise their own kind
         raise SettingError(f"backbone_args={sizes}: {_one_line(error)}") from error
-    logger.info("The bundled backbone is not pretrained: it starts from random weights.")
+    logger.info("backbone=%s is not pretrained: it starts from random weights.", UNTRAINED)
     return decoder
-
-
-def _train_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerBase:
-    """Byte-level BPE, at most :data:`BUNDLED_VOCABULARY` tokens; decodes NFC text exactly."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=BUNDLED_VOCABULARY,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[END_OF_TEXT],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((clean_text(text) for text in corpus), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def _locate(name: str) -> tuple[str, bool]:
@@ -206,6 +185,33 @@ def _check_decoder(name: str, config: PreTrainedConfig) -> None:
         raise BackboneError(
             f"backbone={name} of type {config.model_type!r} is not a decoder-only language model; "
             f"supported are {SUPPORTED}."
+        )
+
+
+def _weight_files(source: str, *, config: PreTrainedConfig, local_files_only: bool) -> list[str]:
+    """Names of the files that transformers would read as safetensors."""
+    chosen = getattr(config, "transformers_weights", None)
+    for name in [chosen] if chosen else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]:
+        if has_file(source, name, local_files_only=local_files_only):
+            if not name.endswith(".index.json"):
+                return [name]
+            index = cached_file(source, name, local_files_only=local_files_only)
+            assert index is not None
+            return sorted(set(json.loads(Path(index).read_bytes())["weight_map"].values()))
+    return []
+
+
+def _check_safetensors(name: str, files: list[str]) -> None:
+    """Refuse pickled weights, also those that an index of safetensors names.
+
+    Asked before transformers is: it would have the hub convert them for all to see.
+    """
+    if not files or not all(file.endswith(".safetensors") for file in files):
+        raise BackboneError(
+            f"backbone={name} brings no safetensors weights; pickled ones (pytorch_model.bin) can "
+            "run code and are not read. Where they are trusted, "
+            "AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER) converts them; "
+            "copy the tokenizer's files there too and give backbone=FOLDER."
         )
 
 

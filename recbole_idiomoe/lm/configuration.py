@@ -37,6 +37,7 @@ class IdiomoeConfig(PreTrainedConfig):
             None: one table of the model's width.
         expert_layers: indices of the layers that have an item expert.
         expert_width: neurons of the item expert relative to the text expert, in (0, 1].
+        item_input_factor: items enter the trunk as rows of E times this; scores use E itself.
         dropout: probability, on embeddings, expert outputs and final states, in training.
         softmax: candidates of an item target: the catalogue alone, or text and items.
 
@@ -52,6 +53,7 @@ class IdiomoeConfig(PreTrainedConfig):
     item_embedding_dim: int | None = None
     expert_layers: list[int] = field(default_factory=list)
     expert_width: float = 1.0
+    item_input_factor: float = 1.0
     dropout: float = 0.0
     softmax: str = "item"
 
@@ -70,6 +72,8 @@ class IdiomoeConfig(PreTrainedConfig):
             raise SettingError(f"item_num={self.item_num}: the padding item alone makes 1.")
         if not 0 < self.expert_width <= 1:
             raise SettingError(f"expert_width={self.expert_width} must be above 0 and at most 1.")
+        if not self.item_input_factor > 0:
+            raise SettingError(f"item_input_factor={self.item_input_factor} must be above 0.")
         if self.softmax not in ("item", "hybrid"):
             raise SettingError(f"softmax={self.softmax!r} is neither 'item' nor 'hybrid'.")
         inner = self.item_embedding_dim

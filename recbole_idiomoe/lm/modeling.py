@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_idiomoe.errors import BackboneError, CheckpointError
@@ -70,7 +75,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             config.item_num,
             config.hidden_size,
             config.item_embedding_dim,
-            getattr(config, "initializer_range", 0.02),
+            _item_std(config),
         )
         self.post_init()
 
@@ -84,6 +89,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         expert_layers: str | list[int] = "all",
         expert_width: float = 1.0,
         expert_init: str = "copy",
+        item_scale: float = 1.0,
         dropout: float = 0.0,
         softmax: str = "item",
         seed: int = 0,
@@ -94,6 +100,12 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         ``expert_layers``; ``seed`` decides all that is random, and the global generator
         is left as it was.
 
+        Args:
+            item_scale: how long an item's vector is on entering the trunk, at the start, in
+                lengths of a text token's (root mean squares). What the layers add to the
+                residual stream is many times longer than an embedding, in a pretrained
+                decoder above all, and would drown which item it was.
+
         Raises:
             SettingError, BackboneError: as the classes above.
         """
@@ -103,6 +115,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             item_embedding_dim=item_embedding_dim,
             expert_layers=expert_placement(expert_layers, backbone.config.num_hidden_layers),
             expert_width=expert_width,
+            item_input_factor=item_scale * _text_rms(backbone) / _item_std(backbone.config),
             dropout=dropout,
             softmax=softmax,
             dtype=backbone.dtype,
@@ -153,7 +166,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         """Vectors of hybrid tokens, (B, T) -> (B, T, d), by the types that routing holds."""
         text_embedding = self.get_input_embeddings()
         # Gemma multiplies embeddings, and not the tied head, by sqrt(d).
-        scale = getattr(text_embedding, "embed_scale", 1.0)
+        scale = getattr(text_embedding, "embed_scale", 1.0) * self.config.item_input_factor
 
         def item_embedding(tokens: Tensor) -> Tensor:
             vectors = self.item_table(tokens - self.config.item_token_offset) * scale
@@ -332,6 +345,16 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
 def _cross_entropy(scores: Tensor, columns: Tensor) -> Tensor:
     # A mean over nothing would be nan; a batch may hold no target of one kind.
     return F.cross_entropy(scores, columns) if len(columns) else scores.sum() * 0.0
+
+
+def _item_std(config: PreTrainedConfig) -> float:
+    return getattr(config, "initializer_range", 0.02)
+
+
+def _text_rms(backbone: PreTrainedModel) -> float:
+    """Root mean square of the text embedding's elements."""
+    [weight] = backbone.get_input_embeddings().parameters()
+    return float(weight.detach().float().square().mean().sqrt())
 
 
 def _check_head(backbone: PreTrainedModel) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
-from transformers.utils import logging as hf_logging
 
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import token_groups
@@ -23,12 +21,12 @@ from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.files import folder_written_aside
 from recbole_idiomoe.lm import (
-    BUNDLED,
     IdiomoeForCausalLM,
     add_item_tokens,
     encode_text,
     load_backbone,
 )
+from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -70,9 +68,7 @@ class CatalogLM(nn.Module):
         """A new model for ``catalog``: a backbone, item experts, item tokens, an item table."""
         backbone, tokenizer = load_backbone(
             settings.backbone,
-            corpus=[text for text in (settings.instruction, *catalog.texts) if text],
-            # The settings of a dataset size the bundled decoder; another has its own sizes.
-            backbone_args=settings.backbone_args if settings.backbone == BUNDLED else None,
+            backbone_args=settings.backbone_args,
             seed=seed,
             trust_remote_code=settings.trust_remote_code,
         )
@@ -93,6 +89,7 @@ class CatalogLM(nn.Module):
             expert_layers=settings.expert_layers,
             expert_width=settings.expert_width,
             expert_init=settings.expert_init,
+            item_scale=settings.item_scale,
             dropout=settings.dropout,
             softmax=settings.softmax,
             seed=seed,
@@ -151,7 +148,7 @@ class CatalogLM(nn.Module):
         change, so that an earlier model stays whole until a later one replaces it.
         """
         with folder_written_aside(folder) as aside:
-            with _no_progress_bars():
+            with no_progress_bars():
                 self.lm.save_pretrained(aside)
             if not (folder / "tokenizer.json").exists():  # large as the catalogue, never changing
                 self.tokenizer.save_pretrained(aside)
@@ -168,7 +165,7 @@ class CatalogLM(nn.Module):
         try:
             # Without it transformers would start from its defaults: a model of 7B.
             (folder / CONFIG_NAME).read_bytes()
-            with _no_progress_bars():
+            with no_progress_bars():
                 lm = IdiomoeForCausalLM.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except CheckpointError:
@@ -182,7 +179,7 @@ class CatalogLM(nn.Module):
 
     def load_weights(self, folder: Path) -> None:
         """Take over the weights that :meth:`save` wrote for this very model."""
-        with _no_progress_bars():
+        with no_progress_bars():
             saved = IdiomoeForCausalLM.from_pretrained(folder)
         self.lm.load_state_dict(saved.state_dict())
 
@@ -224,15 +221,3 @@ class CatalogLM(nn.Module):
             item_first=settings.segment_order == "ID text",
             max_tokens=max_tokens,
         )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers' bars for reading and writing weights would come between RecBole's."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()

@@ -19,6 +19,7 @@ from transformers import (
 
 from recbole_idiomoe.errors import CheckpointError, SettingError
 from recbole_idiomoe.files import folder_written_aside, refusal
+from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
 from recbole_idiomoe.pretrain.card import Corpus, Measured, model_card, samples
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
@@ -153,7 +154,7 @@ def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> 
 
 def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
     """Put the finished model into ``folder``, whole, and remove the checkpoints."""
-    with folder_written_aside(folder) as aside:
+    with folder_written_aside(folder) as aside, no_progress_bars():
         decoder.to(torch.bfloat16).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         sums = [

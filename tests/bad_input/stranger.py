@@ -25,7 +25,12 @@ COMMON: dict[str, Any] = DATASET_SETTINGS | {
 }
 OWN: dict[str, dict[str, Any]] = {
     "SASRec": {"hidden_size": 16, "inner_size": 16, "n_layers": 1},
-    "IDIOMoE": {"backbone_args": TINY_BACKBONE, "max_item_text_tokens": 8, "item_warmup": 0.0},
+    "IDIOMoE": {
+        "backbone": "untrained",
+        "backbone_args": TINY_BACKBONE,
+        "max_item_text_tokens": 8,
+        "item_warmup": 0.0,
+    },
 }
 
 

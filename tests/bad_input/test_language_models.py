@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recbole_idiomoe.lm import bundled
 from tests.bad_input.stranger import ITEMS, Stranger
 
 
@@ -44,6 +45,12 @@ def test_a_folder_that_holds_no_decoder_is_refused(
     for name in ("t5", "qwen", "empty"):
         said = stranger.refused("IDIOMoE", text_encoder=str(tmp_path / name))
         assert "could not be loaded" in said
+
+
+def test_the_bundled_decoder_is_read_quietly_and_its_place_is_not_kept(stranger: Stranger) -> None:
+    folder = stranger.result("IDIOMoE", backbone="bundled")["folder"]
+    config = (Path(folder) / "config.json").read_text()
+    assert '"_name_or_path": "bundled"' in config and str(bundled.FOLDER) not in config
 
 
 IDS = np.array([i for i, *_ in ITEMS])

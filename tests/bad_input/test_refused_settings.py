@@ -69,6 +69,11 @@ def test_a_bad_setting_is_refused(
         ("IDIOMoE", {"precision": "fp16"}, "is not one of"),
         ("IDIOMoE", {"item_template": "{title"}, "item_template"),
         ("IDIOMoE", {"backbone_args": {"hiden": 3}}, "'hiden' is no field"),
+        (
+            "IDIOMoE",
+            {"backbone": "bundled", "backbone_args": {"hidden_size": 32}},
+            "give backbone=untrained",
+        ),
         ("IDIOMoE", {"expert_layers": [99]}, "99 is not a layer"),
         ("IDIOMoE", {"text_encoder": "/none"}, "could not be loaded"),
         ("IDIOMoE", {"text_encoder": "none.npz"}, "FileNotFoundError"),

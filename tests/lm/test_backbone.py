@@ -3,49 +3,34 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import pathlib
+import pickle
 import time
-import unicodedata
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertLMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from recbole_idiomoe.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, encode_text, load_backbone
+from recbole_idiomoe.lm import backbone as backbone_module
+from recbole_idiomoe.lm.tokenizer import train_tokenizer
 
 from .decoders import decoder
 
-CORPUS = ["title: Café 2000 shampoo, category: Hair", "title: 日本語 tea", "it's 1,234.5 ml"] * 5
-_, TOKENIZER = load_backbone("bundled", corpus=CORPUS)
-_, BARE_TOKENIZER = load_backbone("bundled", corpus=[])
+BARE_TOKENIZER = train_tokenizer([], 257)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
-@given(st.text(st.characters(codec="utf-8"), max_size=30))
-def test_bundled_tokenizer_round_trips_any_text(text):
-    for tokenizer in (TOKENIZER, BARE_TOKENIZER):
-        [ids] = encode_text(tokenizer, [text])
-        assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
-
-
-def test_bundled_tokenizer_learns_words_and_splits_digits():
-    assert len(TOKENIZER) <= 4096 and len(BARE_TOKENIZER) == 257
-    words = TOKENIZER.convert_ids_to_tokens(encode_text(TOKENIZER, [" shampoo 2000"])[0])
-    assert words[0] == "Ġshampoo" and words[-4:] == ["2", "0", "0", "0"]
-    assert TOKENIZER.eos_token == TOKENIZER.pad_token == "<|endoftext|>"
-    assert len(encode_text(TOKENIZER, ["shampoo"])[0]) < len(
-        encode_text(BARE_TOKENIZER, ["shampoo"])[0]
-    )
-
-
-def test_bundled_decoder_is_seeded_and_says_that_it_is_not_pretrained(caplog):
+def test_an_untrained_decoder_is_seeded_and_says_that_it_is_not_pretrained(caplog):
     state = torch.get_rng_state()
     with caplog.at_level(logging.INFO, logger="recbole_idiomoe.lm.backbone"):
-        (a, tokens), (b, again), (c, _) = (
-            load_backbone("bundled", corpus=CORPUS, seed=s) for s in (0, 0, 1)
-        )
+        (a, tokens), (b, again), (c, _) = (load_backbone("untrained", seed=s) for s in (0, 0, 1))
     assert [r.message for r in caplog.records].count(caplog.records[0].message) == 3
     assert "not pretrained" in caplog.records[0].message
     assert torch.equal(state, torch.get_rng_state())
@@ -56,25 +41,26 @@ def test_bundled_decoder_is_seeded_and_says_that_it_is_not_pretrained(caplog):
     assert a.get_output_embeddings().weight is a.get_input_embeddings().weight
 
 
-def test_bundled_sizes_can_be_given():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_key_value_heads": 2}
-    backbone, _ = load_backbone("bundled", corpus=[], backbone_args=sizes)
+def test_untrained_sizes_can_be_given():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_key_value_heads": 4}
+    backbone, _ = load_backbone("untrained", backbone_args=sizes)
     assert {k: getattr(backbone.config, k) for k in sizes} == sizes
+    assert len(backbone.model.layers) == len(backbone.config.layer_types) == 3
 
 
 @pytest.mark.parametrize(
     ("name", "sizes", "shown"),
     [
-        ("bundled", {"hiden_size": 32}, "'hiden_size'"),
-        ("bundled", {"vocab_size": 32}, "'vocab_size'"),
-        ("bundled", {"hidden_size": "wide"}, "wide"),
-        ("bundled", {"hidden_size": 30, "num_attention_heads": 4}, "30"),
+        ("untrained", {"hiden_size": 32}, "'hiden_size'"),
+        ("untrained", {"vocab_size": 32}, "'vocab_size'"),
+        ("untrained", {"hidden_size": "wide"}, "wide"),
+        ("untrained", {"hidden_size": 30, "num_attention_heads": 4}, "30"),
         ("some/model", {"hidden_size": 32}, "some/model"),
     ],
 )
 def test_bad_sizes_are_refused_in_one_line(name, sizes, shown):
     with pytest.raises(SettingError) as error:
-        load_backbone(name, corpus=[], backbone_args=sizes)
+        load_backbone(name, backbone_args=sizes)
     assert shown in str(error.value) and "\n" not in str(error.value)
 
 
@@ -88,7 +74,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_loaded_in_float32_without_its_sampling_habits(folder):
-    backbone, tokenizer = load_backbone(str(folder), corpus=[])
+    backbone, tokenizer = load_backbone(str(folder))
     assert backbone.dtype == torch.float32 and not backbone.training
     assert encode_text(tokenizer, ["a"]) == encode_text(BARE_TOKENIZER, ["a"])
     habits = backbone.generation_config
@@ -104,7 +90,7 @@ def test_a_folder_is_loaded_in_float32_without_its_sampling_habits(folder):
 def refused(name):
     start = time.perf_counter()
     with pytest.raises(BackboneError) as error:
-        load_backbone(str(name), corpus=[])
+        load_backbone(str(name))
     message = str(error.value)
     assert "\n" not in message and len(message) < 400
     assert time.perf_counter() - start < 15
@@ -147,6 +133,58 @@ def test_a_folder_that_lacks_a_part_is_refused(folder, tmp_path_factory):
     (folder / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
     assert "configuration" in refused(folder)
     assert "configuration" in refused(tmp_path_factory.mktemp("empty"))
+
+
+class Pickled:
+    """Whoever unpickles it leaves a file behind."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("kind", ["one file", "shards", "shards as safetensors", "as an adapter"])
+def test_pickled_weights_are_never_read(kind, folder, tmp_path_factory, monkeypatch):
+    trace = tmp_path_factory.mktemp("trace") / "ran"
+    read = []
+    monkeypatch.setattr(torch, "load", lambda *args, **options: read.append(args))
+    (folder / "model.safetensors").unlink()
+    name = "adapter_model.bin" if kind == "as an adapter" else "pytorch_model.bin"
+    (folder / name).write_bytes(pickle.dumps(Pickled(trace)))
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+    if kind == "shards":
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    elif kind == "shards as safetensors":
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif kind == "as an adapter":
+        config = json.loads((folder / "config.json").read_text())
+        config["transformers_weights"] = name
+        (folder / "config.json").write_text(json.dumps(config))
+    message = refused(folder)
+    assert "pickled" in message and "save_pretrained" in message
+    assert not read and not trace.exists()
+
+
+def test_pickled_weights_on_the_hub_are_refused_and_not_converted(monkeypatch):
+    """transformers would ask a service of the hub to publish a conversion."""
+    asked = []
+    monkeypatch.setattr(backbone_module, "_locate", lambda name: (name, False))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *a, **o: decoder("llama").config)
+    monkeypatch.setattr(backbone_module, "has_file", lambda source, file, **o: asked.append(file))
+    assert "pickled" in refused("some/model")
+    assert asked == ["model.safetensors", "model.safetensors.index.json"]
+
+
+def test_safetensors_in_shards_are_read(folder):
+    whole, _ = load_backbone(str(folder))
+    whole.save_pretrained(folder, max_shard_size="4KB")
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    again, _ = load_backbone(str(folder))
+    pairs = zip(whole.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_folder_without_a_head_is_refused(tmp_path):

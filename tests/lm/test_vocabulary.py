@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from recbole_idiomoe.errors import BackboneError, DataError
 from recbole_idiomoe.lm import add_item_tokens, encode_text, item_token, load_backbone
+from tests.helpers import TINY_BACKBONE
 
 ITEM_IDS = ["[PAD]", "B00A", "53", "a b", "ünï", "5", "53x"]
 ADVERSARIAL = [
@@ -22,7 +23,7 @@ ADVERSARIAL = [
 
 @pytest.fixture(scope="module")
 def plain():
-    return load_backbone("bundled", corpus=["title: hello world"])[1]
+    return load_backbone("untrained", backbone_args=TINY_BACKBONE)[1]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def make_catalog(titles: list[str] = TITLES) -> Catalog:
 
 
 def build(catalog: Catalog | None = None, **options: Any) -> CatalogLM:
-    settings = Settings.from_mapping({"backbone_args": LOUD} | options)
+    settings = Settings.from_mapping({"backbone": "untrained", "backbone_args": LOUD} | options)
     return CatalogLM.build(catalog or make_catalog(), settings, seed=0, device=CPU).eval()
 
 

@@ -112,10 +112,7 @@ def test_a_frozen_backbone_speaks_as_before_training(
     catalog_lm = model.catalog_lm
     settings, catalog = catalog_lm.settings, catalog_lm.catalog
     untouched, tokenizer = load_backbone(
-        "bundled",
-        corpus=[settings.instruction, *catalog.texts[1:]],
-        backbone_args=settings.backbone_args,
-        seed=config["seed"],
+        "untrained", backbone_args=settings.backbone_args, seed=config["seed"]
     )
     size = untouched.config.vocab_size
     rows = encode_text(tokenizer, [f"{settings.instruction} {text}" for text in catalog.texts[1:9]])

@@ -63,7 +63,7 @@ def test_a_run_writes_a_model_that_has_learnt(
         model.config.model_type == "qwen2"
         and len(PreTrainedTokenizerFast.from_pretrained(out)) == model.config.vocab_size
     )
-    backbone, tokenizer = load_backbone(str(out), corpus=[])
+    backbone, tokenizer = load_backbone(str(out))
     said = backbone.generate(
         **tokenizer("The big cat sits", return_tensors="pt"), max_new_tokens=2, do_sample=False
     )

@@ -10,6 +10,7 @@ import numpy as np
 from tests.helpers import DATASET_SETTINGS, TINY_BACKBONE, write_dataset
 
 TINY: dict[str, Any] = DATASET_SETTINGS | {
+    "backbone": "untrained",
     "backbone_args": TINY_BACKBONE,
     "MAX_ITEM_LIST_LENGTH": 10,
     "max_item_text_tokens": 8,

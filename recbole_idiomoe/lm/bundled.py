@@ -1,0 +1,64 @@
+"""idiom-mini, the decoder that comes with the package: where it lies, and that it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from recbole_idiomoe.errors import BackboneError
+
+FOLDER = Path(__file__).parent.parent / "idiom-mini"
+SUMS_FILE = "SHA256SUMS"
+WEIGHTS_FILE = "model.safetensors"
+NEEDED = {"config.json", WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json"}
+
+
+def verified_folder(*, weights: bool = True) -> Path:
+    """The folder of idiom-mini, once its files have the SHA-256 sums that they left with.
+
+    Reads all of them, 18 MB, which takes 12 ms.
+
+    Args:
+        weights: whether they are needed too; if not, their file may be missing.
+
+    Raises:
+        BackboneError: a file that is missing, cut short or altered, or no sums to tell by.
+    """
+    for name, wanted in _sums().items():
+        if name == WEIGHTS_FILE and not weights:
+            continue
+        path = FOLDER / name
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _damage(path, f"cannot be read ({error.strerror})") from error
+        if found != wanted:
+            size = f"{path.stat().st_size:,} bytes"
+            raise _damage(path, f"has {size} and SHA-256 {found[:12]}, not {wanted[:12]}")
+    return FOLDER
+
+
+def _sums() -> dict[str, str]:
+    """SHA-256 in hexadecimal by file name, as ``sha256sum`` wrote them."""
+    path = FOLDER / SUMS_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise _damage(path, f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise _damage(path, "is not text") from error
+    matches = [re.fullmatch(r"([0-9a-f]{64}) [ *]([\w.-]+)", line) for line in lines]
+    sums = {match[2]: match[1] for match in matches if match}
+    if missing := sorted(NEEDED - sums.keys()):
+        raise _damage(path, f"has no sum of {missing[0]}")
+    return sums
+
+
+def _damage(path: Path, fault: str) -> BackboneError:
+    return BackboneError(
+        f"the backbone that comes with recbole_idiomoe is damaged: {path} {fault}; reinstall it "
+        "(pip install --force-reinstall recbole_idiomoe; in a checkout, git checkout -- "
+        f"recbole_idiomoe/{FOLDER.name})."
+    )
