@@ -19,6 +19,7 @@ from transformers import (
 
 from recbole_idiomoe.errors import CheckpointError, SettingError
 from recbole_idiomoe.files import folder_written_aside, refusal
+from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
 from recbole_idiomoe.pretrain.card import Corpus, Measured, model_card, samples
@@ -29,8 +30,6 @@ from recbole_idiomoe.pretrain.settings import PretrainSettings
 from recbole_idiomoe.pretrain.training import train
 
 logger = logging.getLogger(__name__)
-
-CHECKSUMS = "SHA256SUMS"
 
 
 def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
@@ -161,7 +160,7 @@ def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card:
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
             for file in sorted(aside.iterdir())
         ]
-        (aside / CHECKSUMS).write_text("".join(sums), encoding="ascii")
+        (aside / SUMS_FILE).write_text("".join(sums), encoding="ascii")
         (aside / "README.md").write_text(card, encoding="utf-8")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

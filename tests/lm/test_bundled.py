@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Qwen2ForCausalLM
 
 from recbole_idiomoe.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import bundled, encode_text, load_backbone
+from recbole_idiomoe.pretrain.evaluation import likelihood
 from tests.helpers import TINY_BACKBONE
 
 FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -44,6 +45,18 @@ def test_the_bundled_decoder_is_read_as_it_was_saved(folder: Path) -> None:
     ids = backbone.generation_config
     assert (ids.eos_token_id, ids.pad_token_id) == (tokenizer.eos_token_id,) * 2
     assert not ids.do_sample
+
+
+def test_the_bundled_decoder_has_learnt_english() -> None:
+    text = """The rain had stopped before the two friends reached the village. They left their wet
+coats by the door of the inn, asked for bread and a little cheese, and sat down beside the fire.
+Neither of them spoke for a long time; there was so much to say that it was hard to know where to
+begin."""
+    trained, untrained = (
+        likelihood(*load_backbone(name), [text], context=1024) for name in ("bundled", "untrained")
+    )
+    assert trained.nll_per_token == pytest.approx(3.8177, abs=0.0005)
+    assert untrained.nll_per_token > 9  # ln 16384 = 9.7
 
 
 def cut(content: bytes) -> bytes:

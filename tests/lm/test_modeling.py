@@ -108,14 +108,30 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant):
 
 
 @FAMILY
-def test_items_enter_at_the_scale_of_the_backbones_embedding(family):
-    model = jolt(build(family))
-    tokens = torch.tensor([[3, VOCAB + 2]])
+def test_items_enter_as_long_as_asked_in_lengths_of_a_text_token(family):
+    backbone = decoder(family)
+    with torch.no_grad():
+        backbone.get_input_embeddings().weight.mul_(5)
+    model = IdiomoeForCausalLM.from_backbone(backbone, 2000, item_scale=3.0)
+    factor = model.config.item_input_factor
+    tokens = torch.arange(VOCAB + 2000)[None]
     model.routing.set(tokens >= VOCAB)
-    text, item = model.embed(tokens)[0]
+    embedded = model.embed(tokens)[0]
     scale = 4.0 if family == "gemma" else 1.0  # sqrt(16)
-    torch.testing.assert_close(text, scale * model.get_input_embeddings().weight[3])
-    torch.testing.assert_close(item, scale * model.item_table.weight()[2])
+    torch.testing.assert_close(
+        embedded[:VOCAB], scale * model.get_input_embeddings().weight, rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(embedded[VOCAB:], scale * factor * model.item_table.weight())
+    text_rms, item_rms = (
+        e.square().mean().sqrt().item() for e in (embedded[:VOCAB], embedded[VOCAB + 1 :])
+    )
+    assert item_rms / text_rms == pytest.approx(3.0, rel=0.02)
+
+
+def test_scores_do_not_depend_on_how_items_enter():
+    hidden_states = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    near, far = (build(item_scale=scale).item_logits(hidden_states) for scale in (1.0, 9.0))
+    assert torch.equal(near, far)
 
 
 def test_token_types_decide_the_expert_not_the_id():

@@ -64,3 +64,10 @@ def test_the_backbones_own_states_start_the_item_table(gpt2: Path) -> None:
     ).lm.item_table.weight()
     assert started.shape == other.shape
     assert not started[1:].allclose(other[1:])
+
+
+@pytest.mark.gpu
+def test_states_computed_on_a_gpu_leave_the_backbone_trainable(gpt2: Path) -> None:
+    settings = Settings(backbone=str(gpt2), text_encoder="backbone")
+    model = CatalogLM.build(CATALOG, settings, seed=0, device=torch.device("cuda"))
+    assert all(p.requires_grad and not p.is_inference() for p in model.lm.parameters())

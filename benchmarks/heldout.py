@@ -1,0 +1,62 @@
+"""Held-out texts one by one: bits per byte, and how much of each the training text holds too.
+
+    python benchmarks/heldout.py --model=FOLDER --text=english.txt.xz
+
+Splits the text as ``python -m recbole_idiomoe.pretrain`` does. A book may be there twice, in two
+editions; a held-out one that is tells nothing about new text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from recbole_idiomoe.pretrain.corpus import hold_out, read_texts
+from recbole_idiomoe.pretrain.evaluation import likelihood
+
+RUN = 13  # words
+
+
+def runs(text: str) -> Iterator[int]:
+    """Hashes of all runs of words, case and punctuation aside."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    return (hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--holdout", type=float, default=0.01)
+    parser.add_argument("--seed", type=int, default=2020)
+    given = parser.parse_args()
+    kept, held = hold_out(read_texts(given.text), given.holdout, given.seed)
+    wanted = [set(runs(text)) for text in held]
+    all_wanted = set().union(*wanted)
+    found = set()
+    for text in kept:
+        found |= all_wanted.intersection(runs(text))
+
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype="float32").eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(given.model)
+    context = model.config.max_position_embeddings
+    total = {True: [0.0, 0], False: [0.0, 0]}
+    print("| begins with | bytes | bits per byte | runs of 13 words also trained on |")
+    print("|---|---|---|---|")
+    for text, own in zip(held, wanted, strict=True):
+        measured = likelihood(model, tokenizer, [text], context)
+        share = len(own & found) / len(own)
+        head = " ".join(text.split())[:60].replace("|", " ")
+        print(f"| {head} | {measured.byte_num:,} | {measured.bits_per_byte:.3f} | {share:.1%} |")
+        new = total[share < 0.01]
+        new[0] += measured.bits_per_byte * measured.byte_num
+        new[1] += measured.byte_num
+    bits, byte_num = total[True]
+    print(f"\nTexts with less than 1% trained on, together: {bits / byte_num:.3f} bits per byte.")
+
+
+if __name__ == "__main__":
+    main()
