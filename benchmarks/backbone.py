@@ -121,6 +121,7 @@ def main() -> None:
     for one in runs:
         if any(one.pop(key) != value for key, value in shared.items()):
             raise RuntimeError(f"{one['variant']}, seed {one['seed']} ran under another protocol.")
+    settings = [one for one in settings if not one.startswith("--data_path=")]  # ours alone
     content = {"dataset": given.dataset, "settings": settings} | shared | {"runs": runs}
     write_text(given.out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(table(runs))

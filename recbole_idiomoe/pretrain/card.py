@@ -100,8 +100,7 @@ pipeline_tag: text-generation
 
 A small English language model: {config.num_hidden_layers} layers of width {config.hidden_size}
 in Qwen2's architecture, {rest:,} parameters besides {embedding:,} of the embedding, a byte-level
-BPE of {config.vocab_size:,} tokens, bfloat16. Made to be a backbone that a CPU can train with;
-as a writer it knows grammar and little else.
+BPE of {config.vocab_size:,} tokens, bfloat16.
 
 ## Data
 
