@@ -5,7 +5,8 @@
 
 Every run is one call of run_recbole_idiomoe.py with the data set's own settings; further
 ``--key=value`` settings go to all of them. ``--jobs`` runs share the machine, so that seconds
-mean nothing and are not written.
+mean nothing and are not written. What has run is kept beside ``--out`` until all has, so that the
+same command goes on after a failure.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,24 +52,8 @@ def run(variant: str, seed: int, dataset: str, settings: list[str], folder: Path
     """
     name = f"{list(VARIANTS).index(variant)}-{seed}"
     result_file = folder / f"{name}.json"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(SCRIPT.resolve()),
-            f"--dataset={dataset}",
-            f"--seed={seed}",
-            f"--checkpoint_dir={folder / name}",
-            f"--result_file={result_file}",
-            "--show_progress=False",
-            *VARIANTS[variant],
-            *settings,
-        ],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
-    )
-    if done.returncode:
-        raise RuntimeError(f"{variant}, seed {seed}: {done.stderr.strip().splitlines()[-1:]}")
+    if not result_file.exists():
+        _train(variant, seed, dataset, settings, folder / name, result_file)
     result = json.loads(result_file.read_text(encoding="utf-8"))
     print(f"{variant}, seed {seed}: {result['test_result']}", file=sys.stderr, flush=True)
     return {
@@ -79,6 +64,31 @@ def run(variant: str, seed: int, dataset: str, settings: list[str], folder: Path
         "epochs": result["epochs"],
         "parameters": result["parameters"]["total"],
     } | {key: result[key] for key in ("protocol", "device", "versions")}
+
+
+def _train(
+    variant: str, seed: int, dataset: str, settings: list[str], checkpoints: Path, result_file: Path
+) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(SCRIPT.resolve()),
+            f"--dataset={dataset}",
+            f"--seed={seed}",
+            f"--checkpoint_dir={checkpoints}",
+            f"--result_file={result_file}",
+            "--show_progress=False",
+            *VARIANTS[variant],
+            *settings,
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    if done.returncode:
+        last = "".join(done.stderr.strip().splitlines()[-1:])
+        raise RuntimeError(f"{variant}, seed {seed}: {last}")
+    shutil.rmtree(checkpoints)
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -103,17 +113,19 @@ def _mean(values: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--seeds", default="2020,2021,2022", help="comma separated")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     given, settings = parser.parse_known_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
+    folder = given.out.with_suffix(".runs")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(given.jobs) as pool:
         runs = list(
             pool.map(
-                lambda cell: run(*cell, given.dataset, settings, Path(folder)),
+                lambda cell: run(*cell, given.dataset, settings, folder),
                 itertools.product(VARIANTS, seeds),
             )
         )
@@ -124,6 +136,7 @@ def main() -> None:
     settings = [one for one in settings if not one.startswith("--data_path=")]  # ours alone
     content = {"dataset": given.dataset, "settings": settings} | shared | {"runs": runs}
     write_text(given.out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(folder)
     print(table(runs))
 
 

@@ -43,19 +43,19 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype="float32").eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(given.model)
     context = model.config.max_position_embeddings
-    total = {True: [0.0, 0], False: [0.0, 0]}
+    bits, byte_num = 0.0, 0
     print("| begins with | bytes | bits per byte | runs of 13 words also trained on |")
     print("|---|---|---|---|")
     for text, own in zip(held, wanted, strict=True):
         measured = likelihood(model, tokenizer, [text], context)
-        share = len(own & found) / len(own)
+        share = len(own & found) / max(1, len(own))
         head = " ".join(text.split())[:60].replace("|", " ")
         print(f"| {head} | {measured.byte_num:,} | {measured.bits_per_byte:.3f} | {share:.1%} |")
-        new = total[share < 0.01]
-        new[0] += measured.bits_per_byte * measured.byte_num
-        new[1] += measured.byte_num
-    bits, byte_num = total[True]
-    print(f"\nTexts with less than 1% trained on, together: {bits / byte_num:.3f} bits per byte.")
+        if share < 0.01:
+            bits += measured.bits_per_byte * measured.byte_num
+            byte_num += measured.byte_num
+    if byte_num:
+        print(f"\nThose with less than 1%, together: {bits / byte_num:.3f} bits per byte.")
 
 
 if __name__ == "__main__":

@@ -48,11 +48,17 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move into ``folder``, one by one, when the block ends well."""
+    """A temporary folder whose files move into ``folder`` when the block ends well.
+
+    They move one by one, in the order in which they were written: the last one's presence
+    says that all are there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
         aside = Path(name)
         yield aside
-        for written in sorted(aside.iterdir()):
-            written.chmod(0o644)
-            os.replace(written, folder / written.name)
+        for path in sorted(aside.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+            with open(path, "rb") as written:
+                os.fsync(written.fileno())
+            path.chmod(0o644)
+            os.replace(path, folder / path.name)

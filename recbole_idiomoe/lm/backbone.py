@@ -61,7 +61,7 @@ def load_backbone(
     """
     if name == UNTRAINED:
         folder = verified_folder(weights=False)
-        tokenizer = _bundled_tokenizer(name, folder)
+        tokenizer = _attempt(name, "tokenizer", _load_tokenizer, str(folder))
         return _build_decoder(folder, backbone_args or {}, seed), tokenizer
     if backbone_args:
         raise SettingError(
@@ -91,10 +91,7 @@ def load_backbone(
             f"{missing[0]}; take a checkpoint saved as a causal language model."
         )
     decoder_layers(backbone)
-    if name == BUNDLED:
-        tokenizer = _bundled_tokenizer(name, Path(source))
-    else:
-        tokenizer = _attempt(name, "tokenizer", AutoTokenizer.from_pretrained, source, **options)
+    tokenizer = _attempt(name, "tokenizer", _load_tokenizer, source, **options)
     if not tokenizer("words").input_ids:
         raise BackboneError(
             f"backbone={name} brings no tokenizer that reads text; put its tokenizer.json there."
@@ -104,14 +101,30 @@ def load_backbone(
     return backbone.eval(), tokenizer
 
 
-def _bundled_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
-    """idiom-mini's tokenizer as it is in its file.
+def random_decoder(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
+    """A decoder with random weights, in eval mode; the global generator is left as it was.
 
-    AutoTokenizer would see a Qwen2 beside it and make it a Qwen2Tokenizer, whose NFC
-    normalisation it was not trained with.
+    Raises:
+        Exception: of whatever kind, sizes that do not fit together.
     """
-    load = PreTrainedTokenizerFast.from_pretrained
-    return _attempt(name, "tokenizer", load, str(folder), local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = Qwen2ForCausalLM(config).eval()
+    # Heads that do not fit the width show in a forward pass only.
+    with torch.no_grad():
+        decoder(torch.zeros(1, 2, dtype=torch.long))
+    return decoder
+
+
+def _load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
+    """As AutoTokenizer does, but one that :func:`train_tokenizer` made as it is in its file.
+
+    AutoTokenizer makes whatever lies beside a Qwen2 a Qwen2Tokenizer, which normalises to NFC.
+    """
+    file = Path(source) / "tokenizer.json"
+    if file.exists() and json.loads(file.read_text(encoding="utf-8"))["normalizer"] is None:
+        return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+    return AutoTokenizer.from_pretrained(source, **options)
 
 
 def _build_decoder(folder: Path, sizes: dict[str, Any], seed: int) -> PreTrainedModel:
@@ -126,13 +139,7 @@ def _build_decoder(folder: Path, sizes: dict[str, Any], seed: int) -> PreTrained
     # One type a layer, which Qwen2Config fills in; and the type of numbers in the file.
     own = {key: bundled[key] for key in known & bundled.keys() - {"layer_types", "dtype"}}
     try:
-        config = Qwen2Config(**{**own, **sizes})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            decoder = Qwen2ForCausalLM(config).eval()
-        # Heads that do not fit the width show in a forward pass only.
-        with torch.no_grad():
-            decoder(torch.zeros(1, 2, dtype=torch.long))
+        decoder = random_decoder(Qwen2Config(**{**own, **sizes}), seed)
     except Exception as error:  # the config, torch and the attention each raise their own kind
         raise SettingError(f"backbone_args={sizes}: {_one_line(error)}") from error
     logger.info("backbone=%s is not pretrained: it starts from random weights.", UNTRAINED)

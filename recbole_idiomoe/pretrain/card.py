@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from recbole_idiomoe.pretrain.evaluation import Likelihood
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 from recbole_idiomoe.pretrain.training import Progress
 
@@ -20,16 +21,12 @@ SAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Bits per byte of one set of texts, under the model and under what it is compared with."""
+class Reference:
+    """Bits per byte of some texts under what the model is compared with."""
 
-    name: str
-    byte_num: int
-    trained: float
     untrained: float
     ngram: float
     xz: float
-    nll_per_token: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ def model_card(
     corpora: Sequence[Corpus],
     progress: Progress,
     token_num: int,
-    measured: Sequence[Measured],
+    measured: Mapping[str, Likelihood],
+    references: Mapping[str, Reference],
     said: tuple[str, str],
     command: Sequence[str],
 ) -> str:
@@ -68,6 +66,7 @@ def model_card(
 
     Args:
         token_num: tokens of the training text, seen once an epoch.
+        measured, references: likelihood under the model, and what to compare it with, by text.
         said: the greedy and the drawn sample.
         command: the arguments that made the model.
     """
@@ -78,9 +77,10 @@ def model_card(
     seen = progress.step * settings.batch_size * settings.context
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
     rows = "\n".join(
-        f"| {m.name} ({m.byte_num:,} bytes) | **{m.trained:.3f}** | {m.untrained:.3f} | "
-        f"{m.ngram:.3f} | {m.xz:.3f} | {m.nll_per_token:.3f} |"
-        for m in measured
+        f"| {text} ({found.byte_num:,} bytes) | **{found.bits_per_byte:.3f}** | "
+        f"{references[text].untrained:.3f} | {references[text].ngram:.3f} | "
+        f"{references[text].xz:.3f} | {found.nll_per_token:.3f} |"
+        for text, found in measured.items()
     )
     texts = "\n".join(
         f"| {c.name} | {c.text_num:,} | {c.byte_num:,} | {c.heldout_num:,} |" for c in corpora
@@ -90,17 +90,16 @@ def model_card(
         for row in progress.epochs
     )
     return f"""---
-license: mit
-language: en
 library_name: transformers
 pipeline_tag: text-generation
 ---
 
 # {name}
 
-A small English language model: {config.num_hidden_layers} layers of width {config.hidden_size}
-in Qwen2's architecture, {rest:,} parameters besides {embedding:,} of the embedding, a byte-level
-BPE of {config.vocab_size:,} tokens, bfloat16.
+A language model of {config.num_hidden_layers} layers of width {config.hidden_size} in Qwen2's
+architecture, {rest:,} parameters besides {embedding:,} of the embedding, a byte-level BPE of
+{config.vocab_size:,} tokens, bfloat16. Read the tokenizer with PreTrainedTokenizerFast:
+AutoTokenizer makes every Qwen2's tokenizer normalise to NFC, which this one does not.
 
 ## Data
 
@@ -115,7 +114,9 @@ BPE of {config.vocab_size:,} tokens, bfloat16.
 {token_num:,} tokens of text, {seen:,} tokens seen, {progress.seconds:,.0f} seconds on one
 {device} with torch {torch.__version__}, transformers {transformers.__version__}, Python
 {platform.python_version()}. Next-token loss over packed texts, windows of {settings.context}
-tokens, {settings.batch_size} windows a step, AdamW.
+tokens, {settings.batch_size} windows a step, AdamW at {settings.learning_rate} after
+{settings.warmup_steps} steps of warm-up, then a cosine to 0, weight decay {settings.weight_decay},
+seed {settings.seed}.
 
 ```
 python -m recbole_idiomoe.pretrain {shlex.join(command)}

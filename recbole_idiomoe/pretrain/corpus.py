@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import random
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from recbole_idiomoe.errors import DataError
 from recbole_idiomoe.lm.vocabulary import encode_text
 
-SEPARATOR = "\x1e"
+SEPARATOR = re.compile(r"^\x1e\r?\n?", re.MULTILINE)
 TEXTS_AT_ONCE = 64
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open}
 
@@ -31,12 +33,12 @@ def read_texts(file: str) -> list[str]:
     try:
         # newline="": a carriage return is text too.
         with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="") as stream:
-            lines = stream.read()
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{file} cannot be read: {reason}; UTF-8 text is wanted.") from error
-    texts = [text.removeprefix("\n") for text in lines.split(SEPARATOR)]
-    texts = [text for text in texts if text.strip()]
+            content = stream.read()
+    except (EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}; UTF-8 text is wanted.") from error
+    except OSError as error:  # gzip's own faults come without strerror
+        raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
+    texts = [text for text in SEPARATOR.split(content) if text.strip()]
     if not texts:
         raise DataError(f"{file} holds no text.")
     return texts
@@ -46,13 +48,13 @@ def hold_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[str], 
     """``texts`` to train on and a random ``share`` of them, at least one, to measure on.
 
     Raises:
-        DataError: there is only one text.
+        DataError: none is left to train on.
     """
     count = max(1, round(share * len(texts)))
     if count >= len(texts):
         raise DataError(
-            f"{len(texts)} text cannot be split into training and held-out texts; put a line "
-            "with the character U+001E between texts."
+            f"of {len(texts)} texts {count} would be held out and none be left to train on; put a "
+            "line with the character U+001E between texts, or lower --holdout."
         )
     held = set(random.Random(seed).sample(range(len(texts)), count))
     trained = [text for i, text in enumerate(texts) if i not in held]

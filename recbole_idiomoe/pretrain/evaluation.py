@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.lm.vocabulary import encode_text
 
-WINDOWS_AT_ONCE = 16
+LOGITS_AT_ONCE = 1 << 28  # 1 GB
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Likelihood:
         return self.nll / math.log(2) / self.byte_num
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def likelihood(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -57,8 +57,9 @@ def likelihood(
         for window in _windows([end, *ids, end], context)
     ]
     windows.sort(key=lambda window: len(window[0]))
-    for start in range(0, len(windows), WINDOWS_AT_ONCE):
-        batch = windows[start : start + WINDOWS_AT_ONCE]
+    at_once = max(1, LOGITS_AT_ONCE // (context * model.config.vocab_size))
+    for start in range(0, len(windows), at_once):
+        batch = windows[start : start + at_once]
         width = max(len(ids) for ids, _ in batch)
         input_ids = torch.full((len(batch), width), end)
         labels = torch.full((len(batch), width), -100)

@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase, Qwen2Config
 
-from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.files import folder_written_aside, refusal
+from recbole_idiomoe.lm.backbone import random_decoder
 from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
-from recbole_idiomoe.pretrain.card import Corpus, Measured, model_card, samples
+from recbole_idiomoe.pretrain.card import Corpus, Reference, model_card, samples
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 from recbole_idiomoe.pretrain.evaluation import Likelihood, likelihood
 from recbole_idiomoe.pretrain.references import ByteNgrams, xz_bits_per_byte
 from recbole_idiomoe.pretrain.settings import PretrainSettings
-from recbole_idiomoe.pretrain.training import train
+from recbole_idiomoe.pretrain.training import ASIDE, last_checkpoint, train
 
 logger = logging.getLogger(__name__)
 
@@ -36,62 +33,85 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
     """Train a tokenizer and a decoder, measure them, write them and their card.
 
     The folder holds a standard transformers model in bfloat16, ``README.md``, the card, and
-    ``SHA256SUMS`` of everything else.
+    ``SHA256SUMS`` of everything else. Runs on a GPU in bf16 if there is one, else on the CPU.
 
     Args:
         command: what the card says that the model was made with.
 
     Raises:
         DataError: text that cannot be read or is too little.
-        SettingError: sizes that make no decoder, or a folder that cannot be written.
+        SettingError: sizes that make no decoder, a folder that cannot be written, or several
+            processes.
         CheckpointError: the folder holds a finished model, or another run's checkpoint.
     """
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=not on_gpu,
+        mixed_precision="bf16" if on_gpu else "no",
+        dynamo_backend="inductor" if on_gpu and settings.compile else "no",
+    )
+    if accelerator.num_processes > 1:
+        raise SettingError("pretraining runs on one device; start it without accelerate launch.")
     folder = Path(settings.out).expanduser()
-    if (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} already holds a model; give another --out or delete it.")
-    if reason := refusal(folder):
-        raise SettingError(f"--out: {reason}; give a folder that can be written.")
+    _check_folder(folder)
     trained_on, held_out, corpora = _read(settings)
-    tests = {Path(file).name: read_texts(file) for file in settings.test}
+    measured_on = held_out | {Path(file).name: read_texts(file) for file in settings.test}
 
-    tokenizer = _tokenizer(folder, trained_on, settings.vocab_size)
+    logger.info("%d texts; training a tokenizer", len(trained_on))
+    # By lines: a text as long as a book is slow to count words in. So no token spans blank lines.
+    lines = (line for text in trained_on for line in text.splitlines(keepends=True))
+    tokenizer = train_tokenizer(lines, settings.vocab_size)
     tokens = pack(tokenizer, trained_on)
-    logger.info("%d texts are %d tokens", len(trained_on), len(tokens))
     windows = Windows(tokens, settings.context, settings.batch_size, settings.seed)
     decoder = _decoder(tokenizer, settings)
+
+    logger.info("%d tokens; measuring what the model will be compared with", len(tokens))
+    decoder.to(accelerator.device)
 
     def measure(texts: Sequence[str]) -> Likelihood:
         return likelihood(decoder, tokenizer, texts, settings.context)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder.to(device)
-    measured_on = held_out | tests
-    untrained = {name: measure(texts) for name, texts in measured_on.items()}
-    heldout_texts = [text for texts in held_out.values() for text in texts]
-    progress = train(
-        decoder, windows, settings, folder, lambda: measure(heldout_texts).nll_per_token
-    )
-    # What is measured is what is shipped: the rounded weights.
-    decoder.to(torch.bfloat16).float()
-    trained = {name: measure(texts) for name, texts in measured_on.items()}
     ngrams = ByteNgrams(trained_on)
-    measured = [
-        Measured(
-            name=name,
-            byte_num=trained[name].byte_num,
-            trained=trained[name].bits_per_byte,
-            untrained=untrained[name].bits_per_byte,
-            ngram=ngrams.bits_per_byte(texts),
-            xz=xz_bits_per_byte(texts),
-            nll_per_token=trained[name].nll_per_token,
+    references = {
+        name: Reference(
+            measure(texts).bits_per_byte, ngrams.bits_per_byte(texts), xz_bits_per_byte(texts)
         )
         for name, texts in measured_on.items()
-    ]
+    }
+    del ngrams  # as large as the text
+    heldout_texts = [text for texts in held_out.values() for text in texts]
+    logger.info("training on %s", accelerator.device)
+    progress = train(
+        decoder,
+        windows,
+        settings,
+        accelerator,
+        folder,
+        lambda: measure(heldout_texts).nll_per_token,
+    )
+    # What is measured is what is shipped: rounded weights, and nothing else rounded.
+    for parameter in decoder.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    measured = {name: measure(texts) for name, texts in measured_on.items()}
     said = samples(decoder, tokenizer, settings.prompt, settings.seed)
-    card = model_card(settings, decoder, corpora, progress, len(tokens), measured, said, command)
+    card = model_card(
+        settings, decoder, corpora, progress, len(tokens), measured, references, said, command
+    )
     _write(folder, decoder, tokenizer, card)
-    print(card)
+    for name, found in measured.items():
+        print(f"{name}: {found.bits_per_byte:.3f} bits per byte")
+    print(f"The model and its card, README.md, are in {folder}")
     return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds a model, or that cannot be written."""
+    finished = (folder / SUMS_FILE).exists()  # written last
+    foreign = (folder / "config.json").exists() and not last_checkpoint(folder)
+    if finished or foreign:
+        raise CheckpointError(f"{folder} already holds a model; give another --out or delete it.")
+    if reason := refusal(folder):
+        raise SettingError(f"--out: {reason}; give a folder that can be written.")
 
 
 def _read(
@@ -102,7 +122,11 @@ def _read(
     held_out: dict[str, list[str]] = {}
     corpora = []
     for file in settings.text:
-        kept, held = hold_out(read_texts(file), settings.holdout, settings.seed)
+        texts = read_texts(file)
+        try:
+            kept, held = hold_out(texts, settings.holdout, settings.seed)
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from error
         name = Path(file).name
         trained_on += kept
         held_out[f"held-out texts of {name}"] = held
@@ -111,24 +135,9 @@ def _read(
     return trained_on, held_out, corpora
 
 
-def _tokenizer(folder: Path, texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of an earlier start in ``folder``, or a new one."""
-    if not (folder / "tokenizer.json").exists():
-        # By lines: a text as long as a book is slow to count words in.
-        tokenizer = train_tokenizer(
-            (line for text in texts for line in text.splitlines(keepends=True)), vocab_size
-        )
-        with folder_written_aside(folder) as aside:
-            tokenizer.save_pretrained(aside)
-    # Not AutoTokenizer: for a Qwen2 model it would read the vocabulary into a tokenizer of its own,
-    # which normalises.
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
 def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> Any:
     """A Qwen2ForCausalLM with random weights."""
     end = tokenizer.eos_token_id
-    torch.manual_seed(settings.seed)
     try:
         config = Qwen2Config(
             vocab_size=len(tokenizer),
@@ -142,17 +151,13 @@ def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> 
             pad_token_id=end,
             eos_token_id=end,
         )
-        decoder = Qwen2ForCausalLM(config).eval()
-        # Heads that do not fit the width show in a forward pass only.
-        with torch.no_grad():
-            decoder(torch.zeros(1, 2, dtype=torch.long))
+        return random_decoder(config, settings.seed)
     except Exception as error:  # the config, torch and the attention each raise their own kind
         raise SettingError(f"these sizes make no decoder: {error}".splitlines()[0]) from error
-    return decoder
 
 
 def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
-    """Put the finished model into ``folder``, whole, and remove the checkpoints."""
+    """Put the finished model into ``folder``, the sums last, and remove the checkpoints."""
     with folder_written_aside(folder) as aside, no_progress_bars():
         decoder.to(torch.bfloat16).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -160,7 +165,7 @@ def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card:
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
             for file in sorted(aside.iterdir())
         ]
-        (aside / SUMS_FILE).write_text("".join(sums), encoding="ascii")
         (aside / "README.md").write_text(card, encoding="utf-8")
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        (aside / SUMS_FILE).write_text("".join(sums), encoding="ascii", newline="\n")
+    for checkpoint in (*folder.glob("checkpoint-*"), folder / ASIDE):
+        shutil.rmtree(checkpoint, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.errors import SettingError
@@ -24,7 +26,7 @@ _ABOVE_0 = (
 def _setting(default: Any, help: str) -> Any:
     """A field as HfArgumentParser reads it: metadata becomes arguments of add_argument."""
     if isinstance(default, list):
-        metadata = {"help": help, "metavar": "FILE"}
+        metadata = {"help": help, "metavar": "FILE", "action": "extend"}
         return field(default_factory=lambda: list(default), metadata=metadata)
     metadata = {"help": help}
     if not isinstance(default, bool):
@@ -43,6 +45,7 @@ class PretrainSettings:
     text: list[str] = field(
         metadata={
             "metavar": "FILE",
+            "action": "extend",
             "help": "files to learn from: UTF-8, plain or .xz or .gz; texts in a file are "
             "separated by a line that holds the character U+001E",
         }
@@ -71,7 +74,7 @@ class PretrainSettings:
 
     epochs: float = _setting(18.0, "passes over the text")
     batch_size: int = _setting(64, "windows in an optimizer step")
-    micro_batch_size: int = _setting(64, "windows in a forward pass; the gradient adds up")
+    micro_batch_size: int = _setting(16, "windows in a forward pass; the gradient adds up")
     learning_rate: float = _setting(4e-3, "highest rate of AdamW; a cosine leads to 0")
     warmup_steps: int = _setting(200, "steps of linear warm-up")
     weight_decay: float = _setting(0.1, "of matrices; norms, biases and embeddings have none")
@@ -81,8 +84,20 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         for name in _ABOVE_0:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise SettingError(f"--{name}={getattr(self, name)} must be above 0.")
+        for name in ("weight_decay", "warmup_steps", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingError(f"--{name}={getattr(self, name)} must be at least 0.")
+        if not self.prompt:
+            raise SettingError("--prompt is empty; samples need words to go on from.")
+        for option, files in (("text", self.text), ("test", self.test)):
+            names = [Path(file).name for file in files]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise SettingError(
+                    f"--{option} names two files {twice[0]}, which the card could not tell "
+                    "apart; rename one."
+                )
         if not 0 < self.holdout < 1:
             raise SettingError(f"--holdout={self.holdout} must be between 0 and 1.")
         if not 257 <= self.vocab_size <= 65536:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,13 +19,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.errors import CheckpointError
 from recbole_idiomoe.pretrain.corpus import Windows
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 
 PROGRESS = "progress.json"
-# What may differ between a run and its resumption: it changes no weight.
-FREE = ("out", "name", "sources", "test", "prompt", "save_every")
+ASIDE = ".checkpoint"
+# What may differ when a run is resumed: it changes no weight. Text is told by its tokens.
+FREE = ("text", "out", "name", "sources", "test", "prompt", "save_every")
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Progress:
     """How far a run has come: what a checkpoint holds beside weights and optimizer.
 
     ``epochs`` has a row of ``epoch``, ``train_nll`` and ``heldout_nll``, in nats per token, for
-    each epoch that is over. ``seconds`` are those of training.
+    each epoch that is over. ``seconds`` are those of training, with what it measured in between.
     """
 
     settings: dict[str, Any]
@@ -60,28 +62,22 @@ def train(
     decoder: PreTrainedModel,
     windows: Windows,
     settings: PretrainSettings,
+    accelerator: Accelerator,
     folder: Path,
     heldout_nll: Callable[[], float],
 ) -> Progress:
-    """Train ``decoder`` in place, on a GPU if there is one, in bf16 there.
+    """Train ``decoder`` in place, on the accelerator's device.
 
     A checkpoint in ``folder`` is gone on with, to the very weights that an uninterrupted run
-    would have reached.
+    would have reached; on a GPU up to the order in which its kernels add. The last step leaves
+    one too.
 
     Args:
         heldout_nll: nats per token on held-out text; asked after each epoch.
 
     Raises:
-        CheckpointError: the checkpoint there belongs to other settings or is broken.
-        SettingError: started with several processes.
+        CheckpointError: the checkpoint there belongs to other settings or text, or is broken.
     """
-    on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if on_gpu else "no",
-        dynamo_backend="inductor" if on_gpu and settings.compile else "no",
-    )
-    if accelerator.num_processes > 1:
-        raise SettingError("pretraining runs on one device; start it without accelerate launch.")
     total = max(1, round(settings.epochs * windows.steps_per_epoch))
     optimizer = torch.optim.AdamW(
         _parameter_groups(decoder, settings.weight_decay),
@@ -92,7 +88,7 @@ def train(
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total)
     model, optimizer, schedule = accelerator.prepare(NextTokenLoss(decoder), optimizer, schedule)
 
-    progress = _resume(accelerator, settings, folder)
+    progress = _resume(accelerator, _fingerprint(settings, windows), folder)
     tokens_per_step = settings.batch_size * settings.context
     loss_sum = torch.tensor(progress.loss_sum, device=accelerator.device)
     bar = tqdm(total=total, initial=progress.step, unit="step", mininterval=1, dynamic_ncols=True)
@@ -126,13 +122,10 @@ def train(
                     "heldout_nll": heldout_nll(),
                 }
             )
-        if progress.step % settings.save_every == 0 and progress.step < total:
+        if progress.step % settings.save_every == 0 or progress.step == total:
             progress.loss_sum = loss_sum.item()
             progress.seconds = time.perf_counter() - since
             _save(accelerator, progress, folder)
-    if on_gpu:
-        torch.cuda.synchronize()
-    progress.seconds = time.perf_counter() - since
     bar.close()
     decoder.eval()
     return progress
@@ -152,10 +145,16 @@ def _parameter_groups(decoder: PreTrainedModel, weight_decay: float) -> list[dic
     ]
 
 
+def _fingerprint(settings: PretrainSettings, windows: Windows) -> dict[str, Any]:
+    """What decides the weights that a run reaches."""
+    chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    return chosen | {"tokens": hashlib.sha256(windows.tokens.tobytes()).hexdigest()}
+
+
 def _save(accelerator: Accelerator, progress: Progress, folder: Path) -> None:
     """Write a checkpoint aside, rename it, and remove the ones before it."""
     earlier = list(folder.glob("checkpoint-*"))
-    aside = folder / ".checkpoint"
+    aside = folder / ASIDE
     shutil.rmtree(aside, ignore_errors=True)
     accelerator.save_state(str(aside))
     (aside / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
@@ -164,13 +163,10 @@ def _save(accelerator: Accelerator, progress: Progress, folder: Path) -> None:
         shutil.rmtree(old)
 
 
-def _resume(accelerator: Accelerator, settings: PretrainSettings, folder: Path) -> Progress:
+def _resume(accelerator: Accelerator, chosen: dict[str, Any], folder: Path) -> Progress:
     """Load the last checkpoint into what Accelerate prepared; without one, start."""
-    chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    if not found:
+    if not (checkpoint := last_checkpoint(folder)):
         return Progress(chosen)
-    checkpoint = found[-1]
     try:
         progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
         differing = [name for name in chosen if progress.settings.get(name) != chosen[name]]
@@ -178,11 +174,20 @@ def _resume(accelerator: Accelerator, settings: PretrainSettings, folder: Path) 
             accelerator.load_state(str(checkpoint))
     except Exception as error:  # of a broken file, each library raises its own
         raise CheckpointError(
-            f"{checkpoint} cannot be read ({type(error).__name__}); delete it to start again."
+            f"{checkpoint} cannot be gone on with ({type(error).__name__}); if it is broken, "
+            "delete it to start again."
         ) from error
+    if differing == ["tokens"]:
+        raise CheckpointError(f"{checkpoint} was made from other text; give another --out.")
     if differing:
         raise CheckpointError(
             f"{checkpoint} was made with another --{differing[0]}="
             f"{progress.settings.get(differing[0])}; give that, or another --out."
         )
     return progress
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the most steps in ``folder``; None: there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    return max(found, key=lambda path: int(path.name[11:]), default=None)

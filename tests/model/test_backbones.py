@@ -66,6 +66,16 @@ def test_the_backbones_own_states_start_the_item_table(gpt2: Path) -> None:
     assert not started[1:].allclose(other[1:])
 
 
+def test_items_enter_as_long_as_the_settings_say(gpt2: Path) -> None:
+    once, four = (
+        CatalogLM.build(
+            CATALOG, Settings(backbone=str(gpt2), item_scale=scale), seed=0, device="cpu"
+        ).lm.config.item_input_factor
+        for scale in (1.0, 4.0)
+    )
+    assert four == pytest.approx(4 * once)
+
+
 @pytest.mark.gpu
 def test_states_computed_on_a_gpu_leave_the_backbone_trainable(gpt2: Path) -> None:
     settings = Settings(backbone=str(gpt2), text_encoder="backbone")

@@ -11,13 +11,13 @@ from recbole_idiomoe.errors import DataError
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 
-TEXTS = ["One\r\ntext, café.\n", "Two\n", "  three\n"]
+TEXTS = ["One\r\ntext, café.\n", "Two\n", "  three\x1e in a line\n"]
 
 
 @pytest.mark.parametrize("suffix", ["txt", "txt.xz", "txt.gz"])
 def test_texts_come_back_as_written(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"some.{suffix}"
-    raw = ("\x1e\n".join([*TEXTS, " \n"])).encode()
+    raw = (TEXTS[0] + "\x1e\r\n" + "\x1e\n".join([*TEXTS[1:], " \n"])).encode()
     pressed = {"txt": bytes, "txt.xz": lzma.compress, "txt.gz": gzip.compress}[suffix](raw)
     file.write_bytes(pressed)
     assert read_texts(str(file)) == TEXTS
@@ -42,9 +42,10 @@ def test_what_is_no_text_is_refused_in_one_line(
 def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
     for name in ("cut.txt.xz", "cut.txt.gz"):
         whole = (lzma if name.endswith("xz") else gzip).compress(b"text " * 100)
-        (tmp_path / name).write_bytes(whole[:-12])
-        with pytest.raises(DataError, match=name):
-            read_texts(str(tmp_path / name))
+        for broken in (whole[:-12], whole[:20] + b"\xff\xff\xff\xff" + whole[24:]):
+            (tmp_path / name).write_bytes(broken)
+            with pytest.raises(DataError, match=name):
+                read_texts(str(tmp_path / name))
 
 
 def test_held_out_texts_are_a_seeded_share_and_the_rest_keeps_its_order() -> None:

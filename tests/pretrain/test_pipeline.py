@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from recbole_idiomoe.lm import load_backbone
+from recbole_idiomoe.lm import encode_text, load_backbone
 from recbole_idiomoe.pretrain.__main__ import main
-from recbole_idiomoe.pretrain.corpus import Windows
+from recbole_idiomoe.pretrain.corpus import Windows, read_texts
+from recbole_idiomoe.pretrain.evaluation import likelihood
 
 from .conftest import sentences
 
@@ -69,14 +70,22 @@ def test_a_run_writes_a_model_that_has_learnt(
     )
     assert tokenizer.decode(said[0]) == "The big cat sits under the"
 
+    # Not what AutoTokenizer would make of it: e and its accent stay two code points.
+    assert tokenizer.decode(tokenizer("e\u0301").input_ids) == "e\u0301"
+    assert encode_text(tokenizer, ["The cat sees é"]) == encode_text(
+        PreTrainedTokenizerFast.from_pretrained(out), ["The cat sees é"]
+    )
+
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert capsys.readouterr().out.strip() == card.strip()
     for part in ("# tiny", "Toy sentences.", "| books.txt | 8 |", "--hidden_size=32", "> The big"):
         assert part in card
     for text in ("held-out texts of books.txt", "test.txt"):
         [row] = [line for line in card.splitlines() if line.startswith(f"| {text} (")]
         trained, untrained = (float(cell.strip(" *")) for cell in row.split("|")[2:4])
         assert trained < 0.3 * untrained
+    found = likelihood(backbone, tokenizer, read_texts(str(test)), SIZES["context"])
+    assert f"test.txt: {found.bits_per_byte:.3f} bits per byte" in capsys.readouterr().out
+    assert f"**{found.bits_per_byte:.3f}**" in card
     losses = [line.split("|")[2:4] for line in card.splitlines() if line[:4] in ("| 1 ", "| 5 ")]
     assert len(losses) == 2
     assert all(float(a) > float(b) for a, b in zip(*losses, strict=True))
@@ -86,8 +95,14 @@ class Stop(BaseException):
     pass
 
 
+# An epoch has 31 steps; the last stop is after training, while the model is measured.
+@pytest.mark.parametrize(("save_every", "stops"), [(10, (25, 45)), (31, (40, 70)), (1000, (170,))])
 def test_an_interrupted_run_goes_on_to_the_very_same_weights(
-    books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    books: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save_every: int,
+    stops: tuple[int, ...],
 ) -> None:
     assert main(arguments(books, tmp_path / "whole")) == 0
 
@@ -99,16 +114,18 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
             if step == stop_at:
                 raise Stop
             yield batch
+        if stop_at == last:
+            raise Stop
 
     monkeypatch.setattr(Windows, "batches", interrupted)
-    for stop_at in (25, 33):
+    for stop_at in stops:
         with pytest.raises(Stop):
-            main(arguments(books, out, save_every=10))
-        kept = [folder.name for folder in out.glob("checkpoint-*")]
-        assert kept == [f"checkpoint-{stop_at // 10 * 10}"] and not (out / "config.json").exists()
+            main(arguments(books, out, save_every=save_every))
+        last = min(stop_at // save_every * save_every, 170) if stop_at < 170 else 170
+        assert [path.name for path in out.iterdir()] == [f"checkpoint-{last}"]
     stop_at = -1
     (whole, parts) = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
-    assert main(arguments(books, out, save_every=10)) == 0
+    assert main(arguments(books, out, save_every=save_every)) == 0
     assert whole.read_bytes() == parts.read_bytes()
     assert not list(out.glob("*checkpoint*"))
     tables = [_epochs((tmp_path / name / "README.md").read_text()) for name in ("whole", "parts")]
@@ -139,12 +156,15 @@ def test_a_checkpoint_of_other_settings_is_refused(
     monkeypatch.setattr("recbole_idiomoe.pretrain.pipeline._write", stop)
     assert main(arguments(books, out, epochs=1, save_every=3)) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    [checkpoint] = out.glob("checkpoint-*")
+    [checkpoint] = out.iterdir()
     assert "--learning_rate=0.004" in refused(
         capsys, arguments(books, out, epochs=1, learning_rate=0.1)
     )
+    other = tmp_path / "other.txt"
+    other.write_text(books.read_text(encoding="utf-8").replace("big", "fat"), encoding="utf-8")
+    assert "other text" in refused(capsys, arguments(other, out, epochs=1))
     (checkpoint / "progress.json").write_text(json.dumps({"settings": 3}))
-    assert "cannot be read" in refused(capsys, arguments(books, out, epochs=1))
+    assert "delete it" in refused(capsys, arguments(books, out, epochs=1))
     (checkpoint / "progress.json").write_text("{")
     assert str(checkpoint) in refused(capsys, arguments(books, out, epochs=1))
 
@@ -154,8 +174,10 @@ def test_a_finished_model_is_not_overwritten(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "config.json").write_text("{}")
-    assert "already holds a model" in refused(capsys, arguments(books, out))
+    for name in ("config.json", "SHA256SUMS"):  # of another's making, or finished here
+        (out / name).write_text("{}")
+        assert "already holds a model" in refused(capsys, arguments(books, out))
+        (out / name).unlink()
     shutil.rmtree(out)
     out.write_text("a file")
     assert "--out" in refused(capsys, arguments(books, out))
@@ -166,6 +188,12 @@ def test_a_finished_model_is_not_overwritten(
     [
         ({"text": "nowhere.txt"}, "nowhere.txt"),
         ({"epochs": 0}, "--epochs=0.0 must be above 0"),
+        ({"epochs": "inf"}, "--epochs=inf"),
+        ({"seed": -1}, "--seed=-1"),
+        ({"weight_decay": -1}, "--weight_decay=-1.0"),
+        ({"prompt": ""}, "--prompt is empty"),
+        ({"holdout": 0.99}, "lower --holdout"),
+        ({"lerning_rate": 0.1}, "--lerning_rate=0.1"),
         ({"holdout": 1}, "--holdout=1.0"),
         ({"vocab_size": 100}, "--vocab_size=100"),
         ({"vocab_size": 70000}, "--vocab_size=70000"),
@@ -185,6 +213,14 @@ def test_bad_settings_are_refused_in_one_line(
     out = tmp_path / "out"
     assert shown in refused(capsys, arguments(books, out, **options))
     assert not (out / "config.json").exists()
+
+
+def test_files_that_the_card_could_not_tell_apart_are_refused(
+    books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = tmp_path / "twin" / books.name
+    given = [*arguments(books, tmp_path / "out"), f"--text={twin}"]
+    assert "two files books.txt" in refused(capsys, given)
 
 
 def test_help_fits_a_terminal_and_names_every_setting(

@@ -41,13 +41,6 @@ def test_ngrams_equal_the_recursion(order: int, test: str) -> None:
     assert found == pytest.approx(witten_bell(TEXTS, order, test), rel=1e-12)
 
 
-def test_probabilities_of_all_bytes_add_up_to_one() -> None:
-    model = ByteNgrams(TEXTS, 3)
-    before = model.bits_per_byte(["ab"]) * 2
-    total = sum(2 ** -(model.bits_per_byte(["ab" + chr(byte)]) * 3 - before) for byte in range(128))
-    assert 0.9 < total < 1
-
-
 def test_longer_contexts_predict_better() -> None:
     train, test = [sentences(0, 300)], [sentences(1, 50)]
     bits = [ByteNgrams(train, order).bits_per_byte(test) for order in (1, 3, 5)]
