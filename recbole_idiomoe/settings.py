@@ -133,6 +133,13 @@ class Settings:
         none=True,
         group="model",
     )
+    attention: str = _setting(
+        "causal",
+        "causal: as in the backbone; intra_inter: layers attend within items and between items "
+        "in turn (IAM); own_text: text attends to its own item alone, item tokens to each other",
+        choices=("causal", "intra_inter", "own_text"),
+        group="model",
+    )
     item_scale: float = _setting(
         8.0,
         "how long an item's vector is on entering the decoder, in lengths of a text token's",

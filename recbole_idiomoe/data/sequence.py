@@ -28,6 +28,8 @@ class TokenSequence(NamedTuple):
     """Token ids, shape ``(T,)``."""
     token_types: np.ndarray
     """``TEXT`` or ``ITEM`` of each token, shape ``(T,)``."""
+    segments: np.ndarray
+    """0 for the instruction, else which of the kept items, from 1, a token belongs to, ``(T,)``."""
     segment_ends: np.ndarray
     """Position of the last token of each kept item's segment, shape ``(n,)``, ``n`` <= items."""
 
@@ -86,6 +88,9 @@ class SequenceBuilder:
         return TokenSequence(
             input_ids,
             token_types=np.where(input_ids >= self.item_token_offset, ITEM, TEXT),
+            segments=np.repeat(
+                np.arange(len(items) + 1), np.r_[len(self.instruction), text_lengths + 1]
+            ),
             segment_ends=len(self.instruction) + np.cumsum(text_lengths + 1) - 1,
         )
 
@@ -124,6 +129,8 @@ class SequenceBatch:
     """``(B, T)``."""
     token_types: torch.Tensor
     """``(B, T)``; padding counts as text."""
+    segments: torch.Tensor
+    """``(B, T)``; padding counts as instruction."""
     queries: torch.Tensor
     """``(N,)``, positions in the flattened batch from which an item is predicted."""
     targets: torch.Tensor
@@ -141,6 +148,7 @@ class SequenceBatch:
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
             token_types=self.token_types.to(device, non_blocking=True),
+            segments=self.segments.to(device, non_blocking=True),
             queries=self.queries.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
             text_queries=self.text_queries.to(device, non_blocking=True),
@@ -164,10 +172,12 @@ def collate(
     width = int(lengths.max())
     input_ids = np.full((len(sequences), width), pad_token_id, dtype=np.int64)
     token_types = np.full((len(sequences), width), TEXT, dtype=np.int64)
+    segments = np.zeros((len(sequences), width), dtype=np.int64)
     queries = []
     for row, sequence in enumerate(sequences):
         input_ids[row, : lengths[row]] = sequence.input_ids
         token_types[row, : lengths[row]] = sequence.token_types
+        segments[row, : lengths[row]] = sequence.segments
         ends = sequence.segment_ends
         queries.append(row * width + (ends[-1:] if targets is None else ends))
 
@@ -179,6 +189,7 @@ def collate(
     return SequenceBatch(
         input_ids=torch.from_numpy(input_ids),
         token_types=torch.from_numpy(token_types),
+        segments=torch.from_numpy(segments),
         queries=torch.from_numpy(np.concatenate(queries)),
         targets=torch.from_numpy(known),
         text_queries=torch.from_numpy(text_queries),

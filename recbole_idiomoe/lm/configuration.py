@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
 
 from recbole_idiomoe.errors import SettingError
 
+ATTENTIONS = ("causal", "intra_inter", "own_text")
 # What generation and the caches read off a decoder's configuration.
 _MIRRORED = (
     "head_dim",
@@ -37,6 +38,7 @@ class IdiomoeConfig(PreTrainedConfig):
             None: one table of the model's width.
         expert_layers: indices of the layers that have an item expert.
         expert_width: neurons of the item expert relative to the text expert, in (0, 1].
+        attention: ``causal``, or a key of :data:`~recbole_idiomoe.lm.item_attention.PATTERNS`.
         item_input_factor: items enter the trunk as rows of E times this; scores use E itself.
         dropout: probability, on embeddings, expert outputs and final states, in training.
         softmax: candidates of an item target: the catalogue alone, or text and items.
@@ -53,6 +55,7 @@ class IdiomoeConfig(PreTrainedConfig):
     item_embedding_dim: int | None = None
     expert_layers: list[int] = field(default_factory=list)
     expert_width: float = 1.0
+    attention: str = "causal"
     item_input_factor: float = 1.0
     dropout: float = 0.0
     softmax: str = "item"
@@ -72,6 +75,9 @@ class IdiomoeConfig(PreTrainedConfig):
             raise SettingError(f"item_num={self.item_num}: the padding item alone makes 1.")
         if not 0 < self.expert_width <= 1:
             raise SettingError(f"expert_width={self.expert_width} must be above 0 and at most 1.")
+        if self.attention not in ATTENTIONS:
+            known = ", ".join(map(repr, ATTENTIONS))
+            raise SettingError(f"attention={self.attention!r} is not one of {known}.")
         if not self.item_input_factor > 0:
             raise SettingError(f"item_input_factor={self.item_input_factor} must be above 0.")
         if self.softmax not in ("item", "hybrid"):

@@ -22,6 +22,7 @@ LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("dense_h_to_4h",), "dense_4h_to_h"),
     (("fc1",), "fc2"),
 )
+ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and Phi"
 
 
@@ -90,6 +91,22 @@ def ffn_name(layer: nn.Module) -> str | None:
         if isinstance(child, TwoExpertFFN) or ffn_layout(child) is not None:
             return name
     return None
+
+
+def attention_module(layer: nn.Module) -> nn.Module:
+    """The attention of a decoder block.
+
+    Raises:
+        BackboneError: it has an unknown name.
+    """
+    for name in ATTENTION_NAMES:
+        module = getattr(layer, name, None)
+        if isinstance(module, nn.Module):
+            return module
+    raise BackboneError(
+        f"{type(layer).__name__} has no attention called {', '.join(ATTENTION_NAMES)}; supported "
+        f"are {SUPPORTED}."
+    )
 
 
 def install_experts(

@@ -16,11 +16,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from recbole_idiomoe.errors import BackboneError, CheckpointError
+from recbole_idiomoe.errors import BackboneError, CheckpointError, SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, expert_placement
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.experts import install_experts
 from recbole_idiomoe.lm.generation import HybridGeneration
+from recbole_idiomoe.lm.item_attention import ItemAttention
 from recbole_idiomoe.lm.routing import TokenRouting
 from recbole_idiomoe.lm.training import freeze, parameter_groups
 
@@ -71,6 +72,9 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         self.backbone = backbone
         self.routing = TokenRouting()
         install_experts(backbone, config, self.routing, expert_init, seed)
+        self.item_attention = (
+            None if config.attention == "causal" else ItemAttention(backbone, config.attention)
+        )
         self.item_table = ItemTable(
             config.item_num,
             config.hidden_size,
@@ -89,6 +93,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         expert_layers: str | list[int] = "all",
         expert_width: float = 1.0,
         expert_init: str = "copy",
+        attention: str = "causal",
         item_scale: float = 1.0,
         dropout: float = 0.0,
         softmax: str = "item",
@@ -115,6 +120,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             item_embedding_dim=item_embedding_dim,
             expert_layers=expert_placement(expert_layers, backbone.config.num_hidden_layers),
             expert_width=expert_width,
+            attention=attention,
             item_input_factor=item_scale * _text_rms(backbone) / _item_std(backbone.config),
             dropout=dropout,
             softmax=softmax,
@@ -182,6 +188,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool = False,
+        segments: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the trunk; its final norm is applied.
@@ -194,13 +201,19 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
                 every real position, and the fastest: attention is then causal, no mask is
                 built. With packed sequences leave it None and restart ``position_ids``.
             position_ids, past_key_values, use_cache, kwargs: as in transformers.
+            segments: (B, T), 0 for the prompt, else the number of the item that a token belongs
+                to: what tells items apart where ``config.attention`` is not causal.
 
         Returns:
             ``last_hidden_state`` (B, T, d), and the cache if asked for.
+
+        Raises:
+            SettingError: attention between items without ``segments``, or with a mask or a cache.
         """
         if token_types is None:
             token_types = input_ids >= self.config.item_token_offset
         self.routing.set(token_types)
+        self._attend(segments, token_types, attention_mask, past_key_values)
         outputs = self.backbone.base_model(
             inputs_embeds=self._dropout(self.embed(input_ids)),
             attention_mask=attention_mask,
@@ -295,6 +308,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         It holds until this model's next forward pass, which sets the routing anew.
         """
         self.routing.clear()
+        if self.item_attention is not None:
+            self.item_attention.clear()
         return self.backbone
 
     def freeze(self, policy: str) -> None:
@@ -309,6 +324,21 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     ) -> list[dict[str, Any]]:
         """See :func:`recbole_idiomoe.lm.training.parameter_groups`."""
         return parameter_groups(self, weight_decay, learning_rate, backbone_learning_rate)
+
+    def _attend(
+        self, segments: Tensor | None, token_types: Tensor, mask: Tensor | None, cache: Any
+    ) -> None:
+        if self.item_attention is None:
+            return
+        self.item_attention.clear()
+        if not token_types.any():  # text alone: every pattern is causal
+            return
+        if segments is None or mask is not None or cache is not None:
+            raise SettingError(
+                f"attention={self.config.attention!r} among item tokens needs segments, and takes "
+                "neither an attention_mask nor past_key_values; pad on the right."
+            )
+        self.item_attention.set(segments, token_types, self.dtype)
 
     def _dropout(self, states: Tensor) -> Tensor:
         p = self.config.dropout

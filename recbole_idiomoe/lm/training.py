@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.experts import TwoExpertFFN, decoder_layers, ffn_name
+from recbole_idiomoe.lm.experts import TwoExpertFFN, attention_module, decoder_layers, ffn_name
 
 if TYPE_CHECKING:
     from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
-
-ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 
 
 def freeze(model: IdiomoeForCausalLM, policy: str) -> None:
@@ -58,7 +56,7 @@ def freeze(model: IdiomoeForCausalLM, policy: str) -> None:
             text_expert.requires_grad_(False)
     elif policy == "attention":
         for layer in layers:
-            _attention(layer).requires_grad_(False)
+            attention_module(layer).requires_grad_(False)
 
 
 def parameter_groups(
@@ -114,13 +112,3 @@ def _item_modules(model: IdiomoeForCausalLM) -> Iterator[nn.Module]:
     """What the backbone did not bring."""
     experts = (m.item_expert for m in model.modules() if isinstance(m, TwoExpertFFN))
     return chain((model.item_table,), experts)
-
-
-def _attention(layer: nn.Module) -> nn.Module:
-    for name in ATTENTION_NAMES:
-        module = getattr(layer, name, None)
-        if isinstance(module, nn.Module):
-            return module
-    raise BackboneError(
-        f"freeze='attention': {type(layer).__name__} has none of {', '.join(ATTENTION_NAMES)}."
-    )

@@ -89,6 +89,7 @@ class CatalogLM(nn.Module):
             expert_layers=settings.expert_layers,
             expert_width=settings.expert_width,
             expert_init=settings.expert_init,
+            attention=settings.attention,
             item_scale=settings.item_scale,
             dropout=settings.dropout,
             softmax=settings.softmax,
@@ -186,7 +187,9 @@ class CatalogLM(nn.Module):
     def _hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
         """Final hidden states of all positions, flattened to ``(B * T, d)``."""
         with sdpa_kernel(ATTENTION_KERNELS):
-            output = self.lm.hidden_states(batch.input_ids, token_types=batch.token_types)
+            output = self.lm.hidden_states(
+                batch.input_ids, token_types=batch.token_types, segments=batch.segments
+            )
         hidden_states = output.last_hidden_state
         assert hidden_states is not None
         return hidden_states.flatten(0, 1)

@@ -26,12 +26,14 @@ def test_text_before_item() -> None:
     assert sequence.token_types.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 1]
     # Every segment ends with its item token: the item expert predicts what comes next.
     assert sequence.segment_ends.tolist() == [5, 6, 8]
+    assert sequence.segments.tolist() == [0, 0, 1, 1, 1, 1, 2, 3, 3]
 
 
 def test_item_before_text() -> None:
     sequence = builder(item_first=True).build(np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 51, 101, 1, 2, 3, 103, 102, 4]
     assert sequence.segment_ends.tolist() == [5, 6, 8]
+    assert sequence.segments.tolist() == [0, 0, 1, 1, 1, 1, 2, 3, 3]
 
 
 def test_items_alone() -> None:
@@ -103,6 +105,7 @@ def test_collate_for_training() -> None:
     batch = collate([b.build(h) for h in histories], pad_token_id=9, targets=targets)
     assert batch.input_ids.tolist() == [[50, 51, 1, 2, 3, 101, 103], [50, 51, 4, 102, 9, 9, 9]]
     assert batch.token_types[1].tolist() == [TEXT, TEXT, TEXT, ITEM, TEXT, TEXT, TEXT]
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 1, 1, 2], [0, 0, 1, 1, 0, 0, 0]]
     assert batch.queries.tolist() == [5, 6, 7 + 3]
     assert batch.input_ids.flatten()[batch.queries].tolist() == [101, 103, 102]
     assert batch.targets.tolist() == [3, 2, 1]

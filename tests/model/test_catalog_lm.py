@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import WindowLoader
-from recbole_idiomoe.data.sequence import ITEM, TEXT
+from recbole_idiomoe.data.sequence import ITEM, TEXT, collate
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings
@@ -45,9 +45,14 @@ HISTORIES = make_histories([3, 60, 1, 7, 1, 25, 2, 60])
 
 
 @pytest.mark.parametrize("max_batch_tokens", [8, 200, 100_000])
+@pytest.mark.parametrize("attention", ["causal", "intra_inter", "own_text"])
 @ORDERS
-def test_a_batch_scores_as_one_by_one(segment_order: str, max_batch_tokens: int) -> None:
-    model = build(segment_order=segment_order, max_batch_tokens=max_batch_tokens)
+def test_a_batch_scores_as_one_by_one(
+    segment_order: str, attention: str, max_batch_tokens: int
+) -> None:
+    model = build(
+        segment_order=segment_order, attention=attention, max_batch_tokens=max_batch_tokens
+    )
     together = model.scores(HISTORIES)
     alone = torch.cat([model.scores([history]) for history in HISTORIES])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
@@ -64,6 +69,19 @@ def test_the_whole_history_is_read_and_its_order_counts() -> None:
     wanted = model.scores([history])
     for other in others:
         assert (model.scores([other]) - wanted)[:, 1:].abs().max() > 1e-2
+
+
+def test_with_own_text_an_items_text_reaches_others_through_its_item_token_alone() -> None:
+    model = build(attention="own_text", item_init="random")
+    first, second = (
+        collate([model.builder.build(np.array(history))], model.pad_token_id)
+        for history in ([1, 2, 3], [4, 2, 3])
+    )
+    assert torch.equal(first.segments, second.segments)
+    difference = (model._hidden_states(first) - model._hidden_states(second)).abs().amax(1)
+    later_text = ((first.segments > 1) & (first.token_types == TEXT)).flatten()
+    assert difference[later_text].max() < 1e-5  # whoever came before
+    assert difference[-1] > 1e-2
 
 
 def test_an_empty_history_is_refused() -> None:

@@ -1,0 +1,108 @@
+"""Attention that tells items apart (after IAM, arXiv 2603.19693; how exactly is our reading).
+
+The article stacks attention within an item on attention between items and prints no masks. Ours
+are causal; prompt tokens attend, and are attended to, as in any decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from recbole_idiomoe.errors import BackboneError
+from recbole_idiomoe.lm.experts import attention_module, decoder_layers
+
+PROMPT = 0
+PATTERNS = {
+    "intra_inter": ("intra", "inter"),
+    "own_text": ("own_text",),
+}
+"""Kinds of attention, each a list of masks that its layers take in turn."""
+
+
+def item_mask(kind: str, segments: Tensor, token_types: Tensor) -> Tensor:
+    """Who may attend to whom, (B, T, T), True where position ``i`` (row) sees ``j`` (column).
+
+    ============ ===============================================================
+    kind         a token of an item sees, up to itself
+    ============ ===============================================================
+    intra        its own item, the prompt
+    inter        other items, the prompt, itself
+    own_text     its own item, the prompt; an item token other item tokens too
+    ============ ===============================================================
+
+    Args:
+        segments: (B, T), :data:`PROMPT` or the number of the item that a token belongs to, from 1.
+        token_types: (B, T), 0 text, 1 item.
+    """
+    row, column = segments.unsqueeze(2), segments.unsqueeze(1)
+    same = row == column
+    in_prompt = (row == PROMPT) | (column == PROMPT)
+    length = segments.shape[1]
+    itself = torch.eye(length, dtype=torch.bool, device=segments.device)
+    if kind == "intra":
+        seen = same
+    elif kind == "inter":
+        seen = ~same | itself
+    else:
+        is_item = token_types.bool()
+        seen = same | (is_item.unsqueeze(2) & is_item.unsqueeze(1))
+    return (seen | in_prompt).tril()
+
+
+class ItemAttention:
+    """The masks of the batch at hand, which each layer's attention takes instead of its own.
+
+    One object serves all layers, as :class:`TokenRouting` does, and lives as long: until the
+    next :meth:`set`, so that a checkpointed layer finds its mask again in backward.
+
+    Args:
+        backbone: the decoder; its layers ask this object from now on.
+        pattern: a key of :data:`PATTERNS`.
+
+    Raises:
+        BackboneError: attention that takes no mask of ours.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, pattern: str) -> None:
+        self.kinds = PATTERNS[pattern]
+        self.config = backbone.config
+        self._check()
+        self.masks: dict[str, Tensor] = {}
+        for index, layer in enumerate(decoder_layers(backbone)):
+            kind = self.kinds[index % len(self.kinds)]
+            attention_module(layer).register_forward_pre_hook(self._hook(kind), with_kwargs=True)
+
+    def clear(self) -> None:
+        """Let every layer attend as the backbone would."""
+        self.masks = {}
+
+    def set(self, segments: Tensor, token_types: Tensor, dtype: torch.dtype) -> None:
+        """Take a batch: ``segments`` and ``token_types`` as in :func:`item_mask`."""
+        self._check()
+        self.masks = {}
+        for kind in self.kinds:
+            seen = item_mask(kind, segments, token_types).unsqueeze(1)
+            # Added to the scores: eager attention knows no other kind, and SDPA takes it too.
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self.masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
+
+    def _check(self) -> None:
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise BackboneError(
+                f"attention={self.config._attn_implementation!r} takes no mask between items; load "
+                "the backbone with attn_implementation='sdpa'."
+            )
+
+    def _hook(self, kind: str) -> Any:
+        def take_mask(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if self.masks:
+                kwargs = kwargs | {"attention_mask": self.masks[kind]}
+            return args, kwargs
+
+        return take_mask
