@@ -152,6 +152,11 @@ class Settings:
         choices=("text", "random"),
         group="model",
     )
+    item_text_added: bool = _setting(
+        False,
+        "add a projection of an item's text vector to its embedding, for good (Text-Attr LLM)",
+        group="model",
+    )
     text_encoder: str = _setting(
         "tfidf",
         "where those vectors come from: tfidf, backbone (its own states), a sentence encoder's "

@@ -36,6 +36,8 @@ class IdiomoeConfig(PreTrainedConfig):
         item_num: rows of the item table, the padding item included.
         item_embedding_dim: inner width of the factorised table ``E = W_l W_u``;
             None: one table of the model's width.
+        item_text_size: width of the text vectors that are projected and added to the items'; None:
+            none are.
         expert_layers: indices of the layers that have an item expert.
         expert_width: neurons of the item expert relative to the text expert, in (0, 1].
         attention: ``causal``, or a key of :data:`~recbole_idiomoe.lm.item_attention.PATTERNS`.
@@ -53,6 +55,7 @@ class IdiomoeConfig(PreTrainedConfig):
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     item_num: int = 1
     item_embedding_dim: int | None = None
+    item_text_size: int | None = None
     expert_layers: list[int] = field(default_factory=list)
     expert_width: float = 1.0
     attention: str = "causal"

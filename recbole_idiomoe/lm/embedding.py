@@ -92,16 +92,9 @@ class ItemTable(nn.Module):
         Raises:
             DataError: a wrong number of rows, or a value that is not finite.
         """
-        given = torch.as_tensor(vectors).detach().to("cpu", torch.float32)
-        if given.ndim != 2 or given.shape[0] != self.item_num:
-            raise DataError(
-                f"item vectors of shape {tuple(given.shape)} do not fit {self.item_num} items, "
-                "the padding item included."
-            )
-        if not torch.isfinite(given).all():
-            raise DataError("item vectors hold values that are not finite.")
+        directions = text_directions(vectors, self.item_num)
         generator = torch.Generator().manual_seed(seed)
-        rows = _fit_width(_centred_directions(given), self.rows.shape[1], generator)
+        rows = _fit_width(directions, self.rows.shape[1], generator)
         textless = rows.norm(dim=1) < 1e-6
         textless[0] = False
         noise = torch.randn(int(textless.sum()), rows.shape[1], generator=generator)
@@ -124,8 +117,20 @@ class ItemTable(nn.Module):
         return math.sqrt(square - mean**2)
 
 
-def _centred_directions(vectors: Tensor) -> Tensor:
-    """Rows less their mean, of length 1; rows that were zero, and row 0, are zero."""
+def text_directions(given: np.ndarray | Tensor, item_num: int) -> Tensor:
+    """Rows less their mean, of length 1; rows that were zero, and row 0, are zero.
+
+    Raises:
+        DataError: not ``item_num`` rows, or a value that is not finite.
+    """
+    vectors = torch.as_tensor(given).detach().to("cpu", torch.float32)
+    if vectors.ndim != 2 or vectors.shape[0] != item_num:
+        raise DataError(
+            f"item vectors of shape {tuple(vectors.shape)} do not fit {item_num} items, the "
+            "padding item included."
+        )
+    if not torch.isfinite(vectors).all():
+        raise DataError("item vectors hold values that are not finite.")
     described = vectors.any(dim=1)
     described[0] = False
     if not described.any():

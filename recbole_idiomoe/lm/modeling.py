@@ -23,6 +23,7 @@ from recbole_idiomoe.lm.experts import install_experts
 from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.item_attention import ItemAttention
 from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.training import freeze, parameter_groups
 
 IGNORED = -100
@@ -75,12 +76,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         self.item_attention = (
             None if config.attention == "causal" else ItemAttention(backbone, config.attention)
         )
-        self.item_table = ItemTable(
-            config.item_num,
-            config.hidden_size,
-            config.item_embedding_dim,
-            _item_std(config),
-        )
+        self.item_table = _item_table(config)
         self.post_init()
 
     @classmethod
@@ -90,6 +86,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         item_num: int,
         *,
         item_embedding_dim: int | None = None,
+        item_text_size: int | None = None,
         expert_layers: str | list[int] = "all",
         expert_width: float = 1.0,
         expert_init: str = "copy",
@@ -118,6 +115,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             backbone_config=backbone.config,
             item_num=item_num,
             item_embedding_dim=item_embedding_dim,
+            item_text_size=item_text_size,
             expert_layers=expert_placement(expert_layers, backbone.config.num_hidden_layers),
             expert_width=expert_width,
             attention=attention,
@@ -375,6 +373,13 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
 def _cross_entropy(scores: Tensor, columns: Tensor) -> Tensor:
     # A mean over nothing would be nan; a batch may hold no target of one kind.
     return F.cross_entropy(scores, columns) if len(columns) else scores.sum() * 0.0
+
+
+def _item_table(config: IdiomoeConfig) -> ItemTable:
+    sizes = (config.item_num, config.hidden_size, config.item_embedding_dim, _item_std(config))
+    if config.item_text_size is None:
+        return ItemTable(*sizes)
+    return TextAttributeTable(*sizes, text_size=config.item_text_size)
 
 
 def _item_std(config: PreTrainedConfig) -> float:

@@ -27,6 +27,7 @@ from recbole_idiomoe.lm import (
     load_backbone,
 )
 from recbole_idiomoe.lm.progress import no_progress_bars
+from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,13 @@ class CatalogLM(nn.Module):
             trust_remote_code=settings.trust_remote_code,
         )
         vectors = None
-        if settings.item_init == "text" and any(catalog.texts):
+        described = any(catalog.texts)
+        if settings.item_text_added and not described:
+            raise DataError(
+                "item_text_added: no item has text; name its columns in item_text_fields, or set "
+                "item_text_added to False."
+            )
+        if described and (settings.item_init == "text" or settings.item_text_added):
             vectors = item_vectors(
                 catalog,
                 settings.text_encoder,
@@ -82,10 +89,12 @@ class CatalogLM(nn.Module):
                 device=device,
                 seed=seed,
             )
+        text_size = vectors.shape[1] if vectors is not None and settings.item_text_added else None
         lm = IdiomoeForCausalLM.from_backbone(
             backbone,
             catalog.item_num,
             item_embedding_dim=settings.item_embedding_dim,
+            item_text_size=text_size,
             expert_layers=settings.expert_layers,
             expert_width=settings.expert_width,
             expert_init=settings.expert_init,
@@ -95,8 +104,10 @@ class CatalogLM(nn.Module):
             softmax=settings.softmax,
             seed=seed,
         )
-        if vectors is not None:
+        if vectors is not None and settings.item_init == "text":
             lm.item_table.load_vectors(vectors, seed=seed)
+        if vectors is not None and isinstance(lm.item_table, TextAttributeTable):
+            lm.item_table.load_text(vectors)
         lm.freeze(settings.freeze)
         add_item_tokens(tokenizer, catalog.item_ids, lm.config.item_token_offset)
         return cls(lm, tokenizer, catalog, settings)

@@ -318,3 +318,17 @@ def test_an_incomplete_folder_is_one_line(file: str, fault: str, tmp_path: Path)
     with pytest.raises(CheckpointError) as error:
         CatalogLM.load(tmp_path, model.settings, CPU)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_text_attributes_say_which_items_read_alike(tmp_path: Path) -> None:
+    options = {"item_text_added": True, "item_init": "random", "use_text": False}
+    model = build(**options)
+    vectors = model.lm.item_table.text
+    assert vectors.shape[0] == len(TITLES) + 1 and not vectors[0].any()
+    similar = vectors @ vectors.T
+    assert similar[1, 2] > similar[1, 6]  # red A, red B, green B
+    wanted = model.scores(HISTORIES)
+    model.save(tmp_path)
+    assert torch.equal(CatalogLM.load(tmp_path, model.settings, CPU).scores(HISTORIES), wanted)
+    with pytest.raises(DataError, match="no item has text"):
+        build(make_catalog([""] * 4), **options)

@@ -1,0 +1,67 @@
+"""Items whose text is a part of their embedding rather than of the sequence (Text-Attr LLM)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from recbole_idiomoe.lm.embedding import ItemTable, text_directions
+
+
+class TextAttributeTable(ItemTable):
+    """An item table with a projection of fixed text vectors added: ``E + T W`` (section 3.1).
+
+    As in an :class:`ItemTable` the same sum embeds an item and scores it. ``W`` trains, ``T``
+    does not; it is saved with the model.
+
+    Args:
+        text_size: columns of T.
+    """
+
+    text: Tensor
+
+    def __init__(
+        self,
+        item_num: int,
+        hidden_size: int,
+        inner_size: int | None = None,
+        std: float = 0.02,
+        *,
+        text_size: int,
+    ) -> None:
+        super().__init__(item_num, hidden_size, inner_size, std)
+        self.register_buffer("text", torch.zeros(item_num, text_size))
+        self.projection = nn.Parameter(torch.empty(text_size, hidden_size))
+        init.normal_(self.projection, std=std)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "projection"):  # not yet while the base class is made
+            init.normal_(self.projection, std=self.std)
+
+    def forward(self, items: Tensor) -> Tensor:
+        return super().forward(items) + F.embedding(items, self.text) @ self.projection
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        scores = super().logits(hidden_states)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            projected = F.linear(hidden_states.float(), self.projection.float())
+            return scores + F.linear(projected, self.text.float())
+
+    def weight(self) -> Tensor:
+        return super().weight() + self.text.float() @ self.projection.float()
+
+    @torch.no_grad()
+    def load_text(self, vectors: np.ndarray | Tensor) -> None:
+        """Take vectors of the items' text, (item_num, text_size), as T.
+
+        Rows are centred and brought to length 1, so that ``T W`` starts as spread as E; an item
+        without text, and the padding item, have zeros.
+
+        Raises:
+            DataError: a wrong number of rows, or a value that is not finite.
+        """
+        self.text.copy_(text_directions(vectors, self.item_num))
