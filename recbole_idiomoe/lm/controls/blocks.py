@@ -13,7 +13,6 @@ from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.controls.budget import (
     TOLERANCE,
-    Budget,
     check_match,
     check_something_to_match,
     expert_budget,

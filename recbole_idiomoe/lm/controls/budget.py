@@ -10,7 +10,13 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.experts import backbone_ffns, ffn_layout, kept_neurons, neuron_count
+from recbole_idiomoe.lm.experts import (
+    backbone_ffns,
+    decoder_layers,
+    ffn_layout,
+    kept_neurons,
+    neuron_count,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +29,17 @@ class Budget:
 
     backbone: int
     """The decoder as it came, text embedding and head included."""
+    layers: int
+    """Its blocks alone."""
     experts: int
-    """What item experts add to it."""
+    """What item experts add to them."""
 
     def gap(self, added: int) -> float:
-        """How much larger than IDIOMoE a model is that adds ``added``, relative to IDIOMoE."""
-        return (added - self.experts) / (self.backbone + self.experts)
+        """How much larger than IDIOMoE a model is that adds ``added``, relative to IDIOMoE.
+
+        Embeddings and head are left out: beside a large vocabulary any two sizes look alike.
+        """
+        return (added - self.experts) / (self.layers + self.experts)
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -57,7 +68,8 @@ def expert_budget(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
         ffn_size(ffns[layer], kept_neurons(neuron_count(ffns[layer]), width))
         for layer in config.expert_layers
     )
-    return Budget(parameter_count(backbone), experts)
+    layers = parameter_count(decoder_layers(backbone))
+    return Budget(parameter_count(backbone), layers, experts)
 
 
 def check_something_to_match(name: str, budget: Budget) -> None:
@@ -80,9 +92,9 @@ def check_match(name: str, budget: Budget, added: int) -> None:
     """
     if abs(budget.gap(added)) > TOLERANCE:
         raise SettingError(
-            f"{name}: the nearest it comes to IDIOMoE's {budget.backbone + budget.experts:,} "
-            f"parameters is {budget.backbone + added:,} ({budget.gap(added):+.1%}), more than "
-            f"{TOLERANCE:.0%} off; widen the item experts (expert_width, expert_layers)."
+            f"{name}: the nearest it comes to the {budget.experts:,} parameters that IDIOMoE adds "
+            f"is {added:,}, {budget.gap(added):+.1%} of the layers' where {TOLERANCE:.0%} is the "
+            "limit; widen the item experts (expert_width, expert_layers)."
         )
 
 
@@ -90,7 +102,7 @@ def log_size(name: str, budget: Budget, backbone: PreTrainedModel) -> None:
     """Say how many parameters ``backbone`` has now, and how many IDIOMoE would have."""
     now = parameter_count(backbone)
     logger.info(
-        "%s: %s parameters, IDIOMoE %s (%+.2f%%), the item table left out of both",
+        "%s: %s parameters, IDIOMoE %s, item table left out; %+.2f%% in the decoder's layers",
         name,
         f"{now:,}",
         f"{budget.backbone + budget.experts:,}",
