@@ -65,9 +65,10 @@ class RunConfig(Config):  # type: ignore[misc]
 
     From low to high: RecBole's YAML files, our ``properties/overall.yaml``, our
     settings' defaults, our YAML of the model, of the data set and of both, then
-    ``config_files`` in their order, then ``settings``. A later value replaces an
-    earlier one, but ``eval_args`` are merged: RecBole would fill a missing split
-    with its own, a random one.
+    ``config_files`` in their order, then ``settings``, then those that the model is made of.
+    A model of ours that derives from another has that one's YAML below its own. A later
+    value replaces an earlier one, but ``eval_args`` are merged: RecBole would fill a missing
+    split with its own, a random one.
 
     Args:
         model: a name that :func:`recbole_idiomoe.registry.get_model` knows.
@@ -164,13 +165,14 @@ class RunConfig(Config):  # type: ignore[misc]
         ours = yaml_files.properties_path()
         _overlay(internal, yaml_files.read_settings(ours / "overall.yaml"))
         _overlay(internal, defaults())
+        family = _family(model, model_class)
         for name in (
-            f"model/{model}.yaml",
-            f"dataset/{dataset}.yaml",
-            f"quick_start_config/{model}_{dataset}.yaml",
+            *(f"model/{member}" for member in family),
+            f"dataset/{dataset}",
+            *(f"quick_start_config/{member}_{dataset}" for member in family),
         ):
-            if (ours / name).is_file():
-                _overlay(internal, yaml_files.read_settings(ours / name))
+            if (ours / f"{name}.yaml").is_file():
+                _overlay(internal, yaml_files.read_settings(ours / f"{name}.yaml"))
         loss = self.external_config_dict.get("loss_type", internal.get("loss_type"))
         if _learns_from_negatives(model_class, loss) and not internal["train_neg_sample_args"]:
             internal["train_neg_sample_args"] = sampled
@@ -187,11 +189,23 @@ class RunConfig(Config):  # type: ignore[misc]
         check_names(external, self.known, self.model)
         check_values(external, internal)
         final = _overlay(copy.deepcopy(internal), external)
+        final.update(self._forced_settings(external))
         check_forms(final)
         check_eval_args(final)
         check_metrics(final)
         Settings.from_mapping(final)
         return final
+
+    def _forced_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model is made of; another value can be given only for the models beside it."""
+        forced: dict[str, Any] = getattr(self.model_class, "forced_settings", {})
+        for name, value in forced.items():
+            if given.get(name, value) != value and set(self.beside) <= {self.model}:
+                raise SettingError(
+                    f"{name}={given[name]!r}: {self.model} is made with {name}={value!r}; leave it "
+                    "out."
+                )
+        return forced
 
     def _set_default_parameters(self) -> None:
         self.data_root = Path(self.final_config_dict["data_path"])
@@ -244,6 +258,12 @@ def _overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
         merged["eval_args"] = {**base["eval_args"], **layer["eval_args"]}
     base.update(merged)
     return base
+
+
+def _family(model: str, model_class: type[Any]) -> list[str]:
+    """``model``, after those models of ours that it derives from."""
+    bases = [cls.__name__ for cls in reversed(model_class.__mro__[1:])]
+    return [*(name for name in bases if name in registry.MODELS), model]
 
 
 def _learns_from_negatives(model_class: type[Any], loss_type: str | None) -> bool:

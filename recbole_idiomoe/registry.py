@@ -18,7 +18,21 @@ from typing import Any
 from recbole_idiomoe import yaml_files
 from recbole_idiomoe.errors import SettingError
 
-MODELS: dict[str, str] = {"IDIOMoE": "recbole_idiomoe.model.idiomoe:IDIOMoE"}
+_CONTROLS = (
+    "ItemLLM",
+    "IDTransformer",
+    "WideFFN",
+    "AppendBlocks",
+    "PrependBlocks",
+    "LoRALLM",
+    "MoA",
+    "MoT",
+    "SwitchRouting",
+)
+MODELS: dict[str, str] = {
+    "IDIOMoE": "recbole_idiomoe.model.idiomoe:IDIOMoE",
+    **{name: f"recbole_idiomoe.model.controls:{name}" for name in _CONTROLS},
+}
 """Our models, each as ``module:class``."""
 
 TRAINER = "recbole_idiomoe.training.trainer:IdiomoeTrainer"

@@ -163,6 +163,16 @@ class Settings:
         "folder or hub name, or a .npz file of item_ids and vectors",
         group="model",
     )
+    block_start: str = _setting(
+        "random",
+        "start of the blocks of AppendBlocks and PrependBlocks: random weights, or identity (they "
+        "add nothing at first)",
+        choices=("random", "identity"),
+        group="model",
+    )
+    load_balancing: float = _setting(
+        0.01, "weight of SwitchRouting's load-balancing loss", low=0.0, group="model"
+    )
     softmax: str = _setting(
         "item",
         "candidates of the item loss: the catalogue, or catalogue and vocabulary together",

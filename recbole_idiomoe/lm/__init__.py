@@ -6,8 +6,9 @@ type ``idiomoe``, so that a saved folder opens like any other checkpoint.
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recbole_idiomoe.lm.backbone import load_backbone
-from recbole_idiomoe.lm.configuration import IdiomoeConfig, expert_placement
+from recbole_idiomoe.lm.architectures import ARCHITECTURES
+from recbole_idiomoe.lm.backbone import load_backbone, with_random_weights
+from recbole_idiomoe.lm.configuration import TWO_EXPERT, IdiomoeConfig, expert_placement
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.experts import (
     TwoExpertFFN,
@@ -23,6 +24,8 @@ AutoConfig.register(IdiomoeConfig.model_type, IdiomoeConfig, exist_ok=True)
 AutoModelForCausalLM.register(IdiomoeConfig, IdiomoeForCausalLM, exist_ok=True)
 
 __all__ = [
+    "ARCHITECTURES",
+    "TWO_EXPERT",
     "IdiomoeConfig",
     "IdiomoeForCausalLM",
     "ItemTable",
@@ -36,4 +39,5 @@ __all__ = [
     "item_token",
     "load_backbone",
     "make_item_expert",
+    "with_random_weights",
 ]

@@ -116,6 +116,18 @@ def random_decoder(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
     return decoder
 
 
+def with_random_weights(backbone: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A decoder of the same build and sizes, in float32, in eval mode, that has learnt nothing.
+
+    The global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = type(backbone)(backbone.config).eval()
+    decoder.generation_config = backbone.generation_config
+    return decoder
+
+
 def _load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     """As AutoTokenizer does, but one that :func:`train_tokenizer` made as it is in its file.
 

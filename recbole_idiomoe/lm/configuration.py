@@ -9,6 +9,9 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
 
 from recbole_idiomoe.errors import SettingError
 
+TWO_EXPERT = "two_expert"
+"""IDIOMoE's own architecture."""
+
 ATTENTIONS = ("causal", "intra_inter", "own_text")
 # What generation and the caches read off a decoder's configuration.
 _MIRRORED = (
@@ -44,6 +47,10 @@ class IdiomoeConfig(PreTrainedConfig):
         item_input_factor: items enter the trunk as rows of E times this; scores use E itself.
         dropout: probability, on embeddings, expert outputs and final states, in training.
         softmax: candidates of an item target: the catalogue alone, or text and items.
+        architecture: what is done to the decoder, a name in
+            :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`. Where it has no item
+            experts, ``expert_layers`` and ``expert_width`` say which IDIOMoE it is compared to.
+        architecture_args: the architecture's options, and the numbers that it was built with.
 
     Raises:
         SettingError: a layer, a width or a size that the backbone cannot have.
@@ -62,6 +69,8 @@ class IdiomoeConfig(PreTrainedConfig):
     item_input_factor: float = 1.0
     dropout: float = 0.0
     softmax: str = "item"
+    architecture: str = TWO_EXPERT
+    architecture_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
         # transformers builds a configuration without arguments to learn the defaults.

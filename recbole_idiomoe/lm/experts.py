@@ -26,7 +26,19 @@ ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and Phi"
 
 
-class TwoExpertFFN(nn.Module):
+ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
+
+
+class ExtendedFFN(nn.Module):
+    """An FFN that keeps the backbone's and has something beside it."""
+
+    @property
+    def original(self) -> nn.Module:
+        """The FFN that the backbone brought."""
+        raise NotImplementedError
+
+
+class TwoExpertFFN(ExtendedFFN):
     """An FFN per token type; one of them runs for each token (section 3.2).
 
     Args:
@@ -49,6 +61,10 @@ class TwoExpertFFN(nn.Module):
         self.routing = routing
         self.dropout = dropout
 
+    @property
+    def original(self) -> nn.Module:
+        return self.text_expert
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
         outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
@@ -62,9 +78,14 @@ def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
         return None
     for inner, outer in LAYOUTS:
         names = (*inner, outer)
-        if all(isinstance(getattr(module, name, None), (nn.Linear, Conv1D)) for name in names):
+        if all(is_projection(getattr(module, name, None)) for name in names):
             return inner, outer
     return None
+
+
+def is_projection(module: nn.Module | None) -> bool:
+    """Whether ``module`` is a linear map, adapted by PEFT (which keeps it inside) or not."""
+    return isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
 
 
 def decoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
@@ -86,14 +107,33 @@ def decoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
 
 
 def ffn_name(layer: nn.Module) -> str | None:
-    """Attribute of a decoder block that holds its FFN, plain or two-expert; None if none does."""
+    """Attribute of a decoder block that holds its FFN, plain or extended; None if none does."""
     for name, child in layer.named_children():
-        if isinstance(child, TwoExpertFFN) or ffn_layout(child) is not None:
+        if isinstance(child, ExtendedFFN) or ffn_layout(child) is not None:
             return name
     return None
 
 
-def attention_module(layer: nn.Module) -> nn.Module:
+def ffn_names(backbone: PreTrainedModel) -> list[str]:
+    """Attribute that holds the FFN, for each block.
+
+    Raises:
+        BackboneError: an FFN that follows none of :data:`LAYOUTS`.
+    """
+    names = [ffn_name(layer) for layer in decoder_layers(backbone)]
+    if None in names:
+        raise _unsupported(backbone, f"has an FFN of unknown layout in layer {names.index(None)}")
+    return [name for name in names if name is not None]
+
+
+def backbone_ffns(backbone: PreTrainedModel) -> list[nn.Module]:
+    """The FFN that the backbone brought, for each block; raises as :func:`ffn_names`."""
+    ffns = zip(decoder_layers(backbone), ffn_names(backbone), strict=True)
+    found = [getattr(layer, name) for layer, name in ffns]
+    return [ffn.original if isinstance(ffn, ExtendedFFN) else ffn for ffn in found]
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
     """The attention of a decoder block.
 
     Raises:
@@ -104,9 +144,22 @@ def attention_module(layer: nn.Module) -> nn.Module:
         if isinstance(module, nn.Module):
             return module
     raise BackboneError(
-        f"{type(layer).__name__} has no attention called {', '.join(ATTENTION_NAMES)}; supported "
-        f"are {SUPPORTED}."
+        f"the attention of {type(layer).__name__} is none of {', '.join(ATTENTION_NAMES)}; "
+        "choose another backbone."
     )
+
+
+def neuron_count(ffn: nn.Module) -> int:
+    """Neurons of an FFN that follows one of :data:`LAYOUTS`: inputs of its output projection."""
+    layout = ffn_layout(ffn)
+    assert layout is not None
+    values = getattr(ffn, layout[1])
+    return values.weight.shape[0 if isinstance(values, Conv1D) else 1]
+
+
+def kept_neurons(neurons: int, width: float) -> int:
+    """Neurons of an item expert of relative ``width`` beside a text expert of ``neurons``."""
+    return max(1, round(width * neurons))
 
 
 def install_experts(
@@ -115,27 +168,28 @@ def install_experts(
     routing: TokenRouting,
     init: str = "copy",
     seed: int = 0,
-) -> None:
+) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` an item expert beside their FFN, in place.
+
+    Returns:
+        The item experts.
 
     Raises:
         BackboneError: a layer whose FFN follows none of :data:`LAYOUTS`. Nothing has
             changed then.
     """
-    layers = decoder_layers(backbone)
-    names = [ffn_name(layer) for layer in layers]
-    if None in names:
-        layer = names.index(None)
-        raise _unsupported(backbone, f"has an FFN of unknown layout in layer {layer}")
+    layers, names = decoder_layers(backbone), ffn_names(backbone)
     generator = torch.Generator().manual_seed(seed)
     std = getattr(backbone.config, "initializer_range", 0.02)
+    experts: list[nn.Module] = []
     for index in config.expert_layers:
         name = names[index]
-        assert name is not None
         text_expert = getattr(layers[index], name)
         item_expert = make_item_expert(text_expert, config.expert_width, init, generator, std)
         ffn = TwoExpertFFN(text_expert, item_expert, routing, config.dropout)
         setattr(layers[index], name, ffn.train(text_expert.training))
+        experts.append(item_expert)
+    return experts
 
 
 @torch.no_grad()
@@ -171,7 +225,7 @@ def make_item_expert(
     expert.requires_grad_(True)
     values = getattr(expert, outer)
     lengths = values.weight.float().norm(dim=1 if isinstance(values, Conv1D) else 0)
-    kept = lengths.topk(max(1, round(width * len(lengths)))).indices.sort().values
+    kept = lengths.topk(kept_neurons(len(lengths), width)).indices.sort().values
     for name in inner:
         _keep_outputs(getattr(expert, name), kept)
     _keep_inputs(values, kept)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.errors import BackboneError
-from recbole_idiomoe.lm.experts import attention_module, decoder_layers
+from recbole_idiomoe.lm.experts import attention_of, decoder_layers
 
 PROMPT = 0
 PATTERNS = {
@@ -74,7 +74,7 @@ class ItemAttention:
         self.masks: dict[str, Tensor] = {}
         for index, layer in enumerate(decoder_layers(backbone)):
             kind = self.kinds[index % len(self.kinds)]
-            attention_module(layer).register_forward_pre_hook(self._hook(kind), with_kwargs=True)
+            attention_of(layer).register_forward_pre_hook(self._hook(kind), with_kwargs=True)
 
     def clear(self) -> None:
         """Let every layer attend as the backbone would."""

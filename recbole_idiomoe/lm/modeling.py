@@ -17,9 +17,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_idiomoe.errors import BackboneError, CheckpointError, SettingError
-from recbole_idiomoe.lm.configuration import IdiomoeConfig, expert_placement
+from recbole_idiomoe.lm.architectures import get_architecture
+from recbole_idiomoe.lm.configuration import TWO_EXPERT, IdiomoeConfig, expert_placement
+from recbole_idiomoe.lm.controls.budget import expert_budget, log_size
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.experts import install_experts
 from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.item_attention import ItemAttention
 from recbole_idiomoe.lm.routing import TokenRouting
@@ -34,7 +35,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     """A pretrained decoder with item experts, an item table and a hybrid vocabulary.
 
     On text alone it is its backbone: the same operations on the same tensors, so the
-    same logits, loss and generation bit for bit, whatever the item side has learnt.
+    same logits, loss and generation bit for bit, whatever the item side has learnt. That is
+    said of the paper's own architecture; ``config.architecture`` may name one of its controls.
 
     Args:
         config: sizes and placement.
@@ -43,8 +45,12 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         expert_init: how item experts start, see :func:`make_item_expert`.
         seed: of random item experts.
 
+    Attributes:
+        added: modules inside ``backbone`` that it did not bring, such as item experts.
+
     Raises:
         BackboneError: a backbone that cannot take experts, or alters its logits.
+        SettingError: an unknown architecture.
     """
 
     config_class = IdiomoeConfig
@@ -72,7 +78,11 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         _check_head(backbone)
         self.backbone = backbone
         self.routing = TokenRouting()
-        install_experts(backbone, config, self.routing, expert_init, seed)
+        install = get_architecture(config.architecture).install
+        # The item table then starts alike in every architecture.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            self.added = install(backbone, config, self.routing, expert_init, seed)
         self.item_attention = (
             None if config.attention == "causal" else ItemAttention(backbone, config.attention)
         )
@@ -95,6 +105,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         dropout: float = 0.0,
         softmax: str = "item",
         seed: int = 0,
+        architecture: str = TWO_EXPERT,
+        architecture_args: dict[str, Any] | None = None,
     ) -> IdiomoeForCausalLM:
         """Build on a pretrained decoder, which becomes part of the model.
 
@@ -107,10 +119,13 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
                 lengths of a text token's (root mean squares). What the layers add to the
                 residual stream is many times longer than an embedding, in a pretrained
                 decoder above all, and would drown which item it was.
+            architecture_args: options in which the architecture differs from its defaults.
 
         Raises:
-            SettingError, BackboneError: as the classes above.
+            SettingError, BackboneError: as the classes above; a control of IDIOMoE's size
+                that cannot come near its parameter count.
         """
+        chosen = get_architecture(architecture)
         config = IdiomoeConfig(
             backbone_config=backbone.config,
             item_num=item_num,
@@ -123,12 +138,18 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             dropout=dropout,
             softmax=softmax,
             dtype=backbone.dtype,
+            architecture=architecture,
+            architecture_args={**chosen.options, **(architecture_args or {})},
         )
+        config.architecture_args.update(chosen.plan(backbone, config))
+        budget = None if architecture == TWO_EXPERT else expert_budget(backbone, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config, backbone, expert_init, seed)
         model.item_table.to(device=backbone.device, dtype=backbone.dtype)
         model.generation_config = copy.deepcopy(backbone.generation_config)
+        if budget is not None:
+            log_size(architecture, budget, backbone)
         return model.train(backbone.training)
 
     @classmethod
@@ -309,6 +330,23 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         if self.item_attention is not None:
             self.item_attention.clear()
         return self.backbone
+
+    def auxiliary_loss(self, token_types: Tensor, counted: Tensor) -> Tensor | None:
+        """What the architecture adds to the loss of the last forward pass in training.
+
+        Args:
+            token_types: (B, T) of that pass, 0 text, 1 item.
+            counted: (B, T), False for padding.
+
+        Returns:
+            A scalar, or None from an architecture that adds nothing, as IDIOMoE.
+        """
+        loss = get_architecture(self.config.architecture).loss
+        return loss(self.backbone, self.config, token_types, counted)
+
+    def training_report(self) -> dict[str, float]:
+        """What the architecture tells of its training since the last report; mostly nothing."""
+        return get_architecture(self.config.architecture).report(self.backbone)
 
     def freeze(self, policy: str) -> None:
         """See :func:`recbole_idiomoe.lm.training.freeze`."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.experts import TwoExpertFFN, attention_module, decoder_layers, ffn_name
+from recbole_idiomoe.lm.experts import attention_of, backbone_ffns, decoder_layers
 
 if TYPE_CHECKING:
     from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
@@ -22,14 +20,16 @@ def freeze(model: IdiomoeForCausalLM, policy: str) -> None:
     =========================  ====  ========  ===========  =========
     trains under the policy    none  backbone  text_expert  attention
     =========================  ====  ========  ===========  =========
-    item table, item experts   yes   yes       yes          yes
+    item table, what is new    yes   yes       yes          yes
     attention, norms in it     yes   no        yes          no
     other norms, GPT-2's wpe   yes   no        yes          yes
     text experts [1]_          yes   no        no           yes
     text embedding, head       yes   no        no           yes
     =========================  ====  ========  ===========  =========
 
-    .. [1] and the FFNs of layers without an item expert.
+    .. [1] the FFNs that the backbone brought.
+
+    New are the item experts; in another architecture, the modules that it adds.
 
     Raises:
         SettingError: an unknown policy.
@@ -40,23 +40,19 @@ def freeze(model: IdiomoeForCausalLM, policy: str) -> None:
             f"freeze={policy!r} is not one of 'none', 'backbone', 'text_expert', 'attention'."
         )
     model.requires_grad_(True)
-    layers = decoder_layers(model.backbone)
     if policy == "backbone":
         model.backbone.requires_grad_(False)
-        for module in _item_modules(model):
-            module.requires_grad_(True)
     elif policy == "text_expert":
         model.get_input_embeddings().requires_grad_(False)
         model.get_output_embeddings().requires_grad_(False)
-        for layer in layers:
-            name = ffn_name(layer)
-            assert name is not None
-            ffn = getattr(layer, name)
-            text_expert = ffn.text_expert if isinstance(ffn, TwoExpertFFN) else ffn
-            text_expert.requires_grad_(False)
+        for ffn in backbone_ffns(model.backbone):
+            ffn.requires_grad_(False)
     elif policy == "attention":
-        for layer in layers:
-            attention_module(layer).requires_grad_(False)
+        for layer in decoder_layers(model.backbone):
+            attention_of(layer).requires_grad_(False)
+    # What is new may sit inside what was just frozen.
+    for module in _new_modules(model):
+        module.requires_grad_(True)
 
 
 def parameter_groups(
@@ -73,14 +69,14 @@ def parameter_groups(
 
     Args:
         weight_decay: of the matrices.
-        learning_rate: of what is new, item experts and item table, and of the rest
+        learning_rate: of what is new, as in :func:`freeze`, and of the rest
             unless ``backbone_learning_rate`` is given.
 
     Returns:
         Dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``: new or
         pretrained, decayed or not, as in ``"new/decayed"``.
     """
-    new = {id(p) for module in _item_modules(model) for p in module.parameters()}
+    new = {id(p) for module in _new_modules(model) for p in module.parameters()}
     embeddings = {
         id(p)
         for module in model.modules()
@@ -108,7 +104,6 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _item_modules(model: IdiomoeForCausalLM) -> Iterator[nn.Module]:
+def _new_modules(model: IdiomoeForCausalLM) -> list[nn.Module]:
     """What the backbone did not bring."""
-    experts = (m.item_expert for m in model.modules() if isinstance(m, TwoExpertFFN))
-    return chain((model.item_table,), experts)
+    return [model.item_table, *model.added]

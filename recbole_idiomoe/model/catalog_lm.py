@@ -21,10 +21,13 @@ from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.files import folder_written_aside
 from recbole_idiomoe.lm import (
+    ARCHITECTURES,
+    TWO_EXPERT,
     IdiomoeForCausalLM,
     add_item_tokens,
     encode_text,
     load_backbone,
+    with_random_weights,
 )
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
@@ -40,7 +43,7 @@ class CatalogLM(nn.Module):
     """Histories of item rows in, a loss or scores of the whole catalogue out.
 
     Args:
-        lm: the two-expert language model.
+        lm: the language model.
         tokenizer: its tokenizer, item tokens included.
         catalog: the items, in the order of the model's item table.
         settings: how a history becomes a sequence.
@@ -64,15 +67,30 @@ class CatalogLM(nn.Module):
 
     @classmethod
     def build(
-        cls, catalog: Catalog, settings: Settings, *, seed: int, device: torch.device
+        cls,
+        catalog: Catalog,
+        settings: Settings,
+        *,
+        seed: int,
+        device: torch.device,
+        architecture: str = TWO_EXPERT,
+        pretrained: bool = True,
     ) -> CatalogLM:
-        """A new model for ``catalog``: a backbone, item experts, item tokens, an item table."""
+        """A new model for ``catalog``: a backbone, item experts, item tokens, an item table.
+
+        Args:
+            architecture: what takes the place of the item experts, a name in
+                :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`.
+            pretrained: keep the backbone's weights, or only its sizes.
+        """
         backbone, tokenizer = load_backbone(
             settings.backbone,
             backbone_args=settings.backbone_args,
             seed=seed,
             trust_remote_code=settings.trust_remote_code,
         )
+        if not pretrained:
+            backbone = with_random_weights(backbone, seed)
         vectors = None
         described = any(catalog.texts)
         if settings.item_text_added and not described:
@@ -103,6 +121,10 @@ class CatalogLM(nn.Module):
             dropout=settings.dropout,
             softmax=settings.softmax,
             seed=seed,
+            architecture=architecture,
+            architecture_args={
+                name: getattr(settings, name) for name in ARCHITECTURES[architecture].options
+            },
         )
         if vectors is not None and settings.item_init == "text":
             lm.item_table.load_vectors(vectors, seed=seed)
@@ -116,7 +138,7 @@ class CatalogLM(nn.Module):
         """This batch's share of its step's mean loss: the shares of a step add up to the mean.
 
         Cross entropy over the catalogue at the item queries, plus ``text_loss_weight`` times
-        that over the vocabulary at the text queries.
+        that over the vocabulary at the text queries, plus what the architecture adds.
         """
         with self._autocast():
             hidden_states = self._hidden_states(batch)
@@ -127,6 +149,10 @@ class CatalogLM(nn.Module):
                 text_loss = self.lm.text_loss(hidden_states[batch.text_queries], next_tokens)
                 share = len(next_tokens) / batch.text_count
                 loss = loss + self.settings.text_loss_weight * share * text_loss
+            real = batch.input_ids != self.pad_token_id
+            auxiliary_loss = self.lm.auxiliary_loss(batch.token_types, real)
+            if auxiliary_loss is not None:
+                loss = loss + len(batch.targets) / batch.item_count * auxiliary_loss
         return loss
 
     @torch.no_grad()

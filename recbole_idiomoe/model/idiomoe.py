@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
@@ -11,6 +13,7 @@ from recbole.utils import InputType
 
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.sequence import SequenceBatch
+from recbole_idiomoe.lm import TWO_EXPERT
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings
 
@@ -20,15 +23,29 @@ class IDIOMoE(SequentialRecommender):
 
     It trains on :class:`SequenceBatch`, one history per user, and is evaluated on RecBole's
     ordinary interactions, so RecBole's loaders and evaluator serve it as they serve SASRec.
+
+    Attributes:
+        architecture: what is done to the decoder; the paper's controls are subclasses that
+            name another.
+        pretrained: whether the decoder keeps the weights that it came with.
+        forced_settings: settings that make the model what it is, whatever a user gives.
     """
 
     input_type = InputType.POINTWISE
+    architecture: ClassVar[str] = TWO_EXPERT
+    pretrained: ClassVar[bool] = True
+    forced_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         settings = Settings.from_mapping(config.final_config_dict)
         self.catalog_lm = CatalogLM.build(
-            read_catalog(dataset, settings), settings, seed=config["seed"], device=self.device
+            read_catalog(dataset, settings),
+            settings,
+            seed=config["seed"],
+            device=self.device,
+            architecture=self.architecture,
+            pretrained=self.pretrained,
         )
 
     def forward(self, batch: SequenceBatch) -> torch.Tensor:

@@ -82,6 +82,7 @@ class IdiomoeTrainer(Trainer):
             self.tensorboard.add_scalar("Loss/Train", loss, epoch)
             if verbose:
                 self._log_epoch(epoch, "train", start, f"loss {loss:.4f}")
+            self._report(epoch, verbose)
             if valid_data is None:
                 if saved:
                     self._save_checkpoint(epoch, verbose=verbose)
@@ -201,6 +202,15 @@ class IdiomoeTrainer(Trainer):
         self.logger.info(
             set_color(f"epoch {epoch} {phase}", "green") + f" [{time() - start:.1f}s, {outcome}]"
         )
+
+    def _report(self, epoch: int, verbose: bool) -> None:
+        """What the architecture tells of the epoch: all to tensorboard, its summary to the log."""
+        report = self.catalog_lm.lm.training_report()
+        for name, value in report.items():
+            self.tensorboard.add_scalar(name, value, epoch)
+        told = [f"{n} {v:.3f}" for n, v in report.items() if n.endswith("all layers")]
+        if verbose and told:
+            self.logger.info("; ".join(told))
 
     def _check_finite(self, loss: float, epoch: int) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from recbole_idiomoe.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, decoder_layers
-from recbole_idiomoe.lm.experts import attention_module
+from recbole_idiomoe.lm.experts import attention_of
 from recbole_idiomoe.lm.item_attention import PATTERNS, ItemAttention, item_mask
 
 from .decoders import FAMILIES, ITEMS, LAYERS, VOCAB, decoder, text_batch
@@ -62,7 +62,7 @@ def attention_inputs_and_outputs(model: IdiomoeForCausalLM) -> list[tuple[Tensor
         seen.append((args[0] if args else kwargs["hidden_states"], output[0]))
 
     hooks = [
-        attention_module(layer).register_forward_hook(note, with_kwargs=True)
+        attention_of(layer).register_forward_hook(note, with_kwargs=True)
         for layer in decoder_layers(model.backbone)
     ]
     model.hidden_states(TOKENS, segments=SEGMENTS)

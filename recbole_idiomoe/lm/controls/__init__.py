@@ -1,0 +1,6 @@
+"""The paper's other architectures, one file each: what they change in a decoder, and no more.
+
+An installer changes a backbone in place and returns the modules that the backbone did not
+bring, which are what trains under ``freeze=backbone``. All are listed in
+:data:`recbole_idiomoe.lm.architectures.ARCHITECTURES`.
+"""

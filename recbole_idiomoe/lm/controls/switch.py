@@ -1,0 +1,165 @@
+"""SwitchRouting: two experts per FFN and a router that learns which token goes where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.lm.configuration import IdiomoeConfig
+from recbole_idiomoe.lm.experts import ExtendedFFN, decoder_layers, ffn_names, make_item_expert
+from recbole_idiomoe.lm.routing import TokenRouting
+
+EXPERTS = 2
+
+
+class SwitchFFN(ExtendedFFN):
+    """Two FFNs of which a learned router chooses one for each token (top 1, as in Switch).
+
+    With p = softmax(W x), the output is 2 max(p) times the chosen FFN's. Switch has no 2; with
+    it an undecided router passes on what an FFN copied from the backbone's gives, and the
+    later layers of a pretrained decoder find what they know.
+
+    Args:
+        ffn: the backbone's own FFN, kept as the object it is.
+        other: the second expert, of the same input and output width.
+        router: W, from the model's width to 2 scores.
+        dropout: probability on the output, in training.
+
+    Attributes:
+        probabilities: p of the last forward pass in training, (B, T, 2), until they are taken.
+        counts: tokens that went to each expert, (2, 2): row 0 text, row 1 items.
+    """
+
+    def __init__(
+        self, ffn: nn.Module, other: nn.Module, router: nn.Linear, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList((ffn, other))
+        self.router = router
+        self.dropout = dropout
+        self.probabilities: Tensor | None = None
+        self.counts: Tensor | None = None
+
+    @property
+    def original(self) -> nn.Module:
+        return self.experts[0]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        # Never in bfloat16, whose rounding would choose among nearly equal scores.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            scores = F.linear(hidden_states.float(), self.router.weight.float())
+            probabilities = scores.softmax(-1)
+        if self.training:
+            self.probabilities = probabilities
+        gates, chosen = probabilities.max(-1)
+        routing = TokenRouting()
+        routing.set(chosen)
+        first, second = self.experts
+        outputs = routing.dispatch(hidden_states, first, second)
+        outputs = outputs * (EXPERTS * gates)[..., None].to(outputs.dtype)
+        return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
+
+    def balance_loss(self, token_types: Tensor, counted: Tensor) -> Tensor:
+        """2 sum_i f_i P_i over the last pass's tokens; 1 when both experts have half of them.
+
+        f_i is the share of tokens that expert i got, P_i the mean of p_i.
+
+        Args:
+            token_types: (B, T), 0 text, 1 item; tokens are counted apart by them.
+            counted: (B, T), False for padding, which is left out.
+
+        Raises:
+            RuntimeError: there was no forward pass in training since the last call.
+        """
+        if self.probabilities is None:
+            raise RuntimeError("balance_loss follows a forward pass in training.")
+        probabilities, self.probabilities = self.probabilities, None
+        chosen = F.one_hot(probabilities.argmax(-1), EXPERTS) * counted[..., None]
+        items = token_types.bool()[..., None]
+        counts = torch.stack(((chosen * ~items).sum((0, 1)), (chosen * items).sum((0, 1))))
+        self.counts = counts if self.counts is None else self.counts + counts
+        total = counted.sum().clamp_min(1)
+        shares = counts.sum(0) / total
+        means = (probabilities * counted[..., None]).sum((0, 1)) / total
+        return EXPERTS * (shares * means).sum()
+
+
+def plan_switch(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
+    """Nothing to compute.
+
+    Raises:
+        SettingError: a negative ``load_balancing``.
+    """
+    weight = config.architecture_args["load_balancing"]
+    if not weight >= 0:
+        raise SettingError(f"load_balancing={weight} must be at least 0.")
+    return {}
+
+
+def install_switch(
+    backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
+) -> list[nn.Module]:
+    """Give the layers ``config.expert_layers`` IDIOMoE's two experts and a router, in place.
+
+    The second expert starts, and is as wide, as IDIOMoE's item expert; the router is random.
+    Returns second experts and routers. Raises BackboneError as :func:`install_experts` does.
+    """
+    layers, names = decoder_layers(backbone), ffn_names(backbone)
+    generator = torch.Generator().manual_seed(seed)
+    std = getattr(backbone.config, "initializer_range", 0.02)
+    added: list[nn.Module] = []
+    for index in config.expert_layers:
+        ffn = getattr(layers[index], names[index])
+        other = make_item_expert(ffn, config.expert_width, init, generator, std)
+        router = nn.Linear(config.hidden_size, EXPERTS, bias=False)
+        with torch.no_grad():
+            drawn = torch.empty(router.weight.shape, device="cpu")
+            router.weight.copy_(drawn.normal_(0.0, std, generator=generator))
+        # transformers' mark that a weight is not to be drawn again.
+        router._is_hf_initialized = True  # type: ignore[assignment]
+        router.to(device=backbone.device, dtype=backbone.dtype)
+        switch = SwitchFFN(ffn, other, router, config.dropout)
+        setattr(layers[index], names[index], switch.train(ffn.training))
+        added += [other, router]
+    return added
+
+
+def switch_loss(
+    backbone: PreTrainedModel, config: IdiomoeConfig, token_types: Tensor, counted: Tensor
+) -> Tensor | None:
+    """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`."""
+    losses = [switch.balance_loss(token_types, counted) for switch in _switches(backbone)]
+    if not losses:
+        return None
+    return config.architecture_args["load_balancing"] * torch.stack(losses).sum()
+
+
+def switch_report(backbone: PreTrainedModel) -> dict[str, float]:
+    """Share of each type's tokens that each expert got, by layer and over all layers.
+
+    Counted over the training passes since the last report.
+    """
+    counts = [s.counts for s in _switches(backbone) if s.counts is not None]
+    for switch in _switches(backbone):
+        switch.counts = None
+    if not counts:
+        return {}
+    rows = {f"layer {n}": one for n, one in enumerate(counts)}
+    rows["all layers"] = torch.stack(counts).sum(0)
+    return {
+        f"load of expert {expert}, {kind}, {where}": share
+        for where, table in rows.items()
+        for kind, row in zip(("text", "items"), table.tolist(), strict=True)
+        if sum(row)
+        for expert, share in enumerate(number / sum(row) for number in row)
+    }
+
+
+def _switches(backbone: PreTrainedModel) -> list[SwitchFFN]:
+    return [module for module in backbone.modules() if isinstance(module, SwitchFFN)]
