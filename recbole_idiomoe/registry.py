@@ -21,6 +21,8 @@ from recbole_idiomoe.errors import SettingError
 _CONTROLS = (
     "ItemLLM",
     "IDTransformer",
+    "TextAttrLLM",
+    "IAM",
     "WideFFN",
     "AppendBlocks",
     "PrependBlocks",

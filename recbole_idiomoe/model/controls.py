@@ -25,6 +25,22 @@ class IDTransformer(ItemLLM):
     forced_settings: ClassVar[dict[str, Any]] = {"use_text": False, "item_init": "random"}
 
 
+class TextAttrLLM(ItemLLM):
+    """Item tokens alone; an item's embedding is a learned row plus its projected text vector."""
+
+    forced_settings: ClassVar[dict[str, Any]] = {
+        "use_text": False,
+        "item_init": "random",
+        "item_text_added": True,
+    }
+
+
+class IAM(ItemLLM):
+    """Item-aware attention: layers attend within items and between items in turn, one FFN."""
+
+    forced_settings: ClassVar[dict[str, Any]] = {"attention": "intra_inter"}
+
+
 class WideFFN(IDIOMoE):
     """IDIOMoE's parameters as more neurons in each FFN."""
 
