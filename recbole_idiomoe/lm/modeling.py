@@ -331,8 +331,12 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         loss = get_architecture(self.config.architecture).loss
         return loss(self.backbone, self.config, token_types, counted)
 
-    def training_report(self) -> dict[str, float]:
-        """What the architecture tells of its training since the last report; mostly nothing."""
+    def training_report(self) -> dict[str, list[float]]:
+        """What the architecture tells of its training since the last report; mostly nothing.
+
+        Returns:
+            By name, one number a layer.
+        """
         return get_architecture(self.config.architecture).report(self.backbone)
 
     def freeze(self, policy: str) -> None:

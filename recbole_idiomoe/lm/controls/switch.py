@@ -140,24 +140,19 @@ def switch_loss(
     return config.architecture_args["load_balancing"] * torch.stack(losses).sum()
 
 
-def switch_report(backbone: PreTrainedModel) -> dict[str, float]:
-    """Share of each type's tokens that each expert got, by layer and over all layers.
+def switch_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
+    """Share of each type's tokens that each expert got, one number a layer with a router.
 
-    Counted over the training passes since the last report.
+    Counted over the training passes since the last report; a type without tokens is left out.
     """
-    counts = [s.counts for s in _switches(backbone) if s.counts is not None]
+    counts = [s.counts.tolist() for s in _switches(backbone) if s.counts is not None]
     for switch in _switches(backbone):
         switch.counts = None
-    if not counts:
-        return {}
-    rows = {f"layer {n}": one for n, one in enumerate(counts)}
-    rows["all layers"] = torch.stack(counts).sum(0)
     return {
-        f"load of expert {expert}, {kind}, {where}": share
-        for where, table in rows.items()
-        for kind, row in zip(("text", "items"), table.tolist(), strict=True)
-        if sum(row)
-        for expert, share in enumerate(number / sum(row) for number in row)
+        f"load/{kind}/expert_{expert}": [layer[row][expert] / sum(layer[row]) for layer in counts]
+        for row, kind in enumerate(("text", "items"))
+        for expert in range(EXPERTS)
+        if counts and sum(counts[0][row])
     }
 
 
