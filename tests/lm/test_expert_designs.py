@@ -90,16 +90,18 @@ def test_each_token_runs_through_what_is_its_types(architecture, placement):
     torch.testing.assert_close(got, by_hand(model, tokens[0]), atol=1e-5, rtol=1e-4)
 
 
-def test_each_design_has_two_of_what_its_name_says_and_one_of_the_rest():
+@pytest.mark.parametrize(("family", "inner"), [("qwen2", ()), ("qwen3", ("q_norm", "k_norm"))])
+def test_each_design_has_two_of_what_its_name_says_and_one_of_the_rest(family, inner):
     found = {}
     for architecture in ("moa", "mot"):
-        model = build(architecture, expert_layers=[1])
+        model = build(architecture, family, expert_layers=[1])
         pairs = (ByTokenType, TwoExpertFFN)
         names = [n for n, m in model.backbone.model.named_modules() if isinstance(m, pairs)]
         found[architecture] = {name.removeprefix("layers.1.") for name in names}
     attention = {f"self_attn.{name}_proj" for name in "qkvo"}
     assert found["moa"] == attention
     norms = {"input_layernorm", "post_attention_layernorm", "norm"}
+    norms |= {f"self_attn.{name}" for name in inner}
     assert found["mot"] == attention | norms | {"mlp"}
 
 
