@@ -321,6 +321,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     def auxiliary_loss(self, token_types: Tensor, counted: Tensor) -> Tensor | None:
         """What the architecture adds to the loss of the last forward pass in training.
 
+        :meth:`forward` leaves it to its caller, who knows what is padding.
+
         Args:
             token_types: (B, T) of that pass, 0 text, 1 item.
             counted: (B, T), False for padding.

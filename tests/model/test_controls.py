@@ -128,7 +128,7 @@ def test_a_transformer_of_ids_has_the_backbones_sizes_and_nothing_that_it_learnt
 
 
 def test_the_balancing_loss_reaches_what_is_trained_on() -> None:
-    losses = {}
+    losses, in_use = {}, {}
     for weight in (0.0, 1.0):
         model = build("switch", load_balancing=weight).train()
         sequences = [model.builder.build(history[:5], True) for history in HISTORIES]
@@ -136,8 +136,10 @@ def test_the_balancing_loss_reaches_what_is_trained_on() -> None:
         targets = [history[: len(sequence.segment_ends)] for history, sequence in pairs]
         batch = collate(sequences, model.pad_token_id, targets)
         losses[weight] = model.loss(batch).item()
+        in_use[weight] = model.eval().loss(batch).item()
     # Two layers, each 1 when balanced and 2 when all tokens go one way.
     assert 1.9 < losses[1.0] - losses[0.0] < 4.0
+    assert in_use[0.0] == in_use[1.0]
 
 
 def test_the_load_of_each_expert_is_reported(tmp_path: Path, monkeypatch: Any) -> None:

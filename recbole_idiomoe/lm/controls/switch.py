@@ -55,8 +55,7 @@ class SwitchFFN(ExtendedFFN):
         with torch.autocast(hidden_states.device.type, enabled=False):
             scores = F.linear(hidden_states.float(), self.router.weight.float())
             probabilities = scores.softmax(-1)
-        if self.training:
-            self.probabilities = probabilities
+        self.probabilities = probabilities if self.training else None
         gates, chosen = probabilities.max(-1)
         routing = TokenRouting()
         routing.set(chosen)
@@ -75,7 +74,7 @@ class SwitchFFN(ExtendedFFN):
             counted: (B, T), False for padding, which is left out.
 
         Raises:
-            RuntimeError: there was no forward pass in training since the last call.
+            RuntimeError: the last forward pass was not in training, or was taken already.
         """
         if self.probabilities is None:
             raise RuntimeError("balance_loss follows a forward pass in training.")
@@ -133,8 +132,12 @@ def install_switch(
 def switch_loss(
     backbone: PreTrainedModel, config: IdiomoeConfig, token_types: Tensor, counted: Tensor
 ) -> Tensor | None:
-    """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`."""
-    losses = [switch.balance_loss(token_types, counted) for switch in _switches(backbone)]
+    """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`.
+
+    None outside training, where nothing is to be balanced.
+    """
+    switches = [switch for switch in _switches(backbone) if switch.probabilities is not None]
+    losses = [switch.balance_loss(token_types, counted) for switch in switches]
     if not losses:
         return None
     return config.architecture_args["load_balancing"] * torch.stack(losses).sum()
