@@ -25,5 +25,9 @@ class BackboneError(IdiomoeError):
     """A language model that cannot be loaded or cannot take experts."""
 
 
+class MissingLibraryError(IdiomoeError):
+    """A library that only some models need is not installed."""
+
+
 class CheckpointError(IdiomoeError):
     """A saved model that is incomplete, altered or made for something else."""

@@ -41,7 +41,7 @@ def no_loss(
     return None
 
 
-def no_report(backbone: PreTrainedModel) -> dict[str, float]:
+def no_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
     """Of an architecture that has nothing to tell about its training."""
     return {}
 
@@ -59,8 +59,8 @@ class Architecture:
     """Numbers that follow from a backbone before anything is installed; kept there too."""
     loss: Callable[[PreTrainedModel, IdiomoeConfig, Tensor, Tensor], Tensor | None] = no_loss
     """What is added to the loss, from token types and which tokens count, both (B, T)."""
-    report: Callable[[PreTrainedModel], dict[str, float]] = no_report
-    """What an epoch of training may tell, by name."""
+    report: Callable[[PreTrainedModel], dict[str, list[float]]] = no_report
+    """What an epoch of training may tell: by name, one number a layer."""
 
 
 _BLOCKS = {"block_start": "random"}

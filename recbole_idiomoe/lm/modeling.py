@@ -334,6 +334,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     def auxiliary_loss(self, token_types: Tensor, counted: Tensor) -> Tensor | None:
         """What the architecture adds to the loss of the last forward pass in training.
 
+        :meth:`forward` leaves it to its caller, who knows what is padding.
+
         Args:
             token_types: (B, T) of that pass, 0 text, 1 item.
             counted: (B, T), False for padding.
@@ -344,8 +346,12 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         loss = get_architecture(self.config.architecture).loss
         return loss(self.backbone, self.config, token_types, counted)
 
-    def training_report(self) -> dict[str, float]:
-        """What the architecture tells of its training since the last report; mostly nothing."""
+    def training_report(self) -> dict[str, list[float]]:
+        """What the architecture tells of its training since the last report; mostly nothing.
+
+        Returns:
+            By name, one number a layer.
+        """
         return get_architecture(self.config.architecture).report(self.backbone)
 
     def freeze(self, policy: str) -> None:

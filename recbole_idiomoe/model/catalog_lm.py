@@ -18,7 +18,7 @@ from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import token_groups
 from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collate
 from recbole_idiomoe.data.text_encoder import item_vectors
-from recbole_idiomoe.errors import CheckpointError, DataError
+from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.files import folder_written_aside
 from recbole_idiomoe.lm import (
     ARCHITECTURES,
@@ -198,6 +198,7 @@ class CatalogLM(nn.Module):
 
         Raises:
             CheckpointError: the folder is incomplete or its parts do not belong together.
+            MissingLibraryError: its model needs one that is not installed.
         """
         catalog = Catalog.load(folder)
         try:
@@ -206,7 +207,7 @@ class CatalogLM(nn.Module):
             with no_progress_bars():
                 lm = IdiomoeForCausalLM.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except CheckpointError:
+        except (CheckpointError, MissingLibraryError):
             raise
         except Exception as error:  # of a broken file, each library raises its own
             raise CheckpointError(

@@ -204,13 +204,13 @@ class IdiomoeTrainer(Trainer):
         )
 
     def _report(self, epoch: int, verbose: bool) -> None:
-        """What the architecture tells of the epoch: all to tensorboard, its summary to the log."""
-        report = self.catalog_lm.lm.training_report()
-        for name, value in report.items():
-            self.tensorboard.add_scalar(name, value, epoch)
-        told = [f"{n} {v:.3f}" for n, v in report.items() if n.endswith("all layers")]
-        if verbose and told:
-            self.logger.info("; ".join(told))
+        """What the architecture tells of the epoch, if it tells anything."""
+        for name, by_layer in self.catalog_lm.lm.training_report().items():
+            for layer, value in enumerate(by_layer):
+                self.tensorboard.add_scalar(f"{name}/layer_{layer}", value, epoch)
+            if verbose:
+                shown = " ".join(f"{value:.3f}" for value in by_layer)
+                self.logger.info(f"{name}, by layer: {shown}")
 
     def _check_finite(self, loss: float, epoch: int) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):

@@ -208,6 +208,16 @@ def test_half_precision_survives_saving(architecture, tmp_path):
     assert torch.isfinite(again(text_batch()).logits[..., :VOCAB]).all()
 
 
+@ARCHITECTURE
+def test_bfloat16_autocast_runs(architecture):
+    model = build(architecture).train()
+    tokens = mixed_batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(tokens, labels=tokens).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(SettingError, match="'three_expert' is not one of two_expert, dense"):
         build("three_expert")

@@ -1,5 +1,6 @@
 """The paper's controls among RecBole's models: they train, are kept, and recommend."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.sequence import collate
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.errors import MissingLibraryError, SettingError
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.registry import MODELS, get_model
@@ -128,7 +129,7 @@ def test_a_transformer_of_ids_has_the_backbones_sizes_and_nothing_that_it_learnt
 
 
 def test_the_balancing_loss_reaches_what_is_trained_on() -> None:
-    losses = {}
+    losses, in_use = {}, {}
     for weight in (0.0, 1.0):
         model = build("switch", load_balancing=weight).train()
         sequences = [model.builder.build(history[:5], True) for history in HISTORIES]
@@ -136,8 +137,36 @@ def test_the_balancing_loss_reaches_what_is_trained_on() -> None:
         targets = [history[: len(sequence.segment_ends)] for history, sequence in pairs]
         batch = collate(sequences, model.pad_token_id, targets)
         losses[weight] = model.loss(batch).item()
+        in_use[weight] = model.eval().loss(batch).item()
     # Two layers, each 1 when balanced and 2 when all tokens go one way.
     assert 1.9 < losses[1.0] - losses[0.0] < 4.0
+    assert in_use[0.0] == in_use[1.0]
+
+
+def test_the_load_of_each_expert_is_reported(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick_start.run("SwitchRouting", "ml-100k", settings=FEWER | {"epochs": 1})
+    (log,) = tmp_path.glob("log/SwitchRouting/*.log")
+    lines = [line for line in log.read_text().splitlines() if ", by layer: " in line]
+    loads = {}
+    for line in lines:
+        name, numbers = line.split("load/")[1].split(", by layer: ")
+        loads[name] = [float(number) for number in numbers.split()]
+    assert {len(load) for load in loads.values()} == {2}
+    for kind in ("text", "items"):
+        both = zip(loads[f"{kind}/expert_0"], loads[f"{kind}/expert_1"], strict=True)
+        assert all(sum(pair) == pytest.approx(1, abs=0.002) for pair in both)
+
+
+def test_adapters_without_peft_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("lora")
+    model.save(tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for attempt in (lambda: build("lora"), lambda: CatalogLM.load(tmp_path, model.settings, CPU)):
+        with pytest.raises(MissingLibraryError, match="pip install peft"):
+            attempt()
 
 
 @pytest.mark.parametrize("option", [{"block_start": "zero"}, {"load_balancing": -1.0}])

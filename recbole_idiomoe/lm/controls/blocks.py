@@ -106,11 +106,7 @@ def _install(backbone: PreTrainedModel, config: IdiomoeConfig, at_end: bool) -> 
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
-    # expert_layers speak of the backbone's own layers.
-    shift = 0 if at_end else count
-    dropped = copy.copy(config)
-    dropped.expert_layers = [shift + layer for layer in config.expert_layers]
-    drop_ffn_outputs(backbone, dropped)
+    drop_ffn_outputs(backbone, config, before=0 if at_end else count)
     return list(new)
 
 

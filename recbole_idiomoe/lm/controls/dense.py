@@ -21,15 +21,18 @@ def install_nothing(
     return []
 
 
-def drop_ffn_outputs(backbone: PreTrainedModel, config: IdiomoeConfig) -> None:
+def drop_ffn_outputs(backbone: PreTrainedModel, config: IdiomoeConfig, before: int = 0) -> None:
     """Give plain FFNs the dropout that IDIOMoE has on the outputs of its experts.
 
     Only in the layers that would have experts: a control differs in what it is about alone.
+
+    Args:
+        before: blocks that stand before those that the backbone brought.
     """
     if config.dropout:
         ffns = backbone_ffns(backbone)
         for layer in config.expert_layers:
-            ffns[layer].register_forward_hook(OutputDropout(config.dropout))
+            ffns[before + layer].register_forward_hook(OutputDropout(config.dropout))
 
 
 class OutputDropout:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.errors import MissingLibraryError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.controls.budget import (
     check_match,
@@ -51,12 +51,12 @@ def install_lora(
         The adapters' matrices A and B.
 
     Raises:
-        SettingError: PEFT is not installed.
+        MissingLibraryError: PEFT is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise SettingError("LoRALLM needs PEFT: pip install peft") from error
+        raise MissingLibraryError("LoRALLM needs PEFT: pip install peft") from error
     drop_ffn_outputs(backbone, config)
     rank = config.architecture_args["rank"]
     projections = _projections(backbone)

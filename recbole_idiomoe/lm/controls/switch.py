@@ -55,8 +55,7 @@ class SwitchFFN(ExtendedFFN):
         with torch.autocast(hidden_states.device.type, enabled=False):
             scores = F.linear(hidden_states.float(), self.router.weight.float())
             probabilities = scores.softmax(-1)
-        if self.training:
-            self.probabilities = probabilities
+        self.probabilities = probabilities if self.training else None
         gates, chosen = probabilities.max(-1)
         routing = TokenRouting()
         routing.set(chosen)
@@ -75,7 +74,7 @@ class SwitchFFN(ExtendedFFN):
             counted: (B, T), False for padding, which is left out.
 
         Raises:
-            RuntimeError: there was no forward pass in training since the last call.
+            RuntimeError: the last forward pass was not in training, or was taken already.
         """
         if self.probabilities is None:
             raise RuntimeError("balance_loss follows a forward pass in training.")
@@ -133,31 +132,30 @@ def install_switch(
 def switch_loss(
     backbone: PreTrainedModel, config: IdiomoeConfig, token_types: Tensor, counted: Tensor
 ) -> Tensor | None:
-    """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`."""
-    losses = [switch.balance_loss(token_types, counted) for switch in _switches(backbone)]
+    """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`.
+
+    None outside training, where nothing is to be balanced.
+    """
+    switches = [switch for switch in _switches(backbone) if switch.probabilities is not None]
+    losses = [switch.balance_loss(token_types, counted) for switch in switches]
     if not losses:
         return None
     return config.architecture_args["load_balancing"] * torch.stack(losses).sum()
 
 
-def switch_report(backbone: PreTrainedModel) -> dict[str, float]:
-    """Share of each type's tokens that each expert got, by layer and over all layers.
+def switch_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
+    """Share of each type's tokens that each expert got, one number a layer with a router.
 
-    Counted over the training passes since the last report.
+    Counted over the training passes since the last report; a type without tokens is left out.
     """
-    counts = [s.counts for s in _switches(backbone) if s.counts is not None]
+    counts = [s.counts.tolist() for s in _switches(backbone) if s.counts is not None]
     for switch in _switches(backbone):
         switch.counts = None
-    if not counts:
-        return {}
-    rows = {f"layer {n}": one for n, one in enumerate(counts)}
-    rows["all layers"] = torch.stack(counts).sum(0)
     return {
-        f"load of expert {expert}, {kind}, {where}": share
-        for where, table in rows.items()
-        for kind, row in zip(("text", "items"), table.tolist(), strict=True)
-        if sum(row)
-        for expert, share in enumerate(number / sum(row) for number in row)
+        f"load/{kind}/expert_{expert}": [layer[row][expert] / sum(layer[row]) for layer in counts]
+        for row, kind in enumerate(("text", "items"))
+        for expert in range(EXPERTS)
+        if counts and sum(counts[0][row])
     }
 
 
