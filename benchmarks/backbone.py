@@ -97,7 +97,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         "| model | seeds | HR@10 | NDCG@10 | validation NDCG@10 |",
         "|---|---|---|---|---|",
     ]
-    for variant in VARIANTS:
+    for variant in dict.fromkeys(r["variant"] for r in runs):
         chosen = [r for r in runs if r["variant"] == variant]
         cells = [
             _mean([r[part][metric] for r in chosen])
@@ -116,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--seeds", default="2020,2021,2022", help="comma separated")
+    parser.add_argument("--only", default="", help="variants whose name begins so")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     given, settings = parser.parse_known_args()
@@ -126,7 +127,7 @@ def main() -> None:
         runs = list(
             pool.map(
                 lambda cell: run(*cell, given.dataset, settings, folder),
-                itertools.product(VARIANTS, seeds),
+                itertools.product([v for v in VARIANTS if v.startswith(given.only)], seeds),
             )
         )
     shared = {key: runs[0][key] for key in ("protocol", "device", "versions")}

@@ -32,7 +32,7 @@ from recbole_idiomoe.config_checks import (
     check_values,
 )
 from recbole_idiomoe.errors import SettingError
-from recbole_idiomoe.settings import UNTRAINED, Settings, defaults
+from recbole_idiomoe.settings import Settings, defaults
 
 compat.apply()  # here, so that whoever has a configuration has a RecBole that works
 
@@ -68,8 +68,7 @@ class RunConfig(Config):  # type: ignore[misc]
     ``config_files`` in their order, then ``settings``, then those that the model is made of.
     A model of ours that derives from another has that one's YAML below its own. A later
     value replaces an earlier one, but ``eval_args`` are merged: RecBole would fill a missing
-    split with its own, a random one. A ``backbone`` that brings its own sizes drops the
-    ``backbone_args`` of earlier ones.
+    split with its own, a random one.
 
     Args:
         model: a name that :func:`recbole_idiomoe.registry.get_model` knows.
@@ -253,13 +252,8 @@ class RunConfig(Config):  # type: ignore[misc]
 
 
 def _overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``base``, changed: a value in ``layer`` replaces that of ``base``; ``eval_args`` merge.
-
-    Sizes of an untrained backbone go with it when ``layer`` names another.
-    """
+    """``base``, changed: a value in ``layer`` replaces that of ``base``; ``eval_args`` merge."""
     merged = {**base, **layer}
-    if layer.get("backbone", UNTRAINED) != UNTRAINED and "backbone_args" not in layer:
-        merged["backbone_args"] = None
     if isinstance(base.get("eval_args"), dict) and isinstance(layer.get("eval_args"), dict):
         merged["eval_args"] = {**base["eval_args"], **layer["eval_args"]}
     base.update(merged)

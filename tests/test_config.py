@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import yaml
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_idiomoe import registry, settings, yaml_files
+from recbole_idiomoe import registry, settings
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import SettingError
 
@@ -267,57 +266,6 @@ def test_a_configuration_is_pickled_and_copied_whole() -> None:
         assert other.settings == first.settings
         assert other.complete_settings() == first.complete_settings()
         assert str(other) == str(first)
-
-
-SIZES = {"hidden_size": 64}
-
-
-@pytest.mark.parametrize(
-    ("file", "values", "expected"),
-    [
-        ({"backbone": "untrained", "backbone_args": SIZES}, {}, ("untrained", SIZES)),
-        # What a file says of the untrained decoder does not follow another that is asked for.
-        ({"backbone": "untrained", "backbone_args": SIZES}, {"backbone": "a/b"}, ("a/b", None)),
-        (
-            {"backbone": "untrained", "backbone_args": SIZES},
-            {"backbone": "bundled"},
-            ("bundled", None),
-        ),
-        (
-            {"backbone": "untrained", "backbone_args": SIZES},
-            {"backbone": "untrained"},
-            ("untrained", SIZES),
-        ),
-        ({"backbone_args": SIZES}, {"backbone": "untrained"}, ("untrained", SIZES)),
-        # Sizes by themselves are refused when the model is built: nobody asked for untrained.
-        ({"backbone_args": SIZES}, {}, ("bundled", SIZES)),
-        ({"backbone": "a/b", "backbone_args": SIZES}, {}, ("a/b", SIZES)),
-    ],
-)
-def test_sizes_stay_with_the_untrained_backbone(
-    file: dict[str, Any], values: dict[str, Any], expected: tuple[Any, Any], tmp_path: Path
-) -> None:
-    path = write(tmp_path / "mine.yaml", **file)
-    found = RunConfig("IDIOMoE", "shop", [path], values).settings
-    assert (found.backbone, found.backbone_args) == expected
-
-
-def test_sizes_in_our_files_stay_with_it_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "properties"
-    shutil.copytree(yaml_files.properties_path(), folder)
-    write(
-        folder / "quick_start_config" / "IDIOMoE_shop.yaml",
-        backbone="untrained",
-        backbone_args=SIZES,
-    )
-    monkeypatch.setattr(yaml_files, "properties_path", lambda: folder)
-    assert config("IDIOMoE", "shop")["backbone_args"] == SIZES
-    other = config("IDIOMoE", "shop", backbone="bundled")
-    assert (other["backbone"], other["backbone_args"]) == ("bundled", None)
-    again = RunConfig("IDIOMoE", "shop", settings=other.complete_settings())
-    assert (again["backbone"], again["backbone_args"]) == ("bundled", None)
 
 
 def test_a_setting_of_a_model_beside_is_left_to_that_model() -> None:
