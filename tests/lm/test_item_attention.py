@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from recbole_idiomoe.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, decoder_layers
+from recbole_idiomoe.lm.configuration import ATTENTIONS
 from recbole_idiomoe.lm.experts import attention_of
 from recbole_idiomoe.lm.item_attention import PATTERNS, ItemAttention, item_mask
+from recbole_idiomoe.settings import Settings
 
 from .decoders import FAMILIES, ITEMS, LAYERS, VOCAB, decoder, text_batch
 
@@ -42,6 +46,11 @@ def allowed(kind: str, segments: list[int], is_item: list[int], row: int, column
         "inter": not same or row == column,
         "own_text": same or bool(is_item[row] and is_item[column]),
     }[kind]
+
+
+def test_settings_and_configuration_know_the_same_patterns() -> None:
+    [field] = [f for f in fields(Settings) if f.name == "attention"]
+    assert field.metadata["choices"] == ATTENTIONS == ("causal", *PATTERNS)
 
 
 @pytest.mark.parametrize("kind", ["intra", "inter", "own_text"])
