@@ -117,6 +117,11 @@ class IdiomoeConfig(PreTrainedConfig):
         return self.item_token_offset + self.item_num
 
 
+def initial_std(config: PreTrainedConfig) -> float:
+    """Standard deviation with which a decoder of this configuration draws its weights."""
+    return getattr(config, "initializer_range", 0.02)
+
+
 def expert_placement(spec: str | list[int], num_layers: int) -> list[int]:
     """Layers that get an item expert, ascending (section 4.2.3).
 

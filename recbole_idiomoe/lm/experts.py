@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.errors import BackboneError, SettingError
-from recbole_idiomoe.lm.configuration import IdiomoeConfig
+from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.routing import TokenRouting
 
 # Projections into the neurons, then the one out of them.
@@ -24,9 +25,6 @@ LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and Phi"
-
-
-ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 
 
 class ExtendedFFN(nn.Module):
@@ -178,18 +176,44 @@ def install_experts(
         BackboneError: a layer whose FFN follows none of :data:`LAYOUTS`. Nothing has
             changed then.
     """
+
+    def extend(text_expert: nn.Module, item_expert: nn.Module, _: torch.Generator) -> ExtendedFFN:
+        return TwoExpertFFN(text_expert, item_expert, routing, config.dropout)
+
+    return extend_ffns(backbone, config, init, seed, extend)
+
+
+def extend_ffns(
+    backbone: PreTrainedModel,
+    config: IdiomoeConfig,
+    init: str,
+    seed: int,
+    extend: Callable[[nn.Module, nn.Module, torch.Generator], ExtendedFFN],
+) -> list[nn.Module]:
+    """Replace the FFNs of the layers ``config.expert_layers`` by extended ones, in place.
+
+    Args:
+        extend: makes one from a layer's FFN, a second FFN as :func:`make_item_expert` gives
+            it, and the generator of whatever else is random.
+
+    Returns:
+        The second FFNs.
+
+    Raises:
+        BackboneError: a layer whose FFN follows none of :data:`LAYOUTS`. Nothing has
+            changed then.
+    """
     layers, names = decoder_layers(backbone), ffn_names(backbone)
     generator = torch.Generator().manual_seed(seed)
-    std = getattr(backbone.config, "initializer_range", 0.02)
-    experts: list[nn.Module] = []
+    std = initial_std(backbone.config)
+    added: list[nn.Module] = []
     for index in config.expert_layers:
-        name = names[index]
-        text_expert = getattr(layers[index], name)
-        item_expert = make_item_expert(text_expert, config.expert_width, init, generator, std)
-        ffn = TwoExpertFFN(text_expert, item_expert, routing, config.dropout)
-        setattr(layers[index], name, ffn.train(text_expert.training))
-        experts.append(item_expert)
-    return experts
+        ffn = getattr(layers[index], names[index])
+        second = make_item_expert(ffn, config.expert_width, init, generator, std)
+        extended = extend(ffn, second, generator)
+        setattr(layers[index], names[index], extended.train(ffn.training))
+        added.append(second)
+    return added
 
 
 @torch.no_grad()
@@ -233,13 +257,20 @@ def make_item_expert(
         expert.intermediate_size = len(kept)  # type: ignore[assignment]
     if init == "random":
         for name in (*inner, outer):
-            projection = getattr(expert, name)
-            # Drawn on the CPU: the same weights whatever the device.
-            drawn = torch.empty(projection.weight.shape, device="cpu")
-            projection.weight.copy_(drawn.normal_(0.0, std, generator=generator))
-            if projection.bias is not None:
-                projection.bias.zero_()
+            draw_weights(getattr(expert, name), std, generator)
     return expert
+
+
+@torch.no_grad()
+def draw_weights(
+    projection: nn.Linear | Conv1D, std: float, generator: torch.Generator | None
+) -> None:
+    """Give a projection weights from N(0, std^2) and a bias of zero."""
+    # Drawn on the CPU: the same weights whatever the device.
+    drawn = torch.empty(projection.weight.shape, device="cpu")
+    projection.weight.copy_(drawn.normal_(0.0, std, generator=generator))
+    if projection.bias is not None:
+        projection.bias.zero_()
 
 
 def _keep_outputs(projection: nn.Module, kept: Tensor) -> None:

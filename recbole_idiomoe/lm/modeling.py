@@ -11,14 +11,18 @@ from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_idiomoe.errors import BackboneError, CheckpointError, SettingError
 from recbole_idiomoe.lm.architectures import get_architecture
-from recbole_idiomoe.lm.configuration import TWO_EXPERT, IdiomoeConfig, expert_placement
+from recbole_idiomoe.lm.configuration import (
+    TWO_EXPERT,
+    IdiomoeConfig,
+    expert_placement,
+    initial_std,
+)
 from recbole_idiomoe.lm.controls.budget import expert_budget, log_size
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.generation import HybridGeneration
@@ -134,7 +138,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             expert_layers=expert_placement(expert_layers, backbone.config.num_hidden_layers),
             expert_width=expert_width,
             attention=attention,
-            item_input_factor=item_scale * _text_rms(backbone) / _item_std(backbone.config),
+            item_input_factor=item_scale * _text_rms(backbone) / initial_std(backbone.config),
             dropout=dropout,
             softmax=softmax,
             dtype=backbone.dtype,
@@ -420,14 +424,10 @@ def _cross_entropy(scores: Tensor, columns: Tensor) -> Tensor:
 
 
 def _item_table(config: IdiomoeConfig) -> ItemTable:
-    sizes = (config.item_num, config.hidden_size, config.item_embedding_dim, _item_std(config))
+    sizes = (config.item_num, config.hidden_size, config.item_embedding_dim, initial_std(config))
     if config.item_text_size is None:
         return ItemTable(*sizes)
     return TextAttributeTable(*sizes, text_size=config.item_text_size)
-
-
-def _item_std(config: PreTrainedConfig) -> float:
-    return getattr(config, "initializer_range", 0.02)
 
 
 def _text_rms(backbone: PreTrainedModel) -> float:

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.errors import BackboneError
-from recbole_idiomoe.lm.configuration import IdiomoeConfig
+from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.controls.dense import drop_ffn_outputs
 from recbole_idiomoe.lm.experts import (
     attention_of,
     decoder_layers,
+    draw_weights,
     install_experts,
     is_projection,
 )
@@ -108,7 +109,7 @@ class _Splitter:
         self.routing = routing
         self.random = init == "random"
         self.generator = torch.Generator().manual_seed(seed)
-        self.std = getattr(backbone.config, "initializer_range", 0.02)
+        self.std = initial_std(backbone.config)
         self.added: list[nn.Module] = []
 
     def projections(self, parent: nn.Module) -> None:
@@ -121,17 +122,12 @@ class _Splitter:
             if _is_norm(child):
                 self._split(parent, name, child, random=False)
 
-    @torch.no_grad()
     def _split(self, parent: nn.Module, name: str, text: nn.Module, random: bool) -> None:
         # The original may be frozen; its copy is there to be trained.
         item = copy.deepcopy(text).requires_grad_(True)
         if random:
             assert isinstance(item, (nn.Linear, Conv1D))
-            # Drawn on the CPU: the same weights whatever the device.
-            drawn = torch.empty(item.weight.shape, device="cpu")
-            item.weight.copy_(drawn.normal_(0.0, self.std, generator=self.generator))
-            if item.bias is not None:
-                item.bias.zero_()
+            draw_weights(item, self.std, self.generator)
         setattr(parent, name, ByTokenType(text, item, self.routing).train(text.training))
         self.added.append(item)
 

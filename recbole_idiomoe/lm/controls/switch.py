@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.errors import SettingError
-from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.experts import ExtendedFFN, decoder_layers, ffn_names, make_item_expert
+from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
+from recbole_idiomoe.lm.experts import ExtendedFFN, draw_weights, extend_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
 
 EXPERTS = 2
@@ -109,24 +109,19 @@ def install_switch(
     The second expert starts, and is as wide, as IDIOMoE's item expert; the router is random.
     Returns second experts and routers. Raises BackboneError as :func:`install_experts` does.
     """
-    layers, names = decoder_layers(backbone), ffn_names(backbone)
-    generator = torch.Generator().manual_seed(seed)
-    std = getattr(backbone.config, "initializer_range", 0.02)
-    added: list[nn.Module] = []
-    for index in config.expert_layers:
-        ffn = getattr(layers[index], names[index])
-        other = make_item_expert(ffn, config.expert_width, init, generator, std)
+    routers: list[nn.Module] = []
+
+    def extend(ffn: nn.Module, other: nn.Module, generator: torch.Generator) -> ExtendedFFN:
         router = nn.Linear(config.hidden_size, EXPERTS, bias=False)
-        with torch.no_grad():
-            drawn = torch.empty(router.weight.shape, device="cpu")
-            router.weight.copy_(drawn.normal_(0.0, std, generator=generator))
+        draw_weights(router, initial_std(backbone.config), generator)
         # transformers' mark that a weight is not to be drawn again.
         router._is_hf_initialized = True  # type: ignore[assignment]
         router.to(device=backbone.device, dtype=backbone.dtype)
-        switch = SwitchFFN(ffn, other, router, config.dropout)
-        setattr(layers[index], names[index], switch.train(ffn.training))
-        added += [other, router]
-    return added
+        routers.append(router)
+        return SwitchFFN(ffn, other, router, config.dropout)
+
+    others = extend_ffns(backbone, config, init, seed, extend)
+    return others + routers
 
 
 def switch_loss(

@@ -11,13 +11,7 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.controls.budget import check_something_to_match, expert_budget
-from recbole_idiomoe.lm.experts import (
-    ExtendedFFN,
-    decoder_layers,
-    ffn_layout,
-    ffn_names,
-    make_item_expert,
-)
+from recbole_idiomoe.lm.experts import ExtendedFFN, extend_ffns, ffn_layout
 from recbole_idiomoe.lm.routing import TokenRouting
 
 
@@ -68,18 +62,12 @@ def install_wide_ffn(
     The further neurons read at random and their value vectors are zero: the start is the
     dense model. Returns them. Raises BackboneError as :func:`install_experts` does.
     """
-    layers, names = decoder_layers(backbone), ffn_names(backbone)
-    generator = torch.Generator().manual_seed(seed)
-    std = getattr(backbone.config, "initializer_range", 0.02)
-    added: list[nn.Module] = []
-    for index in config.expert_layers:
-        ffn = getattr(layers[index], names[index])
-        extra = make_item_expert(ffn, config.expert_width, "random", generator, std)
+
+    def extend(ffn: nn.Module, extra: nn.Module, _: torch.Generator) -> ExtendedFFN:
         zero_output(extra)
-        widened = WidenedFFN(ffn, extra, config.dropout)
-        setattr(layers[index], names[index], widened.train(ffn.training))
-        added.append(extra)
-    return added
+        return WidenedFFN(ffn, extra, config.dropout)
+
+    return extend_ffns(backbone, config, "random", seed, extend)
 
 
 @torch.no_grad()
