@@ -22,6 +22,7 @@ _CONTROLS = (
     "ItemLLM",
     "IDTransformer",
     "TextAttrLLM",
+    "TitleLLM",
     "IAM",
     "WideFFN",
     "AppendBlocks",

@@ -126,6 +126,13 @@ class Settings:
         "of indices",
         group="model",
     )
+    item_tokens: str = _setting(
+        "atomic",
+        "what stands for an item in a sequence: one token of its own, a short code from its text "
+        "(semantic IDs), or its title's own tokens",
+        choices=("atomic", "semantic", "title"),
+        group="model",
+    )
     item_embedding_dim: int | None = _setting(
         None,
         "width of the factorised item table E = W_l W_u; null: one table of full width",
@@ -257,10 +264,33 @@ class Settings:
                 f"text_ramp={self.text_ramp} ends before item_warmup={self.item_warmup}; "
                 "give text_ramp a value of at least item_warmup."
             )
+        if self.item_tokens != "atomic":
+            self._check_codes()
         numbers = [b for b in self.adam_betas if isinstance(b, int | float) and 0 <= b < 1]
         if len(numbers) != 2 or len(self.adam_betas) != 2:
             raise SettingError(
                 f"adam_betas={self.adam_betas}: two numbers in [0, 1) are wanted, as [0.9, 0.999]."
+            )
+
+    def _check_codes(self) -> None:
+        """What does not go with items of several tokens."""
+        if self.attention != "causal":
+            raise SettingError(
+                f"attention={self.attention!r} goes with item_tokens: atomic alone; leave it out."
+            )
+        if self.item_text_added:
+            raise SettingError(
+                "item_text_added=True goes with item_tokens: atomic alone; leave it out."
+            )
+        if self.item_tokens == "title" and self.use_text:
+            raise SettingError(
+                "item_tokens='title' has the titles in the sequence already; set use_text to False."
+            )
+        if self.item_tokens == "semantic" and self.use_text and self.segment_order == "text ID":
+            raise SettingError(
+                "item_tokens='semantic': with segment_order='text ID' the next item's text would "
+                "stand before the rest of its code; set segment_order to 'ID text', or use_text to "
+                "False."
             )
 
 

@@ -83,7 +83,7 @@ class WindowLoader:
         self.sampler = WindowSampler(batch_size, seed)
         self._with_text = np.zeros(len(windows), dtype=bool)
         self._lengths = {
-            with_text: np.array([builder.length(w[:-1], with_text) for w in windows])
+            with_text: np.array([builder.length(w, with_text) for w in windows])
             for with_text in (False, True)
         }
         self._loader: DataLoader[int] = DataLoader(
@@ -112,17 +112,11 @@ class WindowLoader:
         return iter(self._loader)
 
     def _step(self, indices: list[int]) -> list[SequenceBatch]:
-        windows = [self.windows[i] for i in indices]
         sequences = [
-            self.builder.build(window[:-1], bool(self._with_text[i]))
-            for i, window in zip(indices, windows, strict=True)
+            self.builder.build_training(self.windows[i], bool(self._with_text[i])) for i in indices
         ]
         batches = [
-            collate(
-                [sequences[i] for i in group],
-                self.pad_token_id,
-                targets=[windows[i][1:] for i in group],
-            )
+            collate([sequences[i] for i in group], self.pad_token_id)
             for group in token_groups([len(s.input_ids) for s in sequences], self.max_batch_tokens)
         ]
         items = sum(batch.item_count for batch in batches)

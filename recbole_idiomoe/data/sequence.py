@@ -4,7 +4,9 @@
     instruction  <|it-1|> text_1  <|it-2|> text_2  ...           order "ID text"
 
 The next item is predicted from the last token of the previous item's segment, in training
-and in use alike. What a token is, text or item, is decided here and nowhere else.
+and in use alike; an item of several tokens, from there and from each of its own but the last.
+A query in words, where there is one, stands behind the history, and the item that answers it
+is predicted from its last token. What a token is, text or item, is decided here and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,22 +18,27 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from recbole_idiomoe.errors import SettingError
+
 TEXT, ITEM = 0, 1
 # Below this a shortened text says too little; whole texts are dropped instead, oldest first.
 MIN_TEXT_TOKENS = 4
+NOTHING = np.zeros(0, dtype=np.int64)
 
 
 class TokenSequence(NamedTuple):
-    """One history in tokens."""
+    """One history in tokens, and what is asked of it."""
 
     input_ids: np.ndarray
     """Token ids, shape ``(T,)``."""
     token_types: np.ndarray
     """``TEXT`` or ``ITEM`` of each token, shape ``(T,)``."""
     segments: np.ndarray
-    """0 for the instruction, else which of the kept items, from 1, a token belongs to, ``(T,)``."""
-    segment_ends: np.ndarray
-    """Position of the last token of each kept item's segment, shape ``(n,)``, ``n`` <= items."""
+    """0 for instruction and query, else the number, from 1, of a token's item, shape ``(T,)``."""
+    predict_at: np.ndarray
+    """Positions from which items' tokens are predicted, shape ``(n,)``."""
+    targets: np.ndarray
+    """Tokens to predict there, shape ``(n,)``; empty in use, where nothing is known."""
 
 
 class SequenceBuilder:
@@ -39,16 +46,23 @@ class SequenceBuilder:
 
     Args:
         item_texts: token ids of each item's text, one list per catalogue row.
-        item_token_offset: the item in row ``i`` is the token ``item_token_offset + i``; every
-            text token is below it.
+        item_codes: token ids that stand for each item, at least one, per catalogue row. Where
+            items have text in the sequence and ``item_first`` is not set, just one: the next
+            item's text would stand before its other tokens.
+        item_token_offset: every item token is at or above it, every text token below.
         instruction: token ids at the start of every sequence.
         item_first: ``ID text`` order; otherwise ``text ID``.
-        max_tokens: longest sequence. At least one item always fits behind the instruction.
+        max_tokens: longest sequence. At least one item and its successor always fit behind the
+            instruction, which is cut if need be.
+
+    Raises:
+        SettingError: ``max_tokens`` has no room for two items.
     """
 
     def __init__(
         self,
         item_texts: Sequence[Sequence[int]],
+        item_codes: Sequence[Sequence[int] | np.ndarray],
         item_token_offset: int,
         *,
         instruction: Sequence[int] = (),
@@ -58,48 +72,107 @@ class SequenceBuilder:
         self.item_token_offset = item_token_offset
         self.item_first = item_first
         self.max_tokens = max_tokens
-        self.instruction = np.asarray(instruction, dtype=np.int64)[: max_tokens - 1]
         self._texts = [np.asarray(text, dtype=np.int64) for text in item_texts]
+        self._codes = [np.asarray(code, dtype=np.int64) for code in item_codes]
         self._text_lengths = np.array([len(text) for text in self._texts])
+        self._code_lengths = np.array([len(code) for code in self._codes])
+        # An item, and what its successor needs to be predicted whole.
+        self._least = 2 * int(self._code_lengths.max()) - 1
+        if max_tokens < self._least:
+            raise SettingError(
+                f"max_tokens={max_tokens} has no room for two items of up to "
+                f"{self._code_lengths.max()} tokens; give at least {self._least}."
+            )
+        room = max_tokens - self._least
+        self.instruction = np.asarray(instruction, dtype=np.int64)[:room]
 
     @property
     def max_items(self) -> int:
-        """Items of a history that always fit, whatever their text."""
-        return self.max_tokens - len(self.instruction)
+        """Items of a history that always fit, whatever their text and whichever comes next."""
+        longest = int(self._code_lengths.max())
+        return (self.max_tokens - len(self.instruction) + 1) // longest - 1
 
-    def length(self, items: np.ndarray, with_text: bool = True) -> int:
-        """Tokens that :meth:`build` would return, without building them."""
-        items, text_lengths = self._fit(items, with_text)
-        return len(self.instruction) + len(items) + int(text_lengths.sum())
+    def length(self, window: np.ndarray, with_text: bool = True) -> int:
+        """Tokens that :meth:`build_training` would return without a query, not building them."""
+        tail = int(self._code_lengths[window[-1]]) - 1
+        items, text_lengths = self._fit(window[:-1], with_text, tail)
+        kept = self._code_lengths[items].sum() + text_lengths.sum()
+        return len(self.instruction) + int(kept) + tail
 
-    def build(self, items: np.ndarray, with_text: bool = True) -> TokenSequence:
-        """Tokens of a history, item rows oldest first, shape ``(n,)``.
+    def build(
+        self, items: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
+    ) -> TokenSequence:
+        """Tokens of a history, item rows oldest first, shape ``(n,)``, and of a query.
 
         What exceeds ``max_tokens`` goes in this order (section B.3: text first, then items):
-        texts are shortened evenly, then dropped oldest first, then the oldest items go.
+        texts are shortened evenly, then dropped oldest first, then the oldest items go. A query
+        longer than what one item leaves is cut.
         """
-        items, text_lengths = self._fit(items, with_text)
-        pieces = [self.instruction]
-        for item, length in zip(items, text_lengths, strict=True):
-            text = self._texts[item][:length]
-            token = np.array([item + self.item_token_offset])
-            pieces += [token, text] if self.item_first else [text, token]
-        input_ids = np.concatenate(pieces)
-        return TokenSequence(
-            input_ids,
-            token_types=np.where(input_ids >= self.item_token_offset, ITEM, TEXT),
-            segments=np.repeat(
-                np.arange(len(items) + 1), np.r_[len(self.instruction), text_lengths + 1]
-            ),
-            segment_ends=len(self.instruction) + np.cumsum(text_lengths + 1) - 1,
+        sequence, _ = self._assemble(items, with_text, self._cut(query), NOTHING)
+        last = np.array([len(sequence.input_ids) - 1])
+        return sequence._replace(predict_at=last)
+
+    def build_training(
+        self, window: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
+    ) -> TokenSequence:
+        """Tokens of a window's items but the last, with every item that follows another as target.
+
+        Args:
+            window: item rows, oldest first, at least two.
+            query: token ids of what the last item answers.
+        """
+        query = self._cut(query)
+        last_code = self._codes[window[-1]]
+        sequence, ends = self._assemble(window[:-1], with_text, query, last_code[:-1])
+        targets = window[1:][len(window) - 1 - len(ends) :]
+        starts = ends.copy()
+        starts[-1] += len(query)
+        lengths = self._code_lengths[targets]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return sequence._replace(
+            predict_at=np.repeat(starts, lengths) + within,
+            targets=np.concatenate([self._codes[item] for item in targets]),
         )
 
-    def _fit(self, items: np.ndarray, with_text: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The items that stay and how many tokens of each one's text."""
-        items = items[-self.max_items :]
+    def _assemble(
+        self, items: np.ndarray, with_text: bool, query: np.ndarray, begun: np.ndarray
+    ) -> tuple[TokenSequence, np.ndarray]:
+        """A sequence that asks nothing yet, and where each kept item's segment ends.
+
+        Args:
+            begun: tokens of a further item, behind the query.
+        """
+        items, text_lengths = self._fit(items, with_text, len(query) + len(begun))
+        pieces = [self.instruction]
+        for item, length in zip(items, text_lengths, strict=True):
+            text, code = self._texts[item][:length], self._codes[item]
+            pieces += [code, text] if self.item_first else [text, code]
+        input_ids = np.concatenate([*pieces, query, begun])
+        lengths = text_lengths + self._code_lengths[items]
+        numbers = np.r_[np.arange(len(items) + 1), 0, len(items) + 1]
+        parts = np.r_[len(self.instruction), lengths, len(query), len(begun)]
+        sequence = TokenSequence(
+            input_ids,
+            token_types=np.where(input_ids >= self.item_token_offset, ITEM, TEXT),
+            segments=np.repeat(numbers, parts),
+            predict_at=NOTHING,
+            targets=NOTHING,
+        )
+        return sequence, len(self.instruction) + np.cumsum(lengths) - 1
+
+    def _cut(self, query: np.ndarray) -> np.ndarray:
+        return query[: self.max_tokens - len(self.instruction) - self._least]
+
+    def _fit(
+        self, items: np.ndarray, with_text: bool, reserved: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The items that stay beside ``reserved`` tokens, and the tokens of each one's text."""
+        room = self.max_tokens - len(self.instruction) - reserved
+        newest_first = np.cumsum(self._code_lengths[items][::-1])[::-1]
+        items = items[newest_first <= room]
         if not with_text:
             return items, np.zeros(len(items), dtype=np.int64)
-        room = self.max_items - len(items)
+        room -= int(self._code_lengths[items].sum())
         lengths = self._text_lengths[items]
         if lengths.sum() <= room:
             return items, lengths
@@ -131,16 +204,18 @@ class SequenceBatch:
     """``(B, T)``; padding counts as text."""
     segments: torch.Tensor
     """``(B, T)``; padding counts as instruction."""
-    queries: torch.Tensor
-    """``(N,)``, positions in the flattened batch from which an item is predicted."""
+    lengths: torch.Tensor
+    """``(B,)``, tokens of each sequence."""
+    predict_at: torch.Tensor
+    """``(N,)``, positions in the flattened batch from which items' tokens are predicted."""
     targets: torch.Tensor
-    """``(N,)``, item rows to predict there; empty in use, where nothing is known."""
-    text_queries: torch.Tensor
+    """``(N,)``, tokens to predict there; empty in use, where nothing is known."""
+    predict_text_at: torch.Tensor
     """``(M,)``, positions in the flattened batch whose next token is text of the same segment."""
     item_count: int
     """Targets of the optimizer step that this batch is a part of; ``N`` if it is the whole."""
     text_count: int
-    """Text queries of that step."""
+    """Predictions of text in that step."""
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The same batch on another device."""
@@ -149,50 +224,43 @@ class SequenceBatch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             token_types=self.token_types.to(device, non_blocking=True),
             segments=self.segments.to(device, non_blocking=True),
-            queries=self.queries.to(device, non_blocking=True),
+            lengths=self.lengths.to(device, non_blocking=True),
+            predict_at=self.predict_at.to(device, non_blocking=True),
             targets=self.targets.to(device, non_blocking=True),
-            text_queries=self.text_queries.to(device, non_blocking=True),
+            predict_text_at=self.predict_text_at.to(device, non_blocking=True),
         )
 
 
-def collate(
-    sequences: Sequence[TokenSequence],
-    pad_token_id: int,
-    targets: Sequence[np.ndarray] | None = None,
-) -> SequenceBatch:
-    """Pad ``sequences`` on the right and place what is predicted.
+def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBatch:
+    """Pad ``sequences``, at least one, on the right.
 
     Args:
-        sequences: at least one.
         pad_token_id: any text token; what stands there changes nothing.
-        targets: for each sequence the items to predict at its segment ends. Without it, one
-            query a sequence: its last token.
     """
     lengths = np.array([len(s.input_ids) for s in sequences])
     width = int(lengths.max())
     input_ids = np.full((len(sequences), width), pad_token_id, dtype=np.int64)
     token_types = np.full((len(sequences), width), TEXT, dtype=np.int64)
     segments = np.zeros((len(sequences), width), dtype=np.int64)
-    queries = []
     for row, sequence in enumerate(sequences):
         input_ids[row, : lengths[row]] = sequence.input_ids
         token_types[row, : lengths[row]] = sequence.token_types
         segments[row, : lengths[row]] = sequence.segments
-        ends = sequence.segment_ends
-        queries.append(row * width + (ends[-1:] if targets is None else ends))
 
     is_text = (token_types == TEXT) & (np.arange(width) < lengths[:, None])
     before_text = np.zeros_like(is_text)
     before_text[:, :-1] = is_text[:, :-1] & is_text[:, 1:]
-    text_queries = np.flatnonzero(before_text)
-    known = np.concatenate(targets) if targets is not None else np.zeros(0, dtype=np.int64)
+    predict_text_at = np.flatnonzero(before_text)
+    predict_at = np.concatenate([row * width + s.predict_at for row, s in enumerate(sequences)])
+    targets = np.concatenate([s.targets for s in sequences])
     return SequenceBatch(
         input_ids=torch.from_numpy(input_ids),
         token_types=torch.from_numpy(token_types),
         segments=torch.from_numpy(segments),
-        queries=torch.from_numpy(np.concatenate(queries)),
-        targets=torch.from_numpy(known),
-        text_queries=torch.from_numpy(text_queries),
-        item_count=len(known),
-        text_count=len(text_queries),
+        lengths=torch.from_numpy(lengths),
+        predict_at=torch.from_numpy(predict_at),
+        targets=torch.from_numpy(targets),
+        predict_text_at=torch.from_numpy(predict_text_at),
+        item_count=len(targets),
+        text_count=len(predict_text_at),
     )

@@ -18,7 +18,7 @@ from recbole_idiomoe.lm.experts import (
 )
 from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.vocabulary import add_item_tokens, encode_text, item_token
+from recbole_idiomoe.lm.vocabulary import add_item_tokens, encode_text, item_token, item_tokens
 
 AutoConfig.register(IdiomoeConfig.model_type, IdiomoeConfig, exist_ok=True)
 AutoModelForCausalLM.register(IdiomoeConfig, IdiomoeForCausalLM, exist_ok=True)
@@ -37,6 +37,7 @@ __all__ = [
     "expert_placement",
     "install_experts",
     "item_token",
+    "item_tokens",
     "load_backbone",
     "make_item_expert",
     "with_random_weights",

@@ -17,10 +17,15 @@ def item_token(item_id: str) -> str:
     return f"<|it-{item_id}|>"
 
 
+def item_tokens(item_ids: Sequence[str]) -> list[str]:
+    """The tokens of a catalogue; the first id is the padding item's, whatever it says."""
+    return [item_token(item_id) for item_id in (PADDING_ITEM, *item_ids[1:])]
+
+
 def add_item_tokens(
-    tokenizer: PreTrainedTokenizerBase, item_ids: Sequence[str], vocab_size: int
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], vocab_size: int
 ) -> None:
-    """Add one atomic token an item, so that item ``i`` is token ``vocab_size + i``; in place.
+    """Add item tokens, so that ``tokens[i]`` is token ``vocab_size + i``; in place.
 
     ``<|reserved-N|>`` tokens fill the gap where the tokenizer is smaller than the
     embedding. Takes 0.1 s for 20,000 items. Read a token back with
@@ -28,13 +33,13 @@ def add_item_tokens(
 
     Args:
         tokenizer: the backbone's, without item tokens.
-        item_ids: the catalogue's ids; the first is the padding item's, whatever it says.
+        tokens: the padding item's first.
         vocab_size: rows of the backbone's text embedding.
 
     Raises:
         BackboneError: the tokenizer holds more tokens than the embedding, or numbers
             them with gaps.
-        DataError: an id that appears twice.
+        DataError: a token that appears twice.
     """
     size = len(tokenizer)
     if size > vocab_size:
@@ -42,17 +47,16 @@ def add_item_tokens(
             f"the tokenizer holds {size} tokens, the backbone's embedding {vocab_size}: item "
             "tokens need the tokenizer that came with the backbone."
         )
-    items = [item_token(item_id) for item_id in (PADDING_ITEM, *item_ids[1:])]
-    if len(set(items)) != len(items):
-        [(twice, _)] = Counter(items).most_common(1)
+    if len(set(tokens)) != len(tokens):
+        [(twice, _)] = Counter(tokens).most_common(1)
         raise DataError(f"the item token {twice} appears twice in the catalogue.")
     reserved = [f"<|reserved-{n}|>" for n in range(vocab_size - size)]
     tokenizer.add_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (*reserved, *items)],
+        [AddedToken(token, normalized=False, special=True) for token in (*reserved, *tokens)],
         special_tokens=True,
     )
-    expected = list(range(vocab_size, vocab_size + len(items)))
-    if tokenizer.convert_tokens_to_ids(items) != expected:
+    expected = list(range(vocab_size, vocab_size + len(tokens)))
+    if tokenizer.convert_tokens_to_ids(list(tokens)) != expected:
         raise BackboneError(
             "the tokenizer does not number its tokens without gaps, so that item tokens cannot "
             f"follow the {vocab_size} text tokens; choose another backbone."

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
 from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.item_codes import ItemCodes, atomic_codes, title_codes
 from recbole_idiomoe.data.loader import token_groups
 from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collate
 from recbole_idiomoe.data.text_encoder import item_vectors
@@ -29,6 +31,7 @@ from recbole_idiomoe.lm import (
     load_backbone,
     with_random_weights,
 )
+from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.settings import Settings
@@ -45,24 +48,35 @@ class CatalogLM(nn.Module):
     Args:
         lm: the language model.
         tokenizer: its tokenizer, item tokens included.
-        catalog: the items, in the order of the model's item table.
+        catalog: the items.
+        item_codes: the tokens that they are spelt in.
         settings: how a history becomes a sequence.
+
+    Raises:
+        CheckpointError: the model has not as many item tokens as the catalogue needs.
     """
 
     def __init__(
-        self, lm: IdiomoeForCausalLM, tokenizer: Any, catalog: Catalog, settings: Settings
+        self,
+        lm: IdiomoeForCausalLM,
+        tokenizer: Any,
+        catalog: Catalog,
+        item_codes: ItemCodes,
+        settings: Settings,
     ) -> None:
         super().__init__()
-        if lm.config.item_num != catalog.item_num:
+        if lm.config.item_num != len(item_codes.names):
             raise CheckpointError(
                 f"the model knows {lm.config.item_num - 1} items, the catalogue has "
-                f"{catalog.item_num - 1}; they do not belong together."
+                f"{len(item_codes.names) - 1}; they do not belong together."
             )
         self.lm = lm
         self.tokenizer = tokenizer
         self.catalog = catalog
+        self.item_codes = item_codes
         self.settings = settings
         self.builder = self._sequence_builder()
+        self._tree: PrefixTree | None = None
         self.pad_token_id = tokenizer.pad_token_id or 0
 
     @classmethod
@@ -108,9 +122,10 @@ class CatalogLM(nn.Module):
                 seed=seed,
             )
         text_size = vectors.shape[1] if vectors is not None and settings.item_text_added else None
+        item_codes = _item_codes(catalog, tokenizer, backbone.config.vocab_size, settings)
         lm = IdiomoeForCausalLM.from_backbone(
             backbone,
-            catalog.item_num,
+            len(item_codes.names),
             item_embedding_dim=settings.item_embedding_dim,
             item_text_size=text_size,
             expert_layers=settings.expert_layers,
@@ -131,22 +146,23 @@ class CatalogLM(nn.Module):
         if vectors is not None and isinstance(lm.item_table, TextAttributeTable):
             lm.item_table.load_text(vectors)
         lm.freeze(settings.freeze)
-        add_item_tokens(tokenizer, catalog.item_ids, lm.config.item_token_offset)
-        return cls(lm, tokenizer, catalog, settings)
+        add_item_tokens(tokenizer, item_codes.names, lm.config.item_token_offset)
+        return cls(lm, tokenizer, catalog, item_codes, settings)
 
     def loss(self, batch: SequenceBatch) -> torch.Tensor:
         """This batch's share of its step's mean loss: the shares of a step add up to the mean.
 
-        Cross entropy over the catalogue at the item queries, plus ``text_loss_weight`` times
-        that over the vocabulary at the text queries, plus what the architecture adds.
+        Cross entropy of the items' tokens over all item tokens (over the text vocabulary where
+        items are their titles), plus ``text_loss_weight`` times that of the text between them,
+        plus what the architecture adds.
         """
         with self._autocast():
             hidden_states = self._hidden_states(batch)
             share = len(batch.targets) / batch.item_count
-            loss = share * self.lm.item_loss(hidden_states[batch.queries], batch.targets)
-            if self.settings.text_loss_weight and len(batch.text_queries):
-                next_tokens = batch.input_ids.flatten()[batch.text_queries + 1]
-                text_loss = self.lm.text_loss(hidden_states[batch.text_queries], next_tokens)
+            loss = share * self._item_loss(hidden_states[batch.predict_at], batch.targets)
+            if self.settings.text_loss_weight and len(batch.predict_text_at):
+                next_tokens = batch.input_ids.flatten()[batch.predict_text_at + 1]
+                text_loss = self.lm.text_loss(hidden_states[batch.predict_text_at], next_tokens)
                 share = len(next_tokens) / batch.text_count
                 loss = loss + self.settings.text_loss_weight * share * text_loss
             real = batch.input_ids != self.pad_token_id
@@ -171,12 +187,12 @@ class CatalogLM(nn.Module):
         sequences = [self.builder.build(h, self.settings.use_text) for h in histories]
         device = self.lm.device
         scores = torch.empty(len(sequences), self.catalog.item_num, device=device)
-        lengths = [len(s.input_ids) for s in sequences]
+        # A piece of the tree stands behind each history.
+        beside = 0 if self.settings.item_tokens == "atomic" else PIECE_SIZE
+        lengths = [len(s.input_ids) + beside for s in sequences]
         for group in token_groups(lengths, self.settings.max_batch_tokens):
             batch = collate([sequences[i] for i in group], self.pad_token_id).to(device)
-            with self._autocast():
-                hidden_states = self._hidden_states(batch)[batch.queries]
-            scores[torch.tensor(group, device=device)] = self.lm.item_logits(hidden_states)
+            scores[torch.tensor(group, device=device)] = self._batch_scores(batch)
         return scores
 
     def save(self, folder: Path) -> None:
@@ -214,13 +230,42 @@ class CatalogLM(nn.Module):
                 f"{folder} holds no complete model ({type(error).__name__}); give a folder that "
                 "a finished run wrote."
             ) from error
-        return cls(lm.to(device).eval(), tokenizer, catalog, settings)
+        item_codes = _item_codes(catalog, tokenizer, lm.config.item_token_offset, settings)
+        return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings)
 
     def load_weights(self, folder: Path) -> None:
         """Take over the weights that :meth:`save` wrote for this very model."""
         with no_progress_bars():
             saved = IdiomoeForCausalLM.from_pretrained(folder)
         self.lm.load_state_dict(saved.state_dict())
+
+    def _item_loss(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        if self._in_text:
+            return self.lm.text_loss(hidden_states, tokens)
+        return self.lm.item_loss(hidden_states, tokens - self.lm.config.item_token_offset)
+
+    def _batch_scores(self, batch: SequenceBatch) -> torch.Tensor:
+        """Scores of every item after each sequence, ``(B, item_num)``."""
+        if self.settings.item_tokens == "atomic":
+            with self._autocast():
+                hidden_states = self._hidden_states(batch)[batch.predict_at]
+            return self.lm.item_logits(hidden_states)
+        device = batch.input_ids.device
+        if self._tree is None or self._tree.tokens.device != device:
+            self._tree = PrefixTree(self.item_codes.codes[1:], device)
+        history = batch.input_ids, batch.token_types, batch.lengths
+        with self._autocast(), sdpa_kernel(ATTENTION_KERNELS):
+            if self._in_text:
+                scores = rank_leaves(self.lm, self._tree, *history, self.lm.text_logits)
+            else:
+                offset = self.lm.config.item_token_offset
+                scores = rank_leaves(self.lm, self._tree, *history, self.lm.item_logits, offset)
+        return F.pad(scores, (1, 0), value=-torch.inf)
+
+    @property
+    def _in_text(self) -> bool:
+        """Whether items are spelt in text tokens."""
+        return self.settings.item_tokens == "title"
 
     def _hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
         """Final hidden states of all positions, flattened to ``(B * T, d)``."""
@@ -257,8 +302,15 @@ class CatalogLM(nn.Module):
         )
         return SequenceBuilder(
             [text[: settings.max_item_text_tokens] for text in texts],
+            self.item_codes.codes,
             self.lm.config.item_token_offset,
             instruction=instruction,
             item_first=settings.segment_order == "ID text",
             max_tokens=max_tokens,
         )
+
+
+def _item_codes(catalog: Catalog, tokenizer: Any, offset: int, settings: Settings) -> ItemCodes:
+    if settings.item_tokens == "title":
+        return title_codes(catalog, tokenizer, settings.max_item_text_tokens)
+    return atomic_codes(catalog, offset)

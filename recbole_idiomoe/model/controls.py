@@ -35,6 +35,16 @@ class TextAttrLLM(ItemLLM):
     }
 
 
+class TitleLLM(ItemLLM):
+    """Text alone: items are their titles, and ranked by the probability of the whole title."""
+
+    forced_settings: ClassVar[dict[str, Any]] = {
+        "item_tokens": "title",
+        "use_text": False,
+        "item_init": "random",
+    }
+
+
 class IAM(ItemLLM):
     """Item-aware attention: layers attend within items and between items in turn, one FFN."""
 

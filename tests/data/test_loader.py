@@ -10,9 +10,10 @@ OFFSET = 1000
 def make_loader(seed: int = 0, **kwargs: int) -> WindowLoader:
     rng = np.random.default_rng(3)
     texts = [[], *([int(row)] * int(rng.integers(1, 12)) for row in range(1, 50))]
+    codes = [[OFFSET + row] for row in range(50)]
     windows = [rng.integers(1, 50, size=rng.integers(2, 30)) for _ in range(200)]
     options = {"batch_size": 16, "max_batch_tokens": 100_000, "pad_token_id": 0} | kwargs
-    return WindowLoader(windows, SequenceBuilder(texts, OFFSET), seed=seed, **options)
+    return WindowLoader(windows, SequenceBuilder(texts, codes, OFFSET), seed=seed, **options)
 
 
 def supervised(loader: WindowLoader) -> list[tuple[int, int]]:
@@ -20,8 +21,8 @@ def supervised(loader: WindowLoader) -> list[tuple[int, int]]:
     pairs = []
     for step in loader:
         for batch in step:
-            last = batch.input_ids.flatten()[batch.queries] - OFFSET
-            pairs += list(zip(last.tolist(), batch.targets.tolist(), strict=True))
+            last = batch.input_ids.flatten()[batch.predict_at] - OFFSET
+            pairs += list(zip(last.tolist(), (batch.targets - OFFSET).tolist(), strict=True))
     return sorted(pairs)
 
 
@@ -77,7 +78,7 @@ def test_a_small_token_budget_cuts_steps_but_loses_nothing() -> None:
     for step in cut:
         assert all(b.input_ids.numel() <= 300 or len(b.input_ids) == 1 for b in step)
         assert sum(len(b.targets) for b in step) == step[0].item_count
-        assert sum(len(b.text_queries) for b in step) == step[0].text_count
+        assert sum(len(b.predict_text_at) for b in step) == step[0].text_count
 
 
 def test_workers_change_nothing() -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,13 +13,21 @@ from recbole_idiomoe.data.sequence import (
     _even_cap,
     collate,
 )
+from recbole_idiomoe.errors import SettingError
 
 OFFSET = 100
 TEXTS = [[], [1, 2, 3], [4], []]  # rows 0 (padding) to 3; row 3 has no text
+SPELT = [[100], [101, 102], [103, 104, 105], [106]]  # items of several tokens
+NO_TEXT: list[list[int]] = [[]] * 4
 
 
-def builder(**kwargs: object) -> SequenceBuilder:
-    return SequenceBuilder(TEXTS, OFFSET, instruction=[50, 51], **kwargs)  # type: ignore[arg-type]
+def atomic(texts: list[list[int]], **kwargs: Any) -> SequenceBuilder:
+    codes = [[OFFSET + row] for row in range(len(texts))]
+    return SequenceBuilder(texts, codes, OFFSET, **kwargs)
+
+
+def builder(**kwargs: Any) -> SequenceBuilder:
+    return atomic(TEXTS, instruction=[50, 51], **kwargs)
 
 
 def test_text_before_item() -> None:
@@ -25,40 +35,40 @@ def test_text_before_item() -> None:
     assert sequence.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 103, 4, 102]
     assert sequence.token_types.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 1]
     # Every segment ends with its item token: the item expert predicts what comes next.
-    assert sequence.segment_ends.tolist() == [5, 6, 8]
+    assert sequence.predict_at.tolist() == [8] and len(sequence.targets) == 0
     assert sequence.segments.tolist() == [0, 0, 1, 1, 1, 1, 2, 3, 3]
 
 
 def test_item_before_text() -> None:
     sequence = builder(item_first=True).build(np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 51, 101, 1, 2, 3, 103, 102, 4]
-    assert sequence.segment_ends.tolist() == [5, 6, 8]
+    assert sequence.predict_at.tolist() == [8] and len(sequence.targets) == 0
     assert sequence.segments.tolist() == [0, 0, 1, 1, 1, 1, 2, 3, 3]
 
 
 def test_items_alone() -> None:
     sequence = builder().build(np.array([1, 2]), with_text=False)
     assert sequence.input_ids.tolist() == [50, 51, 101, 102]
-    assert sequence.segment_ends.tolist() == [2, 3]
+    assert sequence.predict_at.tolist() == [3]
 
 
 def test_texts_are_shortened_evenly_first() -> None:
     texts = [[], list(range(10)), list(range(20, 30)), [40]]
-    sequence = SequenceBuilder(texts, OFFSET, max_tokens=3 + 13).build(np.array([1, 2, 3]))
+    sequence = atomic(texts, max_tokens=3 + 13).build(np.array([1, 2, 3]))
     assert sequence.input_ids.tolist() == [*range(6), 101, *range(20, 26), 102, 40, 103]
 
 
 def test_then_whole_texts_go_oldest_first() -> None:
     texts = [[], *([row * 10 + j for j in range(8)] for row in range(1, 4))]
     room = 2 * MIN_TEXT_TOKENS + 1
-    sequence = SequenceBuilder(texts, OFFSET, max_tokens=3 + room).build(np.array([1, 2, 3]))
+    sequence = atomic(texts, max_tokens=3 + room).build(np.array([1, 2, 3]))
     assert sequence.input_ids.tolist() == [101, *range(20, 24), 102, *range(30, 34), 103]
 
 
 def test_then_the_oldest_items_go() -> None:
     sequence = builder(max_tokens=4).build(np.array([1, 2, 3]))
     assert sequence.input_ids.tolist() == [50, 51, 102, 103]
-    assert len(sequence.segment_ends) == 2
+    assert sequence.segments.tolist() == [0, 0, 1, 2]
 
 
 def test_one_item_always_fits() -> None:
@@ -76,18 +86,16 @@ def test_a_sequence_never_exceeds_its_budget(
     lengths: list[int], max_tokens: int, item_first: bool, with_text: bool
 ) -> None:
     texts = [[], *([7] * length for length in lengths)]
-    built = SequenceBuilder(
-        texts, OFFSET, instruction=[1], item_first=item_first, max_tokens=max_tokens
-    )
+    built = atomic(texts, instruction=[1], item_first=item_first, max_tokens=max_tokens)
     items = np.arange(1, len(texts))
     sequence = built.build(items, with_text)
     assert len(sequence.input_ids) <= max_tokens
-    assert len(sequence.input_ids) == built.length(items, with_text)
+    # The last item of a window is its target alone; of one token, it takes no room.
+    assert len(sequence.input_ids) == built.length(np.r_[items, 1], with_text)
     kept = sequence.input_ids[sequence.token_types == ITEM] - OFFSET
     assert kept.tolist() == items[len(items) - len(kept) :].tolist()  # the most recent, in order
     assert len(kept) == min(len(items), built.max_items)
-    assert (np.diff(sequence.segment_ends) > 0).all()
-    assert sequence.segment_ends[-1] == len(sequence.input_ids) - 1
+    assert sequence.predict_at.tolist() == [len(sequence.input_ids) - 1]
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.integers(0, 60))
@@ -98,33 +106,121 @@ def test_even_cap_is_the_largest_that_fits(lengths: list[int], room: int) -> Non
         assert sum(min(length, cap + 1) for length in lengths) > room
 
 
+def test_every_item_that_follows_another_is_a_target() -> None:
+    sequence = builder().build_training(np.array([1, 3, 2, 1]))
+    assert sequence.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 103, 4, 102]
+    assert sequence.predict_at.tolist() == [5, 6, 8]
+    assert sequence.targets.tolist() == [103, 102, 101]
+    sequence = builder(item_first=True).build_training(np.array([1, 3, 2]))
+    assert sequence.input_ids.tolist() == [50, 51, 101, 1, 2, 3, 103]
+    assert sequence.predict_at.tolist() == [5, 6]
+    assert sequence.targets.tolist() == [103, 102]
+
+
+def test_an_item_of_several_tokens_is_predicted_one_by_one() -> None:
+    built = SequenceBuilder(NO_TEXT, SPELT, OFFSET, instruction=[50])
+    sequence = built.build_training(np.array([1, 3, 2]))
+    assert sequence.input_ids.tolist() == [50, 101, 102, 106, 103, 104]
+    assert sequence.segments.tolist() == [0, 1, 1, 2, 3, 3]
+    assert sequence.predict_at.tolist() == [2, 3, 4, 5]
+    assert sequence.targets.tolist() == [106, 103, 104, 105]
+    assert len(sequence.input_ids) == built.length(np.array([1, 3, 2]))
+
+
+def test_an_items_tokens_stand_before_its_text_where_they_are_several() -> None:
+    built = SequenceBuilder(TEXTS, SPELT, OFFSET, item_first=True)
+    sequence = built.build_training(np.array([2, 1]))
+    assert sequence.input_ids.tolist() == [103, 104, 105, 4, 101]
+    assert sequence.token_types.tolist() == [1, 1, 1, 0, 1]
+    assert sequence.predict_at.tolist() == [3, 4]
+    assert sequence.targets.tolist() == [101, 102]
+
+
+def test_a_query_stands_behind_the_history_and_the_last_item_answers_it() -> None:
+    query = np.array([60, 61])
+    used = builder().build(np.array([1]), query=query)
+    assert used.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 60, 61]
+    assert used.segments.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+    assert used.predict_at.tolist() == [7]
+    trained = builder().build_training(np.array([2, 1, 3]), query=query)
+    assert trained.input_ids.tolist() == [50, 51, 4, 102, 1, 2, 3, 101, 60, 61]
+    assert trained.predict_at.tolist() == [3, 9]
+    assert trained.targets.tolist() == [101, 103]
+    spelt = SequenceBuilder(NO_TEXT, SPELT, OFFSET).build_training(np.array([3, 2]), query=query)
+    assert spelt.input_ids.tolist() == [106, 60, 61, 103, 104]
+    assert spelt.segments.tolist() == [1, 0, 0, 2, 2]
+    assert spelt.predict_at.tolist() == [2, 3, 4]
+    assert spelt.targets.tolist() == [103, 104, 105]
+
+
+def test_a_query_needs_no_history_and_is_cut_where_it_is_too_long() -> None:
+    empty = np.array([], dtype=np.int64)
+    assert builder().build(empty, query=np.array([60])).input_ids.tolist() == [50, 51, 60]
+    sequence = builder(max_tokens=6).build(np.array([1, 2]), query=np.arange(60, 80))
+    assert sequence.input_ids.tolist() == [50, 51, 102, 60, 61, 62]
+
+
+def test_too_little_room_for_items_of_many_tokens_is_one_line() -> None:
+    with pytest.raises(SettingError, match=r"max_tokens=4 has no room .* give at least 5"):
+        SequenceBuilder(NO_TEXT, SPELT, OFFSET, max_tokens=4)
+
+
+@given(
+    window=st.lists(st.integers(1, 3), min_size=2, max_size=30),
+    query=st.integers(0, 20),
+    max_tokens=st.integers(5, 60),
+    item_first=st.booleans(),
+)
+def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
+    window: list[int], query: int, max_tokens: int, item_first: bool
+) -> None:
+    texts = TEXTS if item_first else NO_TEXT
+    built = SequenceBuilder(
+        texts, SPELT, OFFSET, instruction=[1, 1], item_first=item_first, max_tokens=max_tokens
+    )
+    sequence = built.build_training(np.array(window), query=np.full(query, 60))
+    assert len(sequence.input_ids) <= max_tokens
+    assert len(sequence.predict_at) == len(sequence.targets)
+    assert sequence.predict_at[-1] == len(sequence.input_ids) - 1
+    spelt = [token for item in window for token in SPELT[item]]
+    assert sequence.targets.tolist() == spelt[len(spelt) - len(sequence.targets) :]
+    if not query:
+        # What is predicted inside a sequence stands right behind where it is predicted from.
+        within = sequence.predict_at[sequence.predict_at < len(sequence.input_ids) - 1]
+        assert (sequence.input_ids[within + 1] == sequence.targets[: len(within)]).all()
+        fits = window[-built.max_items - 1 :]
+        whole = built.build_training(np.array(fits))
+        assert len(whole.targets) == sum(len(SPELT[item]) for item in fits[1:])
+        assert len(whole.input_ids) == built.length(np.array(fits))
+
+
 def test_collate_for_training() -> None:
     b = builder()
-    histories = [np.array([1, 3]), np.array([2])]
-    targets = [np.array([3, 2]), np.array([1])]
-    batch = collate([b.build(h) for h in histories], pad_token_id=9, targets=targets)
+    windows = [np.array([1, 3, 2]), np.array([2, 1])]
+    batch = collate([b.build_training(window) for window in windows], pad_token_id=9)
     assert batch.input_ids.tolist() == [[50, 51, 1, 2, 3, 101, 103], [50, 51, 4, 102, 9, 9, 9]]
     assert batch.token_types[1].tolist() == [TEXT, TEXT, TEXT, ITEM, TEXT, TEXT, TEXT]
     assert batch.segments.tolist() == [[0, 0, 1, 1, 1, 1, 2], [0, 0, 1, 1, 0, 0, 0]]
-    assert batch.queries.tolist() == [5, 6, 7 + 3]
-    assert batch.input_ids.flatten()[batch.queries].tolist() == [101, 103, 102]
-    assert batch.targets.tolist() == [3, 2, 1]
+    assert batch.lengths.tolist() == [7, 4]
+    assert batch.predict_at.tolist() == [5, 6, 7 + 3]
+    assert batch.input_ids.flatten()[batch.predict_at].tolist() == [101, 103, 102]
+    assert batch.targets.tolist() == [103, 102, 101]
     # Text is predicted from text alone, never across an item token or into padding.
-    assert batch.text_queries.tolist() == [0, 1, 2, 3, 7, 8]
+    assert batch.predict_text_at.tolist() == [0, 1, 2, 3, 7, 8]
 
 
 def test_collate_for_use_asks_once_a_sequence() -> None:
     b = builder()
     batch = collate([b.build(np.array([1, 3])), b.build(np.array([2]))], pad_token_id=9)
-    assert batch.queries.tolist() == [6, 7 + 3]
+    assert batch.predict_at.tolist() == [6, 7 + 3]
     assert len(batch.targets) == 0
 
 
 @pytest.mark.parametrize("item_first", [False, True])
 def test_training_and_use_read_the_same_context(item_first: bool) -> None:
     b = builder(item_first=item_first)
-    window = np.array([1, 2, 3])
-    trained = b.build(window)
-    for n, end in enumerate(trained.segment_ends, start=1):
+    window = np.array([1, 2, 3, 1])
+    trained = b.build_training(window)
+    for n, at in enumerate(trained.predict_at, start=1):
         used = b.build(window[:n])
-        assert used.input_ids.tolist() == trained.input_ids[: end + 1].tolist()
+        assert used.input_ids.tolist() == trained.input_ids[: at + 1].tolist()

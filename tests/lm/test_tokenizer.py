@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from recbole_idiomoe.lm import add_item_tokens, encode_text, load_backbone
+from recbole_idiomoe.lm import add_item_tokens, encode_text, item_tokens, load_backbone
 from recbole_idiomoe.lm.tokenizer import END_OF_TEXT, train_tokenizer
 from tests.helpers import TINY_BACKBONE
 
@@ -61,7 +61,7 @@ def test_any_text_comes_back_as_it_was(text: str) -> None:
 @pytest.mark.parametrize("text", ["e\u0301", "\u0301", "\u1100\u1161", f"a{END_OF_TEXT}b\r\n\x00"])
 def test_so_it_does_from_a_saved_model(text: str, tmp_path) -> None:
     _, tokenizer = load_backbone("untrained", backbone_args=TINY_BACKBONE)
-    add_item_tokens(tokenizer, ["[PAD]", "5"], len(tokenizer))
+    add_item_tokens(tokenizer, item_tokens(["[PAD]", "5"]), len(tokenizer))
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert_round_trip(again, text)

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from recbole_idiomoe.errors import BackboneError, DataError
-from recbole_idiomoe.lm import add_item_tokens, encode_text, item_token, load_backbone
+from recbole_idiomoe.lm import add_item_tokens, encode_text, item_token, item_tokens, load_backbone
 from tests.helpers import TINY_BACKBONE
 
 ITEM_IDS = ["[PAD]", "B00A", "53", "a b", "ünï", "5", "53x"]
@@ -33,7 +33,7 @@ def tokenizer(plain):
 
 def test_item_i_is_one_token_with_id_offset_plus_i(tokenizer, tmp_path):
     offset = len(tokenizer) + 4  # as Qwen2.5, whose embedding is larger than its tokenizer
-    add_item_tokens(tokenizer, ITEM_IDS, offset)
+    add_item_tokens(tokenizer, item_tokens(ITEM_IDS), offset)
     tokenizer.save_pretrained(tmp_path)
     for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         assert len(each) == offset + len(ITEM_IDS)
@@ -47,7 +47,7 @@ def test_item_i_is_one_token_with_id_offset_plus_i(tokenizer, tmp_path):
 
 def test_the_first_item_is_padding_whatever_its_id(tokenizer):
     offset = len(tokenizer)
-    add_item_tokens(tokenizer, ["anything", "1"], offset)
+    add_item_tokens(tokenizer, item_tokens(["anything", "1"]), offset)
     assert tokenizer.convert_ids_to_tokens([offset, offset + 1]) == ["<|it-[PAD]|>", "<|it-1|>"]
 
 
@@ -57,7 +57,7 @@ def test_titles_that_spell_tokens_stay_text(tokenizer, text, with_items, tmp_pat
     words = len(tokenizer)
     special = {tokenizer.eos_token_id}
     if with_items:
-        add_item_tokens(tokenizer, ITEM_IDS, words + 1)
+        add_item_tokens(tokenizer, item_tokens(ITEM_IDS), words + 1)
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
         tokenizer.save_pretrained(tmp_path)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -89,23 +89,23 @@ def test_nothing_is_added_around_texts(tokenizer):
 
 def test_too_small_an_embedding_is_refused(tokenizer):
     with pytest.raises(BackboneError, match=str(len(tokenizer))):
-        add_item_tokens(tokenizer, ITEM_IDS, len(tokenizer) - 1)
+        add_item_tokens(tokenizer, item_tokens(ITEM_IDS), len(tokenizer) - 1)
 
 
 @pytest.mark.parametrize("ids", [["[PAD]", "a", "b", "a"], ["[PAD]", "[PAD]"]])
 def test_an_id_twice_is_refused(tokenizer, ids):
     with pytest.raises(DataError, match="twice"):
-        add_item_tokens(tokenizer, ids, len(tokenizer))
+        add_item_tokens(tokenizer, item_tokens(ids), len(tokenizer))
 
 
 def test_a_second_round_of_items_is_refused(tokenizer):
     offset = len(tokenizer)
-    add_item_tokens(tokenizer, ITEM_IDS, offset)
+    add_item_tokens(tokenizer, item_tokens(ITEM_IDS), offset)
     with pytest.raises(BackboneError):
-        add_item_tokens(tokenizer, ITEM_IDS, offset)
+        add_item_tokens(tokenizer, item_tokens(ITEM_IDS), offset)
 
 
 def test_twenty_thousand_items_take_no_time(tokenizer):
     start = time.perf_counter()
-    add_item_tokens(tokenizer, ["[PAD]", *map(str, range(20_000))], len(tokenizer))
+    add_item_tokens(tokenizer, item_tokens(["[PAD]", *map(str, range(20_000))]), len(tokenizer))
     assert time.perf_counter() - start < 5  # .1 s here; a quadratic step would take minutes

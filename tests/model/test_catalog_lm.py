@@ -154,7 +154,8 @@ def test_the_text_loss_is_added_with_its_weight() -> None:
     model.settings = replace(model.settings, text_loss_weight=0.0)
     states = model.lm.hidden_states(batch.input_ids, batch.token_types).last_hidden_state
     text_loss = model.lm.text_loss(
-        states.flatten(0, 1)[batch.text_queries], batch.input_ids.flatten()[batch.text_queries + 1]
+        states.flatten(0, 1)[batch.predict_text_at],
+        batch.input_ids.flatten()[batch.predict_text_at + 1],
     )
     torch.testing.assert_close(with_text, model.loss(batch) + 0.5 * text_loss)
 
@@ -276,9 +277,9 @@ def test_the_order_decides_what_a_segment_ends_on() -> None:
 
 def test_long_titles_are_cut() -> None:
     cut, whole = build(max_item_text_tokens=2), build()
-    assert cut.builder.length(np.array([1, 2])) < whole.builder.length(np.array([1, 2]))
+    assert cut.builder.length(np.array([1, 2, 3])) < whole.builder.length(np.array([1, 2, 3]))
     start = len(whole.builder.instruction)
-    assert cut.builder.length(np.array([1, 2])) == start + 2 * (2 + 1)
+    assert cut.builder.length(np.array([1, 2, 3])) == start + 2 * (2 + 1)
 
 
 def test_max_tokens_is_shortened_to_the_backbones_context(

@@ -58,6 +58,7 @@ def test_a_run_learns_and_its_folder_recommends(
 def test_every_control_has_idiomoes_settings_but_for_what_it_is() -> None:
     differs = {"LoRALLM": {"freeze"}, "IDTransformer": {"use_text", "item_init"}}
     differs |= {"TextAttrLLM": {"use_text", "item_init", "item_text_added"}, "IAM": {"attention"}}
+    differs |= {"TitleLLM": {"item_tokens", "use_text", "item_init"}}
     wanted = RunConfig("IDIOMoE", "ml-100k").complete_settings()
     assert wanted["item_warmup"] == 0.6  # of IDIOMoE_ml-100k.yaml, not a default
     for model in CONTROLS:
@@ -132,10 +133,9 @@ def test_the_balancing_loss_reaches_what_is_trained_on() -> None:
     losses, in_use = {}, {}
     for weight in (0.0, 1.0):
         model = build("switch", load_balancing=weight).train()
-        sequences = [model.builder.build(history[:5], True) for history in HISTORIES]
-        pairs = zip(HISTORIES, sequences, strict=True)
-        targets = [history[: len(sequence.segment_ends)] for history, sequence in pairs]
-        batch = collate(sequences, model.pad_token_id, targets)
+        windows = [history[:5] for history in HISTORIES if len(history) > 1]
+        sequences = [model.builder.build_training(window) for window in windows]
+        batch = collate(sequences, model.pad_token_id)
         losses[weight] = model.loss(batch).item()
         in_use[weight] = model.eval().loss(batch).item()
     # Two layers, each 1 when balanced and 2 when all tokens go one way.
