@@ -6,6 +6,7 @@ python -m recbole_idiomoe.recommend FOLDER --history=ID,ID --k=10
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError
 from recbole_idiomoe.run_folder import read_run
 from recbole_idiomoe.settings import Settings
 
-Scorer = Callable[[Sequence[np.ndarray]], torch.Tensor]
+logger = logging.getLogger(__name__)
+Scorer = Callable[..., torch.Tensor]
 
 
 class Recommendation(NamedTuple):
@@ -35,23 +37,37 @@ class Recommender:
 
     Args:
         catalog: the items.
-        scorer: histories of item rows to scores, shape ``(histories, item_num)``.
+        scorer: histories of item rows, and a query if there is one, to scores of shape
+            ``(histories, item_num)``.
         max_history: most recent items that are read.
+        query_share: of the sequences that it was trained on, how many ended in a query; None: the
+            model reads no text.
     """
 
-    def __init__(self, catalog: Catalog, scorer: Scorer, max_history: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        scorer: Scorer,
+        max_history: int,
+        query_share: float | None = None,
+    ) -> None:
         self.catalog = catalog
+        self.query_share = query_share
         self.scorer = scorer
         self.max_history = max_history
 
     @overload
     def recommend(
-        self, history: list[str], k: int = ..., exclude_seen: bool = ...
+        self, history: list[str], k: int = ..., exclude_seen: bool = ..., query: str | None = ...
     ) -> list[Recommendation]: ...
 
     @overload
     def recommend(
-        self, history: list[list[str]], k: int = ..., exclude_seen: bool = ...
+        self,
+        history: list[list[str]],
+        k: int = ...,
+        exclude_seen: bool = ...,
+        query: str | None = ...,
     ) -> list[list[Recommendation]]: ...
 
     def recommend(
@@ -59,6 +75,7 @@ class Recommender:
         history: list[str] | list[list[str]],
         k: int = 10,
         exclude_seen: bool = True,
+        query: str | None = None,
     ) -> list[Recommendation] | list[list[Recommendation]]:
         """The ``k`` items that most likely come next, best first.
 
@@ -66,13 +83,15 @@ class Recommender:
             history: item ids of the dataset, oldest first; or a list of such histories.
             k: how many; fewer come back if the catalogue has no more.
             exclude_seen: leave out the items of the history.
+            query: what the user asks for, in words; a history may then be empty. A model that
+                was not trained on queries (``query_share``) reads it all the same, and says so.
 
         Returns:
             A list of recommendations; for a list of histories, a list for each.
 
         Raises:
             DataError: items that are not in the catalogue, which are named; an empty history;
-                ``k`` below 1.
+                ``k`` below 1; a query to a model that reads no text.
         """
         if isinstance(history, str):
             raise DataError(f"history={history!r} is one string; give a list of item ids.")
@@ -81,9 +100,10 @@ class Recommender:
         single = not history or not isinstance(history[0], (list, tuple))
         histories: list[Any] = [history] if single else history
         rows = [self.catalog.rows(one) for one in histories]
-        if any(len(row) == 0 for row in rows):
+        if query is None and any(len(row) == 0 for row in rows):
             raise DataError("a history is empty; give at least one item id.")
-        scores = self.scorer([row[-self.max_history :] for row in rows]).float().cpu()
+        asked = () if query is None else (self._checked(query),)
+        scores = self.scorer([row[-self.max_history :] for row in rows], *asked).float().cpu()
         scores[:, 0] = -torch.inf
         if exclude_seen:
             for score, row in zip(scores, rows, strict=True):
@@ -98,6 +118,15 @@ class Recommender:
             for best_row, item_row in zip(best.tolist(), items.tolist(), strict=True)
         ]
         return lists[0] if single else lists
+
+    def _checked(self, query: str) -> str:
+        if not isinstance(query, str) or not query.strip():
+            raise DataError(f"query={query!r}: some words are wanted, or None.")
+        if self.query_share is None:
+            raise DataError("query: this model reads no text; leave it out, or load an IDIOMoE.")
+        if self.query_share == 0:
+            logger.warning("this model was not trained on queries (query_share: 0)")
+        return query
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Recommender:
@@ -124,7 +153,7 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
 
         settings = Settings.from_mapping(run["settings"])
         catalog_lm = CatalogLM.load(folder, settings, device)
-        return Recommender(catalog_lm.catalog, catalog_lm.scores, max_history)
+        return Recommender(catalog_lm.catalog, catalog_lm.scores, max_history, settings.query_share)
     return Recommender(Catalog.load(folder), _recbole_scorer(run, folder, device), max_history)
 
 
@@ -188,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Print what a trained model recommends after a history.",
     )
     parser.add_argument("folder", help="folder of a run, under saved/")
-    parser.add_argument("--history", required=True, help="item ids, oldest first: ID,ID,...")
+    parser.add_argument("--history", default="", help="item ids, oldest first: ID,ID,...")
+    parser.add_argument("--query", help="what the user asks for, in words")
     parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
     parser.add_argument(
         "--include_seen", action="store_true", help="rank the items of the history too"
@@ -197,7 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     history = [item_id.strip() for item_id in options.history.split(",") if item_id.strip()]
     try:
         recommender = load(options.folder)
-        found = recommender.recommend(history, options.k, exclude_seen=not options.include_seen)
+        found = recommender.recommend(
+            history, options.k, exclude_seen=not options.include_seen, query=options.query
+        )
     except IdiomoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

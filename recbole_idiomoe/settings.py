@@ -75,6 +75,24 @@ class Settings:
         none=True,
         group="text",
     )
+    query_share: float = _setting(
+        0.0,
+        "share of training sequences that end in a query that their last item answers, for "
+        "recommend(..., query=...)",
+        low=0.0,
+        high=1.0,
+        group="text",
+    )
+    query_templates: list[str] | None = _setting(
+        None,
+        "queries to train on, with roles in braces, as ['something like {title}', '{category}']; "
+        "null: each text field by itself",
+        none=True,
+        group="text",
+    )
+    query_prompt: str | None = _setting(
+        "The user asks for", "text in front of a query; null: none", none=True, group="text"
+    )
     segment_order: str = _setting(
         "text ID",
         "order inside an item's segment; the paper prints 'ID text'",
@@ -266,6 +284,10 @@ class Settings:
             )
         if self.item_tokens != "atomic":
             self._check_codes()
+        if not all(isinstance(template, str) for template in self.query_templates or []):
+            raise SettingError(
+                f"query_templates={self.query_templates}: texts are wanted, as ['like {{title}}']."
+            )
         numbers = [b for b in self.adam_betas if isinstance(b, int | float) and 0 <= b < 1]
         if len(numbers) != 2 or len(self.adam_betas) != 2:
             raise SettingError(

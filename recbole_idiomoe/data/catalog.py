@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,19 +104,11 @@ def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
         SettingError: a text field that was not loaded, or a template that does not fit.
     """
     item_ids = [str(item_id) for item_id in dataset.field2id_token[dataset.iid_field]]
-    fields = text_fields(settings)
+    fields = text_entries(dataset, settings)
     if not fields:
         return Catalog(item_ids, [""] * len(item_ids), [""] * len(item_ids))
-    for column in fields.values():
-        if dataset.item_feat is None or column not in dataset.item_feat:
-            loaded = [] if dataset.item_feat is None else list(dataset.item_feat.columns)
-            raise SettingError(
-                f"item_text_fields names the column {column!r}, which was not loaded from "
-                f"{dataset.dataset_name}.item (loaded: {', '.join(loaded) or 'none'}); add it to "
-                "load_col.item, or set item_text_fields."
-            )
     template = Template(settings.item_template, list(fields))
-    columns = {role: _column(dataset, column) for role, column in fields.items()}
+    columns = {role: list(map(", ".join, entries)) for role, entries in fields.items()}
     texts = [
         template({role: column[row] for role, column in columns.items()})
         for row in range(len(item_ids))
@@ -131,14 +123,33 @@ def text_fields(settings: Settings) -> dict[str, str]:
     return dict(fields) if isinstance(fields, dict) else {name: name for name in fields}
 
 
-def _column(dataset: Dataset, column: str) -> Sequence[str]:
-    """One string per item of a RecBole item column, before or after its format change."""
+def text_entries(dataset: Dataset, settings: Settings) -> dict[str, list[list[str]]]:
+    """By role, the entries of every item's field: several in a list of phrases, else one or none.
+
+    Raises:
+        SettingError: a text field that was not loaded.
+    """
+    fields = text_fields(settings)
+    for column in fields.values():
+        if dataset.item_feat is None or column not in dataset.item_feat:
+            loaded = [] if dataset.item_feat is None else list(dataset.item_feat.columns)
+            raise SettingError(
+                f"item_text_fields names the column {column!r}, which was not loaded from "
+                f"{dataset.dataset_name}.item (loaded: {', '.join(loaded) or 'none'}); add it to "
+                "load_col.item, or set item_text_fields."
+            )
+    return {role: _entries(dataset, column) for role, column in fields.items()}
+
+
+def _entries(dataset: Dataset, column: str) -> list[list[str]]:
+    """Of a RecBole item column, before or after its format change."""
     values = dataset.item_feat[column]
     names = dataset.field2id_token.get(column)
     if names is None:  # a number: shown as it is
-        return ["", *(f"{float(value):g}" for value in values[1:])]
-    # RecBole splits a token_seq at seq_separator; words are joined again, phrases listed.
-    separator = dataset.config["seq_separator"]
-    joiner = " " if separator == " " else ", "
+        return [[], *([f"{float(value):g}"] for value in values[1:])]
     rows = np.asarray(values) if hasattr(values, "numpy") else values.to_numpy()
-    return [joiner.join(str(names[i]) for i in np.atleast_1d(row) if int(i) != 0) for row in rows]
+    entries = [[str(names[i]) for i in np.atleast_1d(row) if int(i) != 0] for row in rows]
+    # RecBole splits a token_seq at seq_separator; words are joined again.
+    if dataset.config["seq_separator"] == " ":
+        return [[" ".join(words)] if words else [] for words in entries]
+    return entries

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collate
+from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
 
 # Windows are sorted by length inside pools of this many batches: long enough for little
 # padding, short enough that a batch's company changes every epoch.
@@ -62,6 +62,7 @@ class WindowLoader:
         pad_token_id: what fills up a batch.
         seed: of order and text mixing.
         num_workers: processes that build sequences ahead.
+        queries: token ids of the queries that each item answers, per catalogue row.
     """
 
     def __init__(
@@ -74,14 +75,17 @@ class WindowLoader:
         pad_token_id: int,
         seed: int,
         num_workers: int = 0,
+        queries: Sequence[Sequence[np.ndarray]] = (),
     ) -> None:
         self.windows = windows
+        self.queries = queries
         self.builder = builder
         self.max_batch_tokens = max_batch_tokens
         self.pad_token_id = pad_token_id
         self.seed = seed
         self.sampler = WindowSampler(batch_size, seed)
         self._with_text = np.zeros(len(windows), dtype=bool)
+        self._asked = [NOTHING] * len(windows)
         self._lengths = {
             with_text: np.array([builder.length(w, with_text) for w in windows])
             for with_text in (False, True)
@@ -94,16 +98,22 @@ class WindowLoader:
         )
         self.set_epoch(0, 1.0)
 
-    def set_epoch(self, epoch: int, text_share: float) -> None:
-        """Choose the epoch's order and which of its windows carry text.
+    def set_epoch(self, epoch: int, text_share: float, query_share: float = 0.0) -> None:
+        """Choose the epoch's order and which of its windows carry text and end in a query.
 
         Args:
             text_share: expected share of windows with text, 0 to 1.
+            query_share: of windows with a query that their last item answers, where it has one.
         """
         rng = np.random.default_rng((self.seed, epoch, 1))
         self._with_text = rng.random(len(self.windows)) < text_share
         lengths = np.where(self._with_text, self._lengths[True], self._lengths[False])
         self.sampler.set_epoch(epoch, lengths)
+        if query_share:
+            rng = np.random.default_rng((self.seed, epoch, 2))
+            self._asked = [self._query(rng, window, query_share) for window in self.windows]
+        else:
+            self._asked = [NOTHING] * len(self.windows)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -113,7 +123,8 @@ class WindowLoader:
 
     def _step(self, indices: list[int]) -> list[SequenceBatch]:
         sequences = [
-            self.builder.build_training(self.windows[i], bool(self._with_text[i])) for i in indices
+            self.builder.build_training(self.windows[i], bool(self._with_text[i]), self._asked[i])
+            for i in indices
         ]
         batches = [
             collate([sequences[i] for i in group], self.pad_token_id)
@@ -122,6 +133,12 @@ class WindowLoader:
         items = sum(batch.item_count for batch in batches)
         text = sum(batch.text_count for batch in batches)
         return [replace(batch, item_count=items, text_count=text) for batch in batches]
+
+    def _query(self, rng: np.random.Generator, window: np.ndarray, share: float) -> np.ndarray:
+        # As many draws for every window: one item's queries then change no other's.
+        asked, which = rng.random(2)
+        queries = self.queries[window[-1]]
+        return queries[int(which * len(queries))] if asked < share and queries else NOTHING
 
 
 def token_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

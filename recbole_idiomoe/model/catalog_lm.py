@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.item_codes import ItemCodes, atomic_codes, title_codes
 from recbole_idiomoe.data.loader import token_groups
-from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder, collate
+from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.files import folder_written_aside
@@ -172,19 +172,21 @@ class CatalogLM(nn.Module):
         return loss
 
     @torch.no_grad()
-    def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+    def scores(self, histories: Sequence[np.ndarray], query: str | None = None) -> torch.Tensor:
         """Scores of every item as the next one, shape ``(len(histories), item_num)``, float32.
 
         Args:
-            histories: item rows, oldest first, each of shape ``(n,)`` with ``n >= 1``. The most
-                recent ones that fit are read.
+            histories: item rows, oldest first, each of shape ``(n,)``. The most recent ones that
+                fit are read.
+            query: what the user asks for, in words; it stands behind the history.
 
         Raises:
-            DataError: a history is empty.
+            DataError: a history is empty and nothing is asked for.
         """
-        if any(len(history) == 0 for history in histories):
+        if query is None and any(len(history) == 0 for history in histories):
             raise DataError("a history is empty; at least one item is needed to go on from.")
-        sequences = [self.builder.build(h, self.settings.use_text) for h in histories]
+        asked = NOTHING if query is None else self.encode_query(query)
+        sequences = [self.builder.build(h, self.settings.use_text, asked) for h in histories]
         device = self.lm.device
         scores = torch.empty(len(sequences), self.catalog.item_num, device=device)
         # A piece of the tree stands behind each history.
@@ -194,6 +196,13 @@ class CatalogLM(nn.Module):
             batch = collate([sequences[i] for i in group], self.pad_token_id).to(device)
             scores[torch.tensor(group, device=device)] = self._batch_scores(batch)
         return scores
+
+    def encode_query(self, query: str, max_tokens: int | None = None) -> np.ndarray:
+        """Token ids of a query behind its prompt, at most ``max_tokens`` of its own."""
+        prompt, words = encode_text(
+            self.tokenizer, [self.settings.query_prompt or "", f" {query.strip()}"]
+        )
+        return np.array([*prompt, *words[:max_tokens]], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue.

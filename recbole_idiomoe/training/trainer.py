@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from time import time
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from recbole_idiomoe.data.loader import WindowLoader
+from recbole_idiomoe.data.query import item_queries
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.model.idiomoe import IDIOMoE
@@ -137,6 +139,7 @@ class IdiomoeTrainer(Trainer):
             pad_token_id=self.catalog_lm.pad_token_id,
             seed=self.config["seed"],
             num_workers=self.config["worker"],
+            queries=self._queries(train_data._dataset),
         )
         steps = len(self.loader) * self.epochs
         self.scheduler = get_cosine_schedule_with_warmup(
@@ -159,7 +162,10 @@ class IdiomoeTrainer(Trainer):
     ) -> float:
         """One epoch; returns the mean loss of its steps."""
         self.model.train()
-        self.loader.set_epoch(epoch_idx, self._text_share(epoch_idx))
+        text_share = self._text_share(epoch_idx)
+        warming_up = self.settings.use_text and text_share == 0
+        query_share = 0.0 if warming_up else self.settings.query_share
+        self.loader.set_epoch(epoch_idx, text_share, query_share)
         bar = tqdm(
             self.loader,
             total=len(self.loader),
@@ -183,6 +189,15 @@ class IdiomoeTrainer(Trainer):
                 self._check_finite(mean, epoch_idx)
                 bar.set_postfix_str(f"loss {mean:.4f}")
         return mean
+
+    def _queries(self, dataset: Any) -> list[list[np.ndarray]]:
+        """Token ids of the queries that each item answers."""
+        if not self.settings.query_share:
+            return []
+        encode = self.catalog_lm.encode_query
+        longest = self.settings.max_item_text_tokens
+        asked = item_queries(dataset, self.settings)
+        return [[encode(query, longest) for query in queries] for queries in asked]
 
     def _text_share(self, epoch: int) -> float:
         """Share of the sequences with text in ``epoch``; past the last epoch, that of use."""

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,12 +9,16 @@ from recbole_idiomoe.data.sequence import ITEM, SequenceBuilder
 OFFSET = 1000
 
 
-def make_loader(seed: int = 0, **kwargs: int) -> WindowLoader:
+def make_loader(seed: int = 0, **kwargs: Any) -> WindowLoader:
     rng = np.random.default_rng(3)
     texts = [[], *([int(row)] * int(rng.integers(1, 12)) for row in range(1, 50))]
     codes = [[OFFSET + row] for row in range(50)]
     windows = [rng.integers(1, 50, size=rng.integers(2, 30)) for _ in range(200)]
-    options = {"batch_size": 16, "max_batch_tokens": 100_000, "pad_token_id": 0} | kwargs
+    options: dict[str, Any] = {
+        "batch_size": 16,
+        "max_batch_tokens": 100_000,
+        "pad_token_id": 0,
+    } | kwargs
     return WindowLoader(windows, SequenceBuilder(texts, codes, OFFSET), seed=seed, **options)
 
 
@@ -96,3 +102,27 @@ def test_token_groups() -> None:
     assert groups[0] == [5]  # longer than the budget: alone
     for group in groups[1:]:
         assert max([5, 1, 9, 5, 1, 20][i] for i in group) * len(group) <= 10
+
+
+def test_some_windows_end_in_a_query_that_their_last_item_answers() -> None:
+    # Item n answers a query of one token, n; odd items answer none.
+    queries = [[np.array([row])] if row % 2 == 0 else [] for row in range(50)]
+    loader = make_loader(queries=queries)
+
+    def asked(share: float, epoch: int = 0) -> list[tuple[int, int]]:
+        loader.set_epoch(epoch, 0.0, share)
+        pairs = []
+        for step in loader:
+            for batch in step:
+                at = batch.predict_at[batch.targets % 2 == 0]
+                tokens = batch.input_ids.flatten()[at]
+                items = batch.targets[batch.targets % 2 == 0] - OFFSET
+                is_query = tokens < OFFSET
+                pairs += list(zip(tokens[is_query].tolist(), items[is_query].tolist(), strict=True))
+        return pairs
+
+    even = sum(window[-1] % 2 == 0 for window in loader.windows)
+    assert len(asked(1.0)) == even and all(query == item for query, item in asked(1.0))
+    assert 0.2 * even < len(asked(0.5)) < 0.8 * even
+    assert asked(0.5, 1) == asked(0.5, 1) != asked(0.5, 2)
+    assert asked(0.0) == []
