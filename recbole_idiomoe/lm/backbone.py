@@ -29,7 +29,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from recbole_idiomoe.errors import BackboneError, SettingError
 from recbole_idiomoe.lm.bundled import verified_folder
-from recbole_idiomoe.lm.experts import SUPPORTED, decoder_layers
+from recbole_idiomoe.lm.decoder import SUPPORTED, decoder_layers
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.settings import BUNDLED, UNTRAINED
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.errors import BackboneError
-from recbole_idiomoe.lm.experts import attention_of, decoder_layers
+from recbole_idiomoe.lm.decoder import attention_of, decoder_layers
 
 PROMPT = 0
 PATTERNS = {

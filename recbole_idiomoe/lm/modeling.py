@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from recbole_idiomoe.errors import BackboneError, CheckpointError, SettingError
+from recbole_idiomoe.errors import CheckpointError, SettingError
 from recbole_idiomoe.lm.architectures import get_architecture
 from recbole_idiomoe.lm.configuration import (
     TWO_EXPERT,
@@ -24,6 +24,7 @@ from recbole_idiomoe.lm.configuration import (
     initial_std,
 )
 from recbole_idiomoe.lm.controls.budget import expert_budget, log_size
+from recbole_idiomoe.lm.decoder import check_head, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.item_attention import ItemAttention
@@ -79,7 +80,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         if backbone is None:
             backbone = AutoModelForCausalLM.from_config(config.backbone_config)
         assert backbone is not None
-        _check_head(backbone)
+        check_head(backbone)
         self.backbone = backbone
         self.routing = TokenRouting()
         install = get_architecture(config.architecture).install
@@ -138,7 +139,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             expert_layers=expert_placement(expert_layers, backbone.config.num_hidden_layers),
             expert_width=expert_width,
             attention=attention,
-            item_input_factor=item_scale * _text_rms(backbone) / initial_std(backbone.config),
+            item_input_factor=item_scale * text_rms(backbone) / initial_std(backbone.config),
             dropout=dropout,
             softmax=softmax,
             dtype=backbone.dtype,
@@ -428,25 +429,3 @@ def _item_table(config: IdiomoeConfig) -> ItemTable:
     if config.item_text_size is None:
         return ItemTable(*sizes)
     return TextAttributeTable(*sizes, text_size=config.item_text_size)
-
-
-def _text_rms(backbone: PreTrainedModel) -> float:
-    """Root mean square of the text embedding's elements."""
-    [weight] = backbone.get_input_embeddings().parameters()
-    return float(weight.detach().float().square().mean().sqrt())
-
-
-def _check_head(backbone: PreTrainedModel) -> None:
-    """Refuse a backbone whose logits are not plainly what its head gives."""
-    config = backbone.config
-    for name, neutral in (
-        ("final_logit_softcapping", None),
-        ("logits_scaling", 1),
-        ("logit_scale", 1),
-    ):
-        value = getattr(config, name, neutral)
-        if value not in (neutral, None):
-            raise BackboneError(
-                f"backbone of type {config.model_type!r} alters its logits ({name}={value}), "
-                "which item scores would have to share; choose another backbone."
-            )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.lm.decoder import attention_of, backbone_ffns, decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.experts import attention_of, backbone_ffns, decoder_layers
 
 if TYPE_CHECKING:
     from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM

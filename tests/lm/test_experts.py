@@ -15,7 +15,7 @@ from transformers import (
 
 from recbole_idiomoe.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, TwoExpertFFN, decoder_layers, make_item_expert
-from recbole_idiomoe.lm.experts import LAYOUTS, ffn_layout
+from recbole_idiomoe.lm.decoder import LAYOUTS, ffn_layout
 
 from .decoders import FAMILIES, LAYERS, decoder
 

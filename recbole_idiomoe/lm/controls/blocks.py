@@ -21,7 +21,7 @@ from recbole_idiomoe.lm.controls.budget import (
 )
 from recbole_idiomoe.lm.controls.dense import OutputDropout, drop_ffn_outputs
 from recbole_idiomoe.lm.controls.wide_ffn import zero_output
-from recbole_idiomoe.lm.experts import (
+from recbole_idiomoe.lm.decoder import (
     attention_of,
     backbone_ffns,
     decoder_layers,

@@ -10,13 +10,8 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.experts import (
-    backbone_ffns,
-    decoder_layers,
-    ffn_layout,
-    kept_neurons,
-    neuron_count,
-)
+from recbole_idiomoe.lm.decoder import backbone_ffns, decoder_layers, ffn_layout, neuron_count
+from recbole_idiomoe.lm.experts import kept_neurons
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from recbole_idiomoe.errors import BackboneError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.controls.dense import drop_ffn_outputs
-from recbole_idiomoe.lm.experts import (
-    attention_of,
-    decoder_layers,
-    draw_weights,
-    install_experts,
-    is_projection,
-)
+from recbole_idiomoe.lm.decoder import attention_of, decoder_layers, is_projection
+from recbole_idiomoe.lm.experts import draw_weights, install_experts
 from recbole_idiomoe.lm.routing import TokenRouting
 
 # Norms inside an attention that see (B, T, heads, head_dim), before heads and positions swap.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.experts import backbone_ffns
+from recbole_idiomoe.lm.decoder import backbone_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
 
 

@@ -16,7 +16,7 @@ from recbole_idiomoe.lm.controls.budget import (
     expert_budget,
 )
 from recbole_idiomoe.lm.controls.dense import drop_ffn_outputs
-from recbole_idiomoe.lm.experts import decoder_layers
+from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.routing import TokenRouting
 
 

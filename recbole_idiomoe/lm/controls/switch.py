@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.experts import ExtendedFFN, draw_weights, extend_ffns
+from recbole_idiomoe.lm.decoder import ExtendedFFN
+from recbole_idiomoe.lm.experts import draw_weights, extend_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
 
 EXPERTS = 2

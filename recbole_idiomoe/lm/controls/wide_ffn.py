@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.controls.budget import check_something_to_match, expert_budget
-from recbole_idiomoe.lm.experts import ExtendedFFN, extend_ffns, ffn_layout
+from recbole_idiomoe.lm.decoder import ExtendedFFN, ffn_layout
+from recbole_idiomoe.lm.experts import extend_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
 
 
