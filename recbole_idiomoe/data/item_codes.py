@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.semantic_ids import SemanticIds
 from recbole_idiomoe.errors import DataError
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, encode_text, item_token, item_tokens
 
@@ -26,6 +27,12 @@ def atomic_codes(catalog: Catalog, item_token_offset: int) -> ItemCodes:
     """A token for each item (paper, section 3.2.1)."""
     rows = np.arange(item_token_offset, item_token_offset + catalog.item_num)
     return ItemCodes(list(rows[:, None]), item_tokens(catalog.item_ids))
+
+
+def semantic_codes(semantic_ids: SemanticIds, item_token_offset: int) -> ItemCodes:
+    """A token for each level of an item's semantic ID, and one more where items share all."""
+    codes = [row[row > 0] + item_token_offset for row in semantic_ids.tokens]
+    return ItemCodes(codes, semantic_ids.token_names())
 
 
 def title_codes(catalog: Catalog, tokenizer: Any, max_tokens: int) -> ItemCodes:

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.item_codes import ItemCodes, atomic_codes, title_codes
+from recbole_idiomoe.data.item_codes import ItemCodes, atomic_codes, semantic_codes, title_codes
 from recbole_idiomoe.data.loader import token_groups
+from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
@@ -51,6 +52,7 @@ class CatalogLM(nn.Module):
         catalog: the items.
         item_codes: the tokens that they are spelt in.
         settings: how a history becomes a sequence.
+        semantic_ids: what ``item_codes`` were made from, if they are semantic IDs.
 
     Raises:
         CheckpointError: the model has not as many item tokens as the catalogue needs.
@@ -63,6 +65,7 @@ class CatalogLM(nn.Module):
         catalog: Catalog,
         item_codes: ItemCodes,
         settings: Settings,
+        semantic_ids: SemanticIds | None = None,
     ) -> None:
         super().__init__()
         if lm.config.item_num != len(item_codes.names):
@@ -74,6 +77,7 @@ class CatalogLM(nn.Module):
         self.tokenizer = tokenizer
         self.catalog = catalog
         self.item_codes = item_codes
+        self.semantic_ids = semantic_ids
         self.settings = settings
         self.builder = self._sequence_builder()
         self._tree: PrefixTree | None = None
@@ -107,12 +111,18 @@ class CatalogLM(nn.Module):
             backbone = with_random_weights(backbone, seed)
         vectors = None
         described = any(catalog.texts)
-        if settings.item_text_added and not described:
-            raise DataError(
-                "item_text_added: no item has text; name its columns in item_text_fields, or set "
-                "item_text_added to False."
-            )
-        if described and (settings.item_init == "text" or settings.item_text_added):
+        is_semantic = settings.item_tokens == "semantic"
+        for name, wants_text in (
+            ("item_text_added", settings.item_text_added),
+            ("item_tokens='semantic'", is_semantic),
+        ):
+            if wants_text and not described:
+                raise DataError(
+                    f"{name}: no item has text; name its columns in item_text_fields, or leave it "
+                    "out."
+                )
+        wants_vectors = settings.item_init == "text" or settings.item_text_added or is_semantic
+        if described and wants_vectors:
             vectors = item_vectors(
                 catalog,
                 settings.text_encoder,
@@ -122,7 +132,19 @@ class CatalogLM(nn.Module):
                 seed=seed,
             )
         text_size = vectors.shape[1] if vectors is not None and settings.item_text_added else None
-        item_codes = _item_codes(catalog, tokenizer, backbone.config.vocab_size, settings)
+        semantic_ids = None
+        if vectors is not None and is_semantic:
+            semantic_ids = fit_semantic_ids(
+                vectors,
+                levels=settings.semantic_levels,
+                codebook_size=settings.semantic_codebook_size,
+                seed=seed,
+            )
+            logger.info(semantic_ids.describe())
+            vectors = semantic_ids.token_vectors()
+        item_codes = _item_codes(
+            catalog, tokenizer, backbone.config.vocab_size, settings, semantic_ids
+        )
         lm = IdiomoeForCausalLM.from_backbone(
             backbone,
             len(item_codes.names),
@@ -147,7 +169,7 @@ class CatalogLM(nn.Module):
             lm.item_table.load_text(vectors)
         lm.freeze(settings.freeze)
         add_item_tokens(tokenizer, item_codes.names, lm.config.item_token_offset)
-        return cls(lm, tokenizer, catalog, item_codes, settings)
+        return cls(lm, tokenizer, catalog, item_codes, settings, semantic_ids)
 
     def loss(self, batch: SequenceBatch) -> torch.Tensor:
         """This batch's share of its step's mean loss: the shares of a step add up to the mean.
@@ -216,6 +238,8 @@ class CatalogLM(nn.Module):
             if not (folder / "tokenizer.json").exists():  # large as the catalogue, never changing
                 self.tokenizer.save_pretrained(aside)
                 self.catalog.save(folder)
+                if self.semantic_ids is not None:
+                    self.semantic_ids.save(folder)
 
     @classmethod
     def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:
@@ -226,6 +250,8 @@ class CatalogLM(nn.Module):
             MissingLibraryError: its model needs one that is not installed.
         """
         catalog = Catalog.load(folder)
+        is_semantic = settings.item_tokens == "semantic"
+        semantic_ids = SemanticIds.load(folder) if is_semantic else None
         try:
             # Without it transformers would start from its defaults: a model of 7B.
             (folder / CONFIG_NAME).read_bytes()
@@ -239,8 +265,10 @@ class CatalogLM(nn.Module):
                 f"{folder} holds no complete model ({type(error).__name__}); give a folder that "
                 "a finished run wrote."
             ) from error
-        item_codes = _item_codes(catalog, tokenizer, lm.config.item_token_offset, settings)
-        return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings)
+        item_codes = _item_codes(
+            catalog, tokenizer, lm.config.item_token_offset, settings, semantic_ids
+        )
+        return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings, semantic_ids)
 
     def load_weights(self, folder: Path) -> None:
         """Take over the weights that :meth:`save` wrote for this very model."""
@@ -319,7 +347,15 @@ class CatalogLM(nn.Module):
         )
 
 
-def _item_codes(catalog: Catalog, tokenizer: Any, offset: int, settings: Settings) -> ItemCodes:
+def _item_codes(
+    catalog: Catalog,
+    tokenizer: Any,
+    offset: int,
+    settings: Settings,
+    semantic_ids: SemanticIds | None,
+) -> ItemCodes:
+    if semantic_ids is not None:
+        return semantic_codes(semantic_ids, offset)
     if settings.item_tokens == "title":
         return title_codes(catalog, tokenizer, settings.max_item_text_tokens)
     return atomic_codes(catalog, offset)
