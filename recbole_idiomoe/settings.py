@@ -188,6 +188,27 @@ class Settings:
         "folder or hub name, or a .npz file of item_ids and vectors",
         group="model",
     )
+    item_tokens: str = _setting(
+        "atomic",
+        "what stands for an item in a sequence: one token of its own, a short code from its text "
+        "(semantic IDs), or its title's own tokens",
+        choices=("atomic", "semantic", "title"),
+        group="model",
+    )
+    semantic_levels: int = _setting(
+        3,
+        "codes of a semantic ID; items that share all of them get one more token",
+        low=1,
+        high=8,
+        group="model",
+    )
+    semantic_codebook_size: int = _setting(
+        256,
+        "codes to choose from at each level of a semantic ID; a small catalogue has fewer",
+        low=2,
+        high=65536,
+        group="model",
+    )
     block_start: str = _setting(
         "random",
         "start of the blocks of AppendBlocks and PrependBlocks: random weights, or identity (they "

@@ -135,7 +135,12 @@ def text_directions(given: np.ndarray | Tensor, item_num: int) -> Tensor:
     described[0] = False
     if not described.any():
         return torch.zeros_like(vectors)
-    centred = (vectors - vectors[described].mean(0)) * described[:, None]
+    return centred_directions(vectors, vectors[described].mean(0)) * described[:, None]
+
+
+def centred_directions(vectors: Tensor, mean: Tensor) -> Tensor:
+    """Rows less ``mean``, of length 1: (n, k) -> (n, k); those that were zero stay zero."""
+    centred = (vectors - mean) * vectors.any(dim=1, keepdim=True)
     lengths = centred.norm(dim=1, keepdim=True)
     # What rounding leaves of a row that equals the mean is no direction.
     noise = 1e-5 * vectors.norm(dim=1, keepdim=True)
