@@ -144,13 +144,6 @@ class Settings:
         "of indices",
         group="model",
     )
-    item_tokens: str = _setting(
-        "atomic",
-        "what stands for an item in a sequence: one token of its own, a short code from its text "
-        "(semantic IDs), or its title's own tokens",
-        choices=("atomic", "semantic", "title"),
-        group="model",
-    )
     item_embedding_dim: int | None = _setting(
         None,
         "width of the factorised item table E = W_l W_u; null: one table of full width",

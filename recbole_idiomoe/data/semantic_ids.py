@@ -117,6 +117,13 @@ class SemanticIds:
             *(f"<|tie-{tie}|>" for tie in range(self.tie_tokens)),
         ]
 
+    def token_vectors(self) -> np.ndarray:
+        """(table_size, k), float32: the codebooks' vectors; zero for padding and tie tokens."""
+        vectors = np.zeros((self.table_size, self.codebooks.shape[2]), dtype=np.float32)
+        codes = self.codebooks.reshape(-1, self.codebooks.shape[2])
+        vectors[1 : 1 + len(codes)] = codes
+        return vectors
+
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """Codes of text vectors: (n, k), zeros where there is no text, -> (n, levels), int64.
 

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+import recbole_idiomoe
+from recbole_idiomoe import quick_start
 from recbole_idiomoe.data.semantic_ids import FILE_NAME
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.lm import ItemTable
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.model.test_catalog_lm import (
     CPU,
     HISTORIES,
@@ -21,6 +24,7 @@ from tests.model.test_catalog_lm import (
     make_histories,
     make_loader,
 )
+from tests.model.test_controls import FEWER
 
 SEMANTIC = {"item_tokens": "semantic", "semantic_levels": 2, "semantic_codebook_size": 3}
 SPELLINGS: dict[str, dict[str, Any]] = {
@@ -95,7 +99,7 @@ def test_semantic_ids_are_tokens_that_start_from_their_codebooks() -> None:
     # Codes of one level start as unlike as their centroids are.
     rows = table.rows[1:4].detach()
     assert torch.pdist(rows).min() > 0.1 * rows.norm(dim=1).mean()
-    with pytest.raises(DataError, match="semantic.*no item has text"):
+    with pytest.raises(DataError, match=r"semantic.*no item has text"):
         build(make_catalog([""] * 3), **SPELLINGS["semantic"])
 
 
@@ -120,3 +124,22 @@ def test_semantic_ids_that_are_missing_are_one_line(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).unlink()
     with pytest.raises(CheckpointError, match="semantic"):
         CatalogLM.load(tmp_path, model.settings, CPU)
+
+
+@pytest.mark.parametrize("text", [{"use_text": False}, {"segment_order": "ID text"}])
+def test_a_run_with_semantic_ids_learns_and_its_folder_recommends(
+    text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    train_epoch = IdiomoeTrainer._train_epoch
+
+    def recorded(*args: Any, **options: Any) -> float:
+        losses.append(train_epoch(*args, **options))
+        return losses[-1]
+
+    monkeypatch.setattr(IdiomoeTrainer, "_train_epoch", recorded)
+    settings = FEWER | {"item_tokens": "semantic", "semantic_codebook_size": 16} | text
+    (result,) = quick_start.run("IDIOMoE", "ml-100k", settings=settings)
+    assert losses[1] < losses[0] - 0.02
+    found = recbole_idiomoe.load(result["folder"]).recommend(["1", "50", "181"], k=5)
+    assert len({item.item_id for item in found} - {"1", "50", "181"}) == 5
