@@ -1,16 +1,19 @@
 """Grids: what they run, under which settings, and what they refuse."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from recbole_idiomoe import yaml_files
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.grid import Cell, Grid, cells_of, grid_result, read_grid
 from recbole_idiomoe.report import table
 
+RESULTS = Path(__file__).parent.parent / "results"
 ABLATIONS = sorted((yaml_files.properties_path() / "ablations").glob("*.yaml"))
 ROWS: dict[str, Any] = {"wide": {"expert_width": 1}, "narrow": {"expert_width": 0.5}}
 
@@ -198,3 +201,17 @@ def test_the_table_of_an_ablation_fits_a_terminal(path: Path) -> None:
     text = table([{"baseline": content["baseline"], "protocol": protocol, "runs": runs}])
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("0.0654 ± 0.0000") == len(content["variants"])
+
+
+def test_the_results_of_pretraining_are_of_its_rows() -> None:
+    content = yaml.safe_load((yaml_files.properties_path() / "ablations/pretraining.yaml").open())
+    for name in ("backbone-amazon-toys", "backbone-ml-100k", "backbone-ml-100k-SASRec"):
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        assert result["variants"].items() <= content["variants"].items()
+        (dataset,) = result["dataset"]
+        grid = read_grid(["IDIOMoE"], [yaml_files.read_settings(RESULTS / f"{name}.json")])
+        assert grid is not None
+        found = cells_of(grid, [dataset], [], result["settings"])
+        assert [(c.variant, c.settings["seed"]) for c in found] == [
+            (run["variant"], run["seed"]) for run in result["runs"]
+        ]

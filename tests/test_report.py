@@ -169,6 +169,14 @@ def test_grids_that_ran_in_different_places_are_joined_under_one_protocol() -> N
         joined([one, other])
 
 
+def test_the_measured_tables_are_those_of_their_files() -> None:
+    folder = Path(__file__).parent.parent / "results"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    for names in (["backbone-amazon-toys"], ["backbone-ml-100k-SASRec", "backbone-ml-100k"]):
+        grids = [json.loads((folder / f"{name}.json").read_text()) for name in names]
+        assert markdown(joined(grids)).split("\n\n")[0] + "\n\n" in text
+
+
 def test_the_report_command_prints_files_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
