@@ -34,8 +34,19 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
   --config_files=FILES    YAML files or result files of earlier runs, separated
                           by spaces or commas; a later one wins; they may name
                           the model and the data set too
-  --result_file=PATH      write results there as JSON
+  --result_file=PATH      write results there as JSON; finished runs of a table
+                          are kept beside it until all are, so that the same
+                          command goes on after a failure
   --resume=FOLDER         go on with an unfinished run
+  --seeds=N               repeat every run with the seeds seed, seed+1, ... and
+                          print means
+  --variants={NAME: {SETTING: VALUE, ...}, ...}
+                          rows of a table, each with settings of its own, model
+                          included; all other settings are for all rows, and a
+                          row's own win over them (see properties/ablations/)
+  --baseline=NAME         the row that the others are compared with (the first)
+  --jobs=N                runs of a table at a time, in processes that share the
+                          machine (1)
   --list_models           names that --model takes
   --list_datasets         names that --dataset takes
   --help                  this text
@@ -56,6 +67,7 @@ class Arguments:
     config_files: list[str] = field(default_factory=list)
     result_file: str | None = None
     resume: str | None = None
+    jobs: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
 
@@ -81,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed.settings,
             result_file=parsed.result_file,
             resume=parsed.resume,
+            jobs=parsed.jobs,
         )
         print(table(results))
         return 0
@@ -112,6 +125,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
     for key in ("result_file", "resume"):
         if key in values:
             setattr(parsed, key, _text(key, values.pop(key)))
+    parsed.jobs = values.pop("jobs", 1)
     for key, name in _LISTS.items():
         if key in values:
             setattr(parsed, name, _names(key, values.pop(key)))
@@ -210,6 +224,6 @@ def _setting_lines(f: Field[Any]) -> list[str]:
 
 
 _LISTS = {"model": "models", "dataset": "datasets", "config_files": "config_files"}
-_TEXTS = {*_LISTS, "result_file", "resume", "data_path", "checkpoint_dir"}
+_TEXTS = {*_LISTS, "result_file", "resume", "data_path", "checkpoint_dir", "baseline"}
 _TEXTS |= {f.name for f in fields(Settings) if f.type == "str"}
 _TEXTS_OR_NULL = {f.name for f in fields(Settings) if f.type == "str | None"}

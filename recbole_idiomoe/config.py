@@ -36,7 +36,10 @@ from recbole_idiomoe.settings import Settings, defaults
 
 compat.apply()  # here, so that whoever has a configuration has a RecBole that works
 
-_COMMAND_LINE = {"config_files", "dataset", "model", "result_file", "resume"}
+COMMAND = {"config_files", "dataset", "model", "result_file", "resume"}
+COMMAND |= {"variants", "baseline", "seeds"}
+"""Entries of a settings file that say what is run, not how."""
+
 _MACHINE = {"gpu_id", "use_gpu"}
 _COMPUTED = {
     "MODEL_TYPE",
@@ -65,7 +68,8 @@ class RunConfig(Config):  # type: ignore[misc]
 
     From low to high: RecBole's YAML files, our ``properties/overall.yaml``, our
     settings' defaults, our YAML of the model, of the data set and of both, then
-    ``config_files`` in their order, then ``settings``, then those that the model is made of.
+    ``config_files`` in their order, then ``settings``, then ``own``, then those that the model
+    is made of.
     A model of ours that derives from another has that one's YAML below its own. A later
     value replaces an earlier one, but ``eval_args`` are merged: RecBole would fill a missing
     split with its own, a random one.
@@ -77,6 +81,7 @@ class RunConfig(Config):  # type: ignore[misc]
         settings: values by name, typed already.
         beside: other models that the same command runs; a setting that only they know is
             theirs, and left out here.
+        own: settings that are meant for this model, whatever runs beside it.
 
     Attributes:
         data_root: the folder that holds a folder per data set.
@@ -100,9 +105,12 @@ class RunConfig(Config):  # type: ignore[misc]
         config_files: Sequence[str | Path] = (),
         settings: Mapping[str, Any] | None = None,
         beside: Collection[str] = (),
+        own: Mapping[str, Any] | None = None,
     ) -> None:
-        self.beside = beside
-        super().__init__(model, dataset, list(config_files), dict(settings or {}))
+        self.beside, self.own = beside, dict(own or {})
+        super().__init__(
+            model, dataset, list(config_files), overlay(dict(settings or {}), self.own)
+        )
 
     @property
     def settings(self) -> Settings:
@@ -137,7 +145,7 @@ class RunConfig(Config):  # type: ignore[misc]
     def _load_config_files(self, file_list: Sequence[str | Path]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for file in file_list:
-            _overlay(values, yaml_files.read_settings(file))
+            overlay(values, yaml_files.read_settings(file))
         return values
 
     def _load_variable_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -147,12 +155,13 @@ class RunConfig(Config):  # type: ignore[misc]
         return {}
 
     def _merge_external_config_dict(self) -> None:
-        external = _overlay(dict(self.file_config_dict), self.variable_config_dict)
+        external = overlay(dict(self.file_config_dict), self.variable_config_dict)
         for key in INTERVALS:
             # YAML takes [5,20] for a list; RecBole wants the text.
             if isinstance(external.get(key), list):
                 external[key] = f"[{','.join(map(str, external[key]))}]"
-        self.external_config_dict = {k: v for k, v in external.items() if k not in _COMMAND_LINE}
+        left_out = COMMAND - self.own.keys()
+        self.external_config_dict = {k: v for k, v in external.items() if k not in left_out}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
         check_dataset_name(dataset)
@@ -163,8 +172,8 @@ class RunConfig(Config):  # type: ignore[misc]
         internal = self.internal_config_dict
         sampled = internal["train_neg_sample_args"]
         ours = yaml_files.properties_path()
-        _overlay(internal, yaml_files.read_settings(ours / "overall.yaml"))
-        _overlay(internal, defaults())
+        overlay(internal, yaml_files.read_settings(ours / "overall.yaml"))
+        overlay(internal, defaults())
         family = _family(model, model_class)
         for name in (
             *(f"model/{member}" for member in family),
@@ -172,7 +181,7 @@ class RunConfig(Config):  # type: ignore[misc]
             *(f"quick_start_config/{member}_{dataset}" for member in family),
         ):
             if (ours / f"{name}.yaml").is_file():
-                _overlay(internal, yaml_files.read_settings(ours / f"{name}.yaml"))
+                overlay(internal, yaml_files.read_settings(ours / f"{name}.yaml"))
         loss = self.external_config_dict.get("loss_type", internal.get("loss_type"))
         if _learns_from_negatives(model_class, loss) and not internal["train_neg_sample_args"]:
             internal["train_neg_sample_args"] = sampled
@@ -184,11 +193,12 @@ class RunConfig(Config):  # type: ignore[misc]
         everywhere = internal.keys() | declared | _UNDECLARED
         self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"})
         theirs = {key for model in self.beside for key in _keys_of(model)} - self.known
+        theirs -= self.own.keys()
         self.external_config_dict = {k: v for k, v in external.items() if k not in theirs}
         external = self.external_config_dict
         check_names(external, self.known, self.model)
         check_values(external, internal)
-        final = _overlay(copy.deepcopy(internal), external)
+        final = overlay(copy.deepcopy(internal), external)
         final.update(self._forced_settings(external))
         check_forms(final)
         check_eval_args(final)
@@ -200,7 +210,8 @@ class RunConfig(Config):  # type: ignore[misc]
         """What the model is made of; another value can be given only for the models beside it."""
         forced: dict[str, Any] = getattr(self.model_class, "forced_settings", {})
         for name, value in forced.items():
-            if given.get(name, value) != value and set(self.beside) <= {self.model}:
+            meant = name in self.own or set(self.beside) <= {self.model}
+            if meant and given.get(name, value) != value:
                 raise SettingError(
                     f"{name}={given[name]!r}: {self.model} is made with {name}={value!r}; leave it "
                     "out."
@@ -251,7 +262,7 @@ class RunConfig(Config):  # type: ignore[misc]
             super()._set_eval_neg_sample_args(phase)
 
 
-def _overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """``base``, changed: a value in ``layer`` replaces that of ``base``; ``eval_args`` merge."""
     merged = {**base, **layer}
     if isinstance(base.get("eval_args"), dict) and isinstance(layer.get("eval_args"), dict):

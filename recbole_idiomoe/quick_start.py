@@ -20,6 +20,8 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.files import refusal, written_aside
+from recbole_idiomoe.grid import read_grid
+from recbole_idiomoe.grid_runs import run_grid
 from recbole_idiomoe.measures import (
     Clock,
     device_name,
@@ -48,8 +50,13 @@ def run(
     *,
     result_file: str | Path | None = None,
     resume: str | Path | None = None,
+    jobs: int = 1,
 ) -> list[dict[str, Any]]:
     """Train and test every model on every dataset, one after another, under one protocol.
+
+    With ``variants`` (a mapping: a row's name to its settings) or ``seeds`` (how many) among the
+    settings, or in the files, the runs make one table of means and of differences in % from the
+    row called ``baseline``. A row's settings win over all others.
 
     Args:
         models: names, as a list or separated by commas; None: what ``config_files`` name,
@@ -57,11 +64,15 @@ def run(
         datasets: likewise, else ml-100k.
         config_files: YAML files, or result files of earlier runs; later ones win.
         settings: settings by name; they win over the files.
-        result_file: where the results go as JSON. It is written after every run.
+        result_file: where the results go as JSON. It is written after every run; that of a
+            table when all its runs are there, which are kept beside it until then.
         resume: folder of an unfinished run to go on with; its model and dataset are taken.
+        jobs: how many runs of a table go on at a time, each in a process of its own if more
+            than one.
 
     Returns:
-        One result a run, with its protocol, metrics, costs and complete settings.
+        One result a run, with its protocol, metrics, costs and complete settings; or the one
+        result of a table, which holds what is compared of its ``runs``.
 
     Raises:
         IdiomoeError: a setting, file or machine that does not do; the message is one line.
@@ -73,12 +84,24 @@ def run(
         models, datasets = earlier["model"], earlier["dataset"]
         config_files = [Path(resume) / RUN_FILE, *config_files]
     named = {"model": "IDIOMoE", "dataset": "ml-100k"}
-    for file in config_files:
-        content = yaml_files.read_settings(file)
+    layers = [yaml_files.read_settings(file) for file in config_files]
+    for content in layers:
         named.update({key: content[key] for key in named.keys() & content.keys()})
     names = _names("model", named["model"] if models is None else models)
+    labels = _names("dataset", named["dataset"] if datasets is None else datasets)
+    grid = read_grid(names, [*layers, settings or {}])
+    if resume is not None and (grid or jobs != 1):
+        raise SettingError("resume goes on with one run; leave variants, seeds and jobs out.")
+    if grid:
+        return [
+            run_grid(
+                grid, labels, config_files, settings, run_one, jobs=jobs, result_file=result_file
+            )
+        ]
+    if jobs != 1:
+        raise SettingError(f"jobs={jobs!r} is for tables of variants or seeds; leave it out.")
     results = []
-    for dataset in _names("dataset", named["dataset"] if datasets is None else datasets):
+    for dataset in labels:
         for model in names:
             config = RunConfig(model, dataset, config_files, settings, beside=names)
             results.append(run_one(config, Path(resume) if resume is not None else None))

@@ -1,11 +1,16 @@
-"""Results for people (a table) and for programs (JSON)."""
+"""Results for people (a table) and for programs (JSON).
+
+``python -m recbole_idiomoe.report FILE.json ...`` prints result files again, in Markdown.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
+import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,11 @@ def table(results: Sequence[Result]) -> str:
 
     The first data set that was run comes first, and so with its models. Where not
     all metrics fit into 80 columns, those at 10 are shown; the result file has all.
+    The result of a grid is a table a data set, one row a variant: means over the seeds, and
+    differences from its baseline.
     """
+    if grids := [result for result in results if "runs" in result]:
+        return "\n".join(line for grid in grids for line in _grid_lines(grid))
     lines: list[str] = []
     for dataset in dict.fromkeys(result["dataset"] for result in results):
         lines += [*_dataset_table(dataset, [r for r in results if r["dataset"] == dataset]), ""]
@@ -29,8 +38,46 @@ def table(results: Sequence[Result]) -> str:
     if len(protocols) > 1:
         lines.append("Protocols differ: the numbers above do not compare.")
     for line in protocols:
-        lines += textwrap.wrap(f"Protocol: {line}", WIDTH, subsequent_indent="  ")
+        lines += _wrapped(f"Protocol: {line}")
     return "\n".join(lines)
+
+
+def markdown(grid: Result) -> str:
+    """The tables of a grid, with the validation metric that chose the epochs, in Markdown."""
+    blocks = []
+    for dataset, runs in _by("dataset", grid["runs"]).items():
+        header, *rows = _grid_rows(grid, dataset, runs, validation=True)
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        blocks += ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
+        blocks += _grid_notes(grid, dataset, runs)
+    return "\n\n".join(blocks)
+
+
+def joined(grids: Sequence[Result]) -> dict[str, Any]:
+    """One grid of several, whose rows may have been run in different places.
+
+    The baseline is the first one's.
+
+    Raises:
+        IdiomoeError: two have runs of the same row on the same data, or another protocol.
+    """
+    protocols: dict[str, Any] = {}
+    places: set[tuple[str, str]] = set()
+    for grid in grids:
+        for dataset, found in grid["protocol"].items():
+            if protocols.setdefault(dataset, found) != found:
+                raise IdiomoeError(
+                    f"the protocols on {dataset} differ: the numbers do not compare."
+                )
+        ran = {(run["dataset"], run["variant"]) for run in grid["runs"]}
+        if twice := places & ran:
+            raise IdiomoeError("two files have a row {1!r} on {0}.".format(*min(twice)))
+        places |= ran
+    return {
+        "baseline": grids[0]["baseline"],
+        "protocol": protocols,
+        "runs": [run for grid in grids for run in grid["runs"]],
+    }
 
 
 def check_writable(path: str | Path) -> None:
@@ -67,6 +114,11 @@ def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
     if _width(rows) > WIDTH:
         # All of them again if none is measured at 10; then too wide beats empty.
         rows = _rows(dataset, results, [m for m in metrics if m.endswith("@10")] or metrics)
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """``rows`` under their header, the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -76,6 +128,81 @@ def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
         for row in rows
     ]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _grid_lines(grid: Result) -> Iterator[str]:
+    for dataset, runs in _by("dataset", grid["runs"]).items():
+        yield from _aligned(_with_folded_names(_grid_rows(grid, dataset, runs)))
+        for note in _grid_notes(grid, dataset, runs):
+            yield from _wrapped(note)
+        yield ""
+
+
+def _grid_rows(
+    grid: Result, dataset: str, runs: Sequence[Result], validation: bool = False
+) -> list[list[str]]:
+    """Header and rows: means over seeds, each test metric's difference from the baseline in %."""
+    measured = list(runs[0]["test"])
+    metrics = [name for name in ("ndcg@10", "hit@10") if name in measured] or measured[:2]
+    chooses = str(grid["protocol"][dataset]["valid_metric"]).lower()
+    variants = _by("variant", runs)
+    header = [dataset]
+    for metric in metrics:
+        header += [_grid_title(metric), "Δ"]
+    header += ["params"]
+    header += [f"validation {_grid_title(chooses)}"] if validation else []
+    rows = []
+    for name, own in variants.items():
+        row = [name]
+        for metric in metrics:
+            values = [run["test"][metric] for run in own]
+            base = [run["test"][metric] for run in variants.get(grid["baseline"], ())]
+            row += [_mean(values), "-" if name == grid["baseline"] else _difference(values, base)]
+        row += [_count(own[0]["parameters"]["total"])]
+        row += [_mean([run["valid"][chooses] for run in own])] if validation else []
+        rows.append(row)
+    return [header, *rows]
+
+
+def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]:
+    counts = sorted({len(own) for own in _by("variant", runs).values()})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    means = "One seed" if counts == [1] else f"Mean ± standard deviation over {seeds} seeds"
+    return [
+        f"{means}; Δ: difference from {grid['baseline']}.",
+        f"Protocol: {_protocol_line(grid['protocol'][dataset])}",
+    ]
+
+
+def _with_folded_names(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """``rows``, their names in several lines where a table would be too wide."""
+    room = max(10, WIDTH - _width([["", *row[1:]] for row in rows]))
+    folded = []
+    for name, *cells in rows:
+        first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
+        folded += [[first, *cells], *([line, *[""] * len(cells)] for line in rest)]
+    return folded
+
+
+def _by(key: str, runs: Sequence[Result]) -> dict[str, list[Result]]:
+    return {
+        name: [run for run in runs if run[key] == name]
+        for name in dict.fromkeys(run[key] for run in runs)
+    }
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def _difference(values: Sequence[float], baseline: Sequence[float]) -> str:
+    base = statistics.mean(baseline) if baseline else 0.0
+    return f"{statistics.mean(values) / base - 1:+.1%}" if base else "-"
+
+
+def _grid_title(metric: str) -> str:
+    return _metric_title(metric).replace("Hit", "HR")  # as the paper's tables have it
 
 
 def _rows(dataset: str, results: Sequence[Result], metrics: Sequence[str]) -> list[list[str]]:
@@ -132,3 +259,34 @@ def _protocol_line(protocol: Mapping[str, Any]) -> str:
         if value not in (None, ""):
             parts.append(f"{name.replace('_', ' ')} {value}")
     return "; ".join(parts)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m recbole_idiomoe.report FILE.json ...``: the table of grids, in Markdown."""
+    paths = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not paths:
+            raise IdiomoeError("name the result files of tables: FILE.json ...")
+        print(markdown(joined([_read_grid(Path(path)) for path in paths])))
+    except IdiomoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read_grid(path: Path) -> dict[str, Any]:
+    try:
+        grid = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IdiomoeError(f"{path} cannot be read as a result file: {error}.") from error
+    if not isinstance(grid, dict) or not {"baseline", "protocol", "runs"} <= grid.keys():
+        raise IdiomoeError(f"{path} is not the result file of variants or seeds.")
+    return grid
+
+
+if __name__ == "__main__":
+    sys.exit(main())

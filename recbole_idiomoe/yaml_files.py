@@ -58,7 +58,8 @@ def parse(text: str) -> Any:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML file, or those that a result file of ours was made with.
 
-    ``model`` and ``dataset`` are among them where the file names them, as result files do.
+    ``model`` and ``dataset`` are among them where the file names them, as result files do, and
+    the rows of a table.
 
     Raises:
         SettingError: no such file, not to be read, or not a mapping of names to values.
@@ -84,7 +85,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             f"Result file {path} holds {len(content)} runs; keep the one that is meant."
         )
     if path.suffix == ".json" and isinstance(content, dict) and "settings" in content:
-        named = {key: content[key] for key in ("model", "dataset") if key in content}
+        what = ("model", "dataset", "variants", "baseline", "seeds")
+        named = {key: content[key] for key in what if key in content}
         content = {**content["settings"], **named}
     if content is None:
         return {}

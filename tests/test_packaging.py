@@ -15,7 +15,7 @@ from recbole_idiomoe import yaml_files
 ROOT = Path(__file__).parent.parent
 FIND_PROPERTIES = (
     "from recbole_idiomoe.yaml_files import properties_path, read_settings;"
-    "print(len(list(properties_path().glob('dataset/*.yaml'))),"
+    "print(*(len(list(properties_path().glob(f'{d}/*.yaml'))) for d in ('dataset', 'ablations')),"
     "read_settings(properties_path() / 'overall.yaml')['repeatable'])"
 )
 # Every name here is of the installed package; the libraries that it needs are borrowed.
@@ -125,7 +125,7 @@ def test_its_files_are_found_however_it_is_installed(
     for borrowed in (recbole, yaml):
         source = Path(borrowed.__file__).parent
         (site / source.name).symlink_to(source)
-    assert run(python, "-c", FIND_PROPERTIES, cwd=tmp_path).strip() == "4 True"
+    assert run(python, "-c", FIND_PROPERTIES, cwd=tmp_path).strip() == "4 7 True"
     script = tmp_path / "venv" / "bin" / "recbole-idiomoe"
     assert "IDIOMoE" in run(script, "--list_models", cwd=tmp_path).splitlines()
     libraries = Path(recbole.__file__).parent.parent

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.report import check_writable, table, write_result
+from recbole_idiomoe.report import check_writable, joined, main, markdown, table, write_result
 
 METRICS = ["hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10"]
 PROTOCOL = {"split": "LS valid_and_test", "mask_seen": True, "filters": {"rm_dup_inter": None}}
@@ -96,3 +96,98 @@ def test_a_path_that_cannot_be_written_is_one_line_before_training(
 def test_a_path_that_can_be_written_is_not_made(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "result.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def grid(**rows: list[float]) -> dict[str, Any]:
+    """A grid on one data set with NDCG@10 as given, one value a seed, and twice that as HR@10."""
+    return {
+        "baseline": next(iter(rows)),
+        "protocol": {"toys": PROTOCOL | {"valid_metric": "NDCG@10"}},
+        "runs": [
+            {
+                "variant": name,
+                "dataset": "toys",
+                "seed": seed,
+                "valid": {"ndcg@10": value + 0.1, "hit@10": 0.9},
+                "test": {"hit@10": 2 * value, "ndcg@10": value, "mrr@10": 0.9},
+                "parameters": {"total": 2_500_000},
+            }
+            for name, values in rows.items()
+            for seed, value in enumerate(values)
+        ],
+    }
+
+
+def test_a_grid_shows_means_deviations_and_differences_from_its_baseline() -> None:
+    lines = table([grid(base=[0.1, 0.3], better=[0.3, 0.3], worse=[0.04, 0.06])]).splitlines()
+    assert lines[0].split() == ["toys", "NDCG@10", "Δ", "HR@10", "Δ", "params"]
+    # The sample's standard deviation of 0.1 and 0.3 is 0.2 / sqrt(2).
+    assert " ".join(lines[2].split()) == "base 0.2000 ± 0.1414 - 0.4000 ± 0.2828 - 2.5M"
+    assert " ".join(lines[3].split()) == "better 0.3000 ± 0.0000 +50.0% 0.6000 ± 0.0000 +50.0% 2.5M"
+    assert " ".join(lines[4].split()) == "worse 0.0500 ± 0.0141 -75.0% 0.1000 ± 0.0283 -75.0% 2.5M"
+    assert "over 2 seeds; Δ: difference from base." in lines[5]
+    assert lines[6].startswith("Protocol: split LS valid_and_test; mask seen True")
+
+
+def test_one_seed_has_no_deviation_and_a_baseline_of_nothing_no_difference() -> None:
+    lines = table([grid(base=[0.0], other=[0.25])]).splitlines()
+    assert lines[2].split() == ["base", "0.0000", "-", "0.0000", "-", "2.5M"]
+    assert lines[3].split() == ["other", "0.2500", "-", "0.5000", "-", "2.5M"]
+    assert lines[4] == "One seed; Δ: difference from base."
+
+
+def test_a_grid_with_other_metrics_shows_those_that_there_are() -> None:
+    one = grid(base=[0.5])
+    one["runs"][0]["test"] = {"mrr@5": 0.125, "hit@5": 0.25, "ndcg@5": 0.5}
+    lines = table([one]).splitlines()
+    assert lines[0].split() == ["toys", "MRR@5", "Δ", "HR@5", "Δ", "params"]
+
+
+def test_long_names_of_rows_are_folded_to_80_columns() -> None:
+    text = table([grid(**{"a very long name " * 3: [0.1, 0.2], "short": [0.1, 0.3]})])
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("name") == 2 * 3  # In the table, and under it as the baseline.
+
+
+def test_a_grid_in_markdown_has_the_validation_metric_too() -> None:
+    lines = markdown(grid(base=[0.1, 0.3], other=[0.3, 0.3])).splitlines()
+    assert lines[:4] == [
+        "| toys | NDCG@10 | Δ | HR@10 | Δ | params | validation NDCG@10 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| base | 0.2000 ± 0.1414 | - | 0.4000 ± 0.2828 | - | 2.5M | 0.3000 ± 0.1414 |",
+        "| other | 0.3000 ± 0.0000 | +50.0% | 0.6000 ± 0.0000 | +50.0% | 2.5M | 0.4000 ± 0.0000 |",
+    ]
+
+
+def test_grids_that_ran_in_different_places_are_joined_under_one_protocol() -> None:
+    one, other = grid(base=[0.1]), grid(more=[0.2])
+    assert "| more | 0.2000 | +100.0% |" in markdown(joined([one, other]))
+    with pytest.raises(IdiomoeError, match="'base' on toys"):
+        joined([one, grid(base=[0.2])])
+    other["protocol"]["toys"] = PROTOCOL | {"mask_seen": False}
+    with pytest.raises(IdiomoeError, match="do not compare"):
+        joined([one, other])
+
+
+def test_the_measured_tables_are_those_of_their_files() -> None:
+    folder = Path(__file__).parent.parent / "results"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    for names in (["backbone-amazon-toys"], ["backbone-ml-100k-SASRec", "backbone-ml-100k"]):
+        grids = [json.loads((folder / f"{name}.json").read_text()) for name in names]
+        assert markdown(joined(grids)).split("\n\n")[0] + "\n\n" in text
+
+
+def test_the_report_command_prints_files_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "grid.json"
+    write_result(path, [grid(base=[0.1], other=[0.2])])
+    assert main([str(path)]) == 0
+    assert capsys.readouterr().out == markdown(grid(base=[0.1], other=[0.2])) + "\n"
+    (tmp_path / "one.json").write_text(json.dumps(result("SASRec")))
+    (tmp_path / "broken.json").write_text("{")
+    for name in ("none.json", "broken.json", "one.json"):
+        assert main([str(tmp_path / name)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and name in err and err.count("\n") == 1
+    assert main([]) == 2

@@ -1,0 +1,230 @@
+"""Running a grid: here one after another, or several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import get_local_time
+
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.location import locate
+from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError
+from recbole_idiomoe.files import write_text
+from recbole_idiomoe.grid import Cell, Grid, cells_of, grid_result, shared_settings
+from recbole_idiomoe.report import write_result
+from recbole_idiomoe.run_folder import new_folder
+
+RunOne = Callable[[RunConfig], dict[str, Any]]
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    """The last line of what the run said."""
+
+
+_Outcomes = Generator[tuple[Cell, dict[str, Any] | _Failure]]
+
+
+def run_grid(
+    grid: Grid,
+    datasets: Sequence[str],
+    config_files: Sequence[str | Path],
+    settings: Mapping[str, Any] | None,
+    run_one: RunOne,
+    *,
+    jobs: int = 1,
+    result_file: str | Path | None = None,
+) -> dict[str, Any]:
+    """Run all of ``grid`` and make one result of it.
+
+    What has run is kept in ``<result_file>.runs`` until all has, so that the same call goes on
+    after a failure. Checkpoints are not kept.
+
+    Args:
+        grid: the rows.
+        datasets: each row runs on each.
+        config_files: YAML files or result files, for all rows.
+        settings: for all rows; they win over the files.
+        run_one: trains and tests one configuration; used where ``jobs`` is 1.
+        jobs: runs at a time, each in a process of its own if more than one.
+        result_file: where the result goes; None: nowhere, and nothing is kept.
+
+    Raises:
+        IdiomoeError: the grid cannot be run, or some of its runs failed; the others have been
+            run then, and the message names what failed.
+    """
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
+    cells = cells_of(grid, datasets, config_files, settings)
+    checkpoints = Path(cells[0].settings["checkpoint_dir"])
+    scratch = new_folder(checkpoints, f"grid-{get_local_time()}-{os.getpid()}")
+    scratch.mkdir(parents=True)
+    kept = Path(f"{result_file}.runs") if result_file is not None else scratch
+    try:
+        runs = _run_cells(cells, run_one, jobs, scratch, kept)
+        result = grid_result(grid, shared_settings(config_files, settings), runs)
+        if result_file is not None:
+            write_result(result_file, [result])
+            shutil.rmtree(kept)
+        return result
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _run_cells(
+    cells: Sequence[Cell], run_one: RunOne, jobs: int, scratch: Path, kept: Path
+) -> list[dict[str, Any]]:
+    """The run of every cell, those from ``kept`` included."""
+    kept.mkdir(parents=True, exist_ok=True)
+    files = {cell.key: kept / f"{cell.key}.json" for cell in cells}
+    # A run that stands in several rows is one run.
+    left = {cell.key: cell for cell in cells if not files[cell.key].exists()}
+    done, failures = len(files) - len(left), []
+    if jobs == 1:
+        outcomes = _run_here(left.values(), run_one, scratch)
+    else:
+        outcomes = _run_in_processes(left.values(), jobs, scratch, kept)
+    with closing(outcomes):
+        for cell, outcome in outcomes:
+            done += 1
+            said = ""
+            if isinstance(outcome, _Failure):
+                failures.append(f"{cell}: {outcome.reason}")
+                said = f" failed: {outcome.reason}"
+            else:
+                run = _compared(outcome, timed=jobs == 1)
+                write_text(files[cell.key], json.dumps(run, indent=1))
+            print(f"run {done} of {len(files)}, {cell}{said}", file=sys.stderr, flush=True)
+    if failures:
+        others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        again = "" if kept == scratch else f" What has run is in {kept}; the same command goes on."
+        raise IdiomoeError(
+            f"{len(failures)} of {len(files)} runs failed{others and ', the first'}: "
+            f"{failures[0]}{others and ';' + others}{again}"
+        )
+    return [
+        {"variant": cell.variant, **json.loads(files[cell.key].read_text(encoding="utf-8"))}
+        for cell in cells
+    ]
+
+
+def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
+    """What a grid keeps of a result; runs that share the machine have no time of their own."""
+    run = {
+        "dataset": result["dataset"],
+        "seed": result["seed"],
+        "valid": result["best_valid_result"],
+        "test": result["test_result"],
+        "epochs": result["epochs"],
+        "parameters": result["parameters"],
+    }
+    if timed:
+        run["seconds"] = result["train_seconds"]
+    return run | {key: result[key] for key in ("protocol", "device", "versions")}
+
+
+def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path) -> _Outcomes:
+    for cell in cells:
+        folder = scratch / cell.key
+        outcome: dict[str, Any] | _Failure
+        try:
+            settings = {**cell.settings, "checkpoint_dir": str(folder)}
+            outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
+        except IdiomoeError as error:
+            outcome = _Failure(str(error))
+        # The other runs are worth having, whatever ends this one.
+        except Exception as error:
+            logging.getLogger().exception(f"{cell} failed")
+            last = traceback.format_exception_only(error)[-1].strip()
+            outcome = _Failure(last.splitlines()[-1])
+        shutil.rmtree(folder, ignore_errors=True)
+        yield cell, outcome
+
+
+def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> _Outcomes:
+    waiting, running = deque(cells), dict[subprocess.Popen[bytes], Cell]()
+    for cell in {cell.dataset: cell for cell in waiting}.values():
+        with suppress(DataError):  # which its runs will say
+            # Downloaded here, if it must be: several processes would be in each other's way.
+            locate(RunConfig(cell.model, cell.dataset, settings=cell.settings))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.popleft()
+                running[_start(cell, jobs, scratch / cell.key, logs / f"{cell.key}.log")] = cell
+            time.sleep(_POLL_S)
+            for process in [process for process in running if process.poll() is not None]:
+                cell = running.pop(process)
+                folder, log = scratch / cell.key, logs / f"{cell.key}.log"
+                yield cell, _outcome(process.returncode, folder / _RESULT, log)
+                shutil.rmtree(folder)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+_SETTINGS, _RESULT = "settings.json", "result.json"
+
+
+def _start(cell: Cell, jobs: int, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start this module's ``main`` on ``cell``, with its share of the machine's cores."""
+    settings = {**cell.settings, "checkpoint_dir": str(folder), "show_progress": False}
+    content = {"model": cell.model, "dataset": cell.dataset, "settings": settings}
+    write_text(folder / _SETTINGS, json.dumps(content))
+    ours = str(Path(__file__).parent.parent)  # where the package was found, installed or not
+    path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
+    threads = str(max(1, torch.get_num_threads() // jobs))
+    with open(log, "wb") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "recbole_idiomoe.grid_runs", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": path},
+        )
+
+
+def _outcome(code: int, result: Path, log: Path) -> dict[str, Any] | _Failure:
+    if code == 0:
+        log.unlink()
+        read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return read
+    if code < 0:
+        return _Failure(f"ended by signal {-code}")
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return _Failure(lines[-1] if lines else f"ended with exit code {code}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cell in a folder, which a grid has started this process for."""
+    from recbole_idiomoe.quick_start import run
+
+    (name,) = sys.argv[1:] if arguments is None else arguments
+    try:
+        run(config_files=[Path(name) / _SETTINGS], result_file=Path(name) / _RESULT)
+    except IdiomoeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

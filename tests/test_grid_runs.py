@@ -1,0 +1,235 @@
+"""Running a grid: here, in processes, after a failure, and again from its file."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_idiomoe import grid_runs, quick_start
+from recbole_idiomoe.errors import IdiomoeError, SettingError
+from tests.helpers import TINY_IDIOMOE
+from tests.training.cycle import TINY, write_cycle
+
+ROWS: dict[str, Any] = {
+    "SASRec": {"model": "SASRec", "n_layers": 1, "hidden_size": 16, "n_heads": 2},
+    "half": {"expert_width": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cycle(tmp_path_factory.mktemp("data") / "cycle")
+
+
+@pytest.fixture(scope="module")
+def here(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two rows and two seeds, one after another in this process."""
+    place = tmp_path_factory.mktemp("here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        (result,) = quick_start.run(settings=given(data, seeds=2), datasets="cycle")
+        assert not list(Path("saved").iterdir())
+    return result
+
+
+def given(data: Path, **more: Any) -> dict[str, Any]:
+    return TINY | {"data_path": str(data), "epochs": 1, "variants": ROWS} | more
+
+
+def metrics(run: dict[str, Any]) -> tuple[Any, ...]:
+    return run["valid"], run["test"], run["epochs"], run["parameters"]
+
+
+def test_a_grid_says_what_was_run(here: dict[str, Any], data: Path) -> None:
+    assert (here["dataset"], here["baseline"], here["seeds"]) == (["cycle"], "SASRec", 2)
+    assert here["variants"] == {"SASRec": ROWS["SASRec"], "half": ROWS["half"] | MODEL}
+    assert here["settings"] == TINY | {"data_path": str(data), "epochs": 1}
+    assert here["protocol"]["cycle"]["candidates"] == "all 40 items"
+    assert here["device"].startswith("CPU") and here["versions"]["recbole"] == "1.2.1"
+    assert [(run["variant"], run["seed"]) for run in here["runs"]] == [
+        ("SASRec", 2020), ("SASRec", 2021), ("half", 2020), ("half", 2021),
+    ]  # fmt: skip
+    for run in here["runs"]:
+        assert run["dataset"] == "cycle" and run["seconds"] > 0 and run["epochs"] == 1
+        assert set(run["test"]) == {f"{m}@{k}" for m in ("hit", "ndcg", "mrr") for k in (1, 5, 10)}
+    assert here["runs"][0]["test"] != here["runs"][1]["test"]
+    assert json.loads(json.dumps(here)) == here
+
+
+MODEL = {"model": "IDIOMoE"}
+
+
+def test_a_run_of_a_grid_is_the_run_alone(here: dict[str, Any], data: Path) -> None:
+    settings = TINY | {"data_path": str(data), "epochs": 1, "seed": 2021, "expert_width": 0.5}
+    (alone,) = quick_start.run("IDIOMoE", "cycle", settings=settings)
+    run = here["runs"][3]
+    assert (run["test"], run["valid"]) == (alone["test_result"], alone["best_valid_result"])
+    assert run["parameters"] == alone["parameters"]
+
+
+def test_processes_give_the_same_metrics_and_leave_nothing(
+    here: dict[str, Any], data: Path
+) -> None:
+    result_file = Path("new folder") / "grid.json"
+    (result,) = quick_start.run(
+        datasets="cycle", settings=given(data), jobs=2, result_file=result_file
+    )
+    assert [metrics(run) for run in result["runs"]] == [
+        metrics(run) for run in here["runs"] if run["seed"] == 2020
+    ]
+    assert not any("seconds" in run for run in result["runs"])
+    assert json.loads(result_file.read_text()) == result
+    assert not list(Path("saved").iterdir())
+    assert [path.name for path in result_file.parent.iterdir()] == ["grid.json"]
+
+
+def test_a_result_file_repeats_its_grid(here: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "grid.json"
+    file.write_text(json.dumps(here))
+    (again,) = quick_start.run(config_files=[file])
+    assert [metrics(run) for run in again["runs"]] == [metrics(run) for run in here["runs"]]
+    assert {k: v for k, v in again.items() if k != "runs"} == {
+        k: v for k, v in here.items() if k != "runs"
+    }
+
+
+@pytest.mark.parametrize("fault", [IdiomoeError("no luck"), MemoryError("first\nno luck")])
+def test_the_same_call_goes_on_after_a_failure(
+    fault: Exception,
+    here: dict[str, Any],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran = []
+    run_one = quick_start.run_one
+
+    def counted(config: Any) -> Any:
+        ran.append(config["model"])
+        return run_one(config)
+
+    def failing(config: Any) -> Any:
+        if config["model"] == "SASRec":
+            raise fault
+        return counted(config)
+
+    settings = given(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(quick_start, "run_one", failing)
+        with pytest.raises(IdiomoeError) as error:
+            quick_start.run(datasets="cycle", settings=settings, result_file="grid.json")
+    said = str(error.value)
+    assert "1 of 2 runs failed: SASRec on cycle, seed 2020: " in said and "no luck" in said
+    assert "grid.json.runs" in said and "\n" not in said
+    assert ran == ["IDIOMoE"] and not Path("grid.json").exists()
+    assert "run 2 of 2, half on cycle, seed 2020\n" in capsys.readouterr().err
+
+    monkeypatch.setattr(quick_start, "run_one", counted)
+    (result,) = quick_start.run(datasets="cycle", settings=settings, result_file="grid.json")
+    assert ran == ["IDIOMoE", "SASRec"]
+    assert [metrics(run) for run in result["runs"]] == [metrics(run) for run in here["runs"][::2]]
+    assert Path("grid.json").exists() and not Path("grid.json.runs").exists()
+
+
+def test_a_failure_in_a_process_is_named_and_its_log_kept(data: Path) -> None:
+    rows = {"one": {}, "two": {"backbone": "no/such/folder"}}
+    settings = given(data, variants=rows)
+    with pytest.raises(IdiomoeError) as error:
+        quick_start.run(datasets="cycle", settings=settings, jobs=2, result_file="grid.json")
+    said = str(error.value)
+    assert "1 of 2 runs failed: two on cycle, seed 2020: " in said and "no/such/folder" in said
+    assert "\n" not in said
+    kept = sorted(path.suffix for path in Path("grid.json.runs").iterdir())
+    assert kept == [".json", ".log"]
+    assert not list(Path("saved").iterdir())
+
+
+def test_other_settings_do_not_find_what_is_kept(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def failing(config: Any) -> Any:
+        ran.append(config["epochs"])
+        raise IdiomoeError("stopped")
+
+    Path("grid.json.runs").mkdir()
+    settings = given(data, variants={"half": ROWS["half"]})
+    (result,) = quick_start.run(datasets="cycle", settings=settings, result_file="a.json")
+    monkeypatch.setattr(quick_start, "run_one", failing)
+    with pytest.raises(IdiomoeError, match="stopped"):
+        quick_start.run(datasets="cycle", settings=settings | {"epochs": 2}, result_file="a.json")
+    assert ran == [2]
+    assert json.loads(Path("a.json").read_text()) == result  # The earlier table stays.
+
+
+def test_a_run_in_two_rows_is_run_once(data: Path) -> None:
+    rows = {"wide": {"expert_width": 1.0}, "default": {}}
+    (result,) = quick_start.run(datasets="cycle", settings=given(data, variants=rows))
+    wide, default = result["runs"]
+    assert wide | {"variant": "default"} == default
+
+
+def test_seeds_alone_repeat_every_model_on_every_data_set(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_one(config: Any) -> dict[str, Any]:
+        return {
+            "dataset": config["dataset"], "seed": config["seed"], "best_valid_result": {},
+            "test_result": {"ndcg@10": 0.5}, "epochs": 1, "parameters": {"total": 1},
+            "train_seconds": 1.0, "protocol": {}, "device": "CPU", "versions": {},
+        }  # fmt: skip
+
+    monkeypatch.setattr(quick_start, "run_one", run_one)
+    (result,) = quick_start.run("SASRec,IDIOMoE", "ml-100k,amazon-toys", settings={"seeds": 3})
+    assert result["variants"] == {"SASRec": {"model": "SASRec"}, "IDIOMoE": MODEL}
+    assert result["dataset"] == ["ml-100k", "amazon-toys"] and len(result["runs"]) == 12
+
+
+def test_an_interruption_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(*_: Any) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return started[-1]
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid_runs, "_start", start)
+    monkeypatch.setattr(time, "sleep", interrupted)
+    settings = TINY_IDIOMOE | {"seeds": 5}
+    with pytest.raises(KeyboardInterrupt):
+        quick_start.run(settings=settings, jobs=2)
+    assert len(started) == 2 and all(process.returncode for process in started)
+    assert not list(Path("saved").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"jobs": 2}, "jobs=2 is for tables"),
+        ({"jobs": 0, "settings": {"seeds": 2}}, "jobs=0 must be how many"),
+        ({"jobs": "2", "settings": {"seeds": 2}}, "jobs='2' must be how many"),
+        ({"settings": {"variants": {}}}, "must be a mapping"),
+        ({"settings": {"variants": ROWS, "baseline": "x"}}, "none of the rows"),
+        ({"models": "A,B", "settings": {"variants": {"a": {}}}}, "names no model"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_is_written(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SettingError, match=said):
+        quick_start.run(**options)
+    assert not list(Path().iterdir())
+
+
+def test_a_grid_is_not_resumed_by_a_folder(tmp_path: Path) -> None:
+    run = {"model": "IDIOMoE", "dataset": "ml-100k", "settings": {}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(SettingError, match="resume goes on with one run"):
+        quick_start.run(settings={"seeds": 2}, resume=tmp_path)
