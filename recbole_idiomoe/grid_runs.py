@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -158,7 +159,9 @@ def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path) -> _Outcome
 
 
 def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> _Outcomes:
-    waiting, running = deque(cells), dict[subprocess.Popen[bytes], Cell]()
+    waiting = deque(cells)
+    running: dict[subprocess.Popen[bytes], Cell] = {}
+    gpus = itertools.cycle(visible_gpus())
     for cell in {cell.dataset: cell for cell in waiting}.values():
         with suppress(DataError):  # which its runs will say
             # Downloaded here, if it must be: several processes would be in each other's way.
@@ -167,7 +170,8 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
-                running[_start(cell, jobs, scratch / cell.key, logs / f"{cell.key}.log")] = cell
+                log = logs / f"{cell.key}.log"
+                running[_start(cell, jobs, next(gpus), scratch / cell.key, log)] = cell
             time.sleep(_POLL_S)
             for process in [process for process in running if process.poll() is not None]:
                 cell = running.pop(process)
@@ -184,21 +188,29 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
 _SETTINGS, _RESULT = "settings.json", "result.json"
 
 
-def _start(cell: Cell, jobs: int, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start this module's ``main`` on ``cell``, with its share of the machine's cores."""
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; at least ``""``."""
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    return [str(index) for index in range(torch.cuda.device_count())] or [""]
+
+
+def _start(cell: Cell, jobs: int, gpu: str, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start this module's ``main`` on ``cell``, on one GPU, with its share of the cores."""
     settings = {**cell.settings, "checkpoint_dir": str(folder), "show_progress": False}
     content = {"model": cell.model, "dataset": cell.dataset, "settings": settings}
     write_text(folder / _SETTINGS, json.dumps(content))
     ours = str(Path(__file__).parent.parent)  # where the package was found, installed or not
     path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     threads = str(max(1, torch.get_num_threads() // jobs))
+    chosen = {} if "gpu_id" in cell.settings else {"CUDA_VISIBLE_DEVICES": gpu}
     with open(log, "wb") as said:
         return subprocess.Popen(
             [sys.executable, "-m", "recbole_idiomoe.grid_runs", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": path},
+            env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": path} | chosen,
         )
 
 

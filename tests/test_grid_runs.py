@@ -209,6 +209,28 @@ def test_an_interruption_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> 
     assert not list(Path("saved").iterdir())
 
 
+@pytest.mark.parametrize("given", [{}, {"gpu_id": ""}], ids=["in turn", "as asked"])
+def test_each_process_sees_one_gpu(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Ended:
+        returncode = 1
+
+        def __init__(self, *_: Any, env: dict[str, str], **__: Any) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def poll(self) -> int:
+            return 1
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    # Where nobody chose the CPU, a machine without GPUs does.
+    settings = {k: v for k, v in TINY_IDIOMOE.items() if k != "gpu_id"} | {"seeds": 3} | given
+    with pytest.raises(IdiomoeError, match="3 of 3 runs failed"):
+        quick_start.run(settings=settings, jobs=2)
+    assert seen == (["2,5"] * 3 if given else ["2", "5", "2"])
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
