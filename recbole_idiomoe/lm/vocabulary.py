@@ -47,16 +47,29 @@ def add_item_tokens(
         [(twice, _)] = Counter(items).most_common(1)
         raise DataError(f"the item token {twice} appears twice in the catalogue.")
     reserved = [f"<|reserved-{n}|>" for n in range(vocab_size - size)]
-    tokenizer.add_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (*reserved, *items)],
-        special_tokens=True,
-    )
+    _append(tokenizer, [*reserved, *items])
     expected = list(range(vocab_size, vocab_size + len(items)))
     if tokenizer.convert_tokens_to_ids(items) != expected:
         raise BackboneError(
             "the tokenizer does not number its tokens without gaps, so that item tokens cannot "
             f"follow the {vocab_size} text tokens; choose another backbone."
         )
+
+
+def append_item_tokens(tokenizer: PreTrainedTokenizerBase, item_ids: Sequence[str]) -> None:
+    """Add tokens of further items behind those of :func:`add_item_tokens`; in place.
+
+    Args:
+        item_ids: none of them known yet.
+    """
+    _append(tokenizer, [item_token(item_id) for item_id in item_ids])
+
+
+def _append(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in tokens],
+        special_tokens=True,
+    )
 
 
 def clean_text(text: str) -> str:

@@ -49,6 +49,8 @@ class CatalogLM(nn.Module):
         settings: how a history becomes a sequence.
     """
 
+    untrained: torch.Tensor
+
     def __init__(
         self, lm: IdiomoeForCausalLM, tokenizer: Any, catalog: Catalog, settings: Settings
     ) -> None:
@@ -60,10 +62,16 @@ class CatalogLM(nn.Module):
             )
         self.lm = lm
         self.tokenizer = tokenizer
-        self.catalog = catalog
         self.settings = settings
-        self.builder = self._sequence_builder()
         self.pad_token_id = tokenizer.pad_token_id or 0
+        self.set_catalog(catalog)
+
+    def set_catalog(self, catalog: Catalog) -> None:
+        """Speak of ``catalog``, whose items the language model and the tokenizer know."""
+        self.catalog = catalog
+        self.builder = self._sequence_builder()
+        untrained = torch.tensor(catalog.untrained, dtype=torch.int64, device=self.lm.device)
+        self.register_buffer("untrained", untrained, persistent=False)
 
     @classmethod
     def build(
@@ -107,6 +115,7 @@ class CatalogLM(nn.Module):
                 device=device,
                 seed=seed,
             )
+            vectors[catalog.untrained] = 0  # nor does training know what they say
         text_size = vectors.shape[1] if vectors is not None and settings.item_text_added else None
         lm = IdiomoeForCausalLM.from_backbone(
             backbone,
@@ -143,7 +152,9 @@ class CatalogLM(nn.Module):
         with self._autocast():
             hidden_states = self._hidden_states(batch)
             share = len(batch.targets) / batch.item_count
-            loss = share * self.lm.item_loss(hidden_states[batch.queries], batch.targets)
+            loss = share * self.lm.item_loss(
+                hidden_states[batch.queries], batch.targets, excluded=self.untrained
+            )
             if self.settings.text_loss_weight and len(batch.text_queries):
                 next_tokens = batch.input_ids.flatten()[batch.text_queries + 1]
                 text_loss = self.lm.text_loss(hidden_states[batch.text_queries], next_tokens)
@@ -231,6 +242,12 @@ class CatalogLM(nn.Module):
         hidden_states = output.last_hidden_state
         assert hidden_states is not None
         return hidden_states.flatten(0, 1)
+
+    @property
+    def ranks_unseen_items(self) -> bool:
+        """Whether text alone says where an item belongs, so that one without history can rank."""
+        from_text = self.settings.item_init == "text" or self.settings.item_text_added
+        return from_text and any(self.catalog.texts)
 
     @property
     def uses_bf16(self) -> bool:
