@@ -24,6 +24,7 @@ from recbole.utils import InputType
 from recbole_idiomoe import compat, registry, yaml_files
 from recbole_idiomoe.config_checks import (
     INTERVALS,
+    check_cold_start,
     check_dataset_name,
     check_eval_args,
     check_forms,
@@ -204,6 +205,7 @@ class RunConfig(Config):  # type: ignore[misc]
         check_eval_args(final)
         check_metrics(final)
         Settings.from_mapping(final)
+        check_cold_start(final)
         return final
 
     def _forced_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metrics_dict
 
 from recbole_idiomoe.errors import SettingError
@@ -211,6 +212,34 @@ def check_metrics(final: Mapping[str, Any]) -> None:
             f"valid_metric={final['valid_metric']} is not measured with metrics={metrics} and "
             f"topk={topk}; name one that is."
         )
+
+
+def check_cold_start(final: Mapping[str, Any]) -> None:
+    """A cold start has what it needs: leave one out, the full ranking, metrics of ranked lists.
+
+    Raises:
+        SettingError: it has not.
+    """
+    if not final["cold_start"]:
+        return
+    start, found = f"cold_start={final['cold_start']}", final["eval_args"]
+    if found["split"] != {"LS": "valid_and_test"} or final.get("benchmark_filename"):
+        raise SettingError(
+            f"{start} needs one .inter file and eval_args: split={{LS: valid_and_test}}; set it to "
+            "0 to keep another split."
+        )
+    mode = found["mode"]
+    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+        raise SettingError(
+            f"{start} needs the full ranking, eval_args: mode=full; set it to 0 to keep {mode!r}."
+        )
+    metrics = final["metrics"]
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        if not issubclass(metrics_dict[metric.lower()], TopkMetric):
+            raise SettingError(
+                f"metrics: {metric} is not of a ranked list's top K, which {start} needs; take "
+                "Hit, NDCG or MRR."
+            )
 
 
 def _is_cutoff(value: Any) -> bool:

@@ -28,6 +28,7 @@ def protocol(config: RunConfig, item_num: int) -> dict[str, Any]:
         "group_by": config["eval_args"]["group_by"],
         "candidates": f"all {item_num} items" if set(mode.values()) == {"full"} else mode,
         "mask_seen": config["mask_seen"],
+        "cold_start": _cold_start(config),
         "max_history": config["MAX_ITEM_LIST_LENGTH"],
         "filters": {
             name: config[name]
@@ -44,6 +45,11 @@ def protocol(config: RunConfig, item_num: int) -> dict[str, Any]:
         "valid_metric": config["valid_metric"],
         "trained_on": "training interactions only",
     }
+
+
+def _cold_start(config: RunConfig) -> dict[str, float] | None:
+    share, epsilon = config["cold_start"], config["cold_start_epsilon"]
+    return {"unseen_test_items": share, "epsilon": epsilon} if share else None
 
 
 class Clock:

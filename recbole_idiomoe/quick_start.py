@@ -8,6 +8,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data import data_preparation
 from recbole.utils import get_local_time, init_logger, init_seed
@@ -16,8 +17,10 @@ from safetensors.torch import save_model
 from recbole_idiomoe import yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
+from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.evaluation.cold_start import evaluate_apart, leave_out_items
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.files import refusal, written_aside
 from recbole_idiomoe.grid import read_grid
@@ -162,8 +165,10 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
         if str(error) != "Training loss is nan":  # RecBole's
             raise
         raise IdiomoeError("the training loss became nan; lower learning_rate.") from error
+    if config["cold_start"] and getattr(model, "ranks_unseen_items", False):
+        clock.timing("fit", trainer.place_unseen_items)()
     train_seconds = clock.seconds["fit"] - clock.seconds.get("evaluate", 0.0)
-    test_result = trainer.evaluate(test_data, show_progress=config["show_progress"])
+    tested = _test(config, trainer, test_data, unseen_items(dataset))
     if config["model"] not in MODELS:
         _save_weights(model, folder)
 
@@ -171,7 +176,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
         "protocol": protocol(config, dataset.item_num - 1),
         **counts,
         "best_valid_result": plain(best_valid_result),
-        "test_result": plain(test_result),
+        **tested,
         "epochs": max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1,
         "train_seconds": round(train_seconds, 2),
         "eval_seconds": round(clock.seconds["evaluate"], 2),
@@ -232,7 +237,20 @@ def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:
             )
     if config["mask_seen"]:
         mask_seen_items(config, train_data, valid_data, test_data)
+    if config["cold_start"]:
+        leave_out_items(valid_data, unseen_items(dataset))
     return train_data, valid_data, test_data
+
+
+def _test(config: RunConfig, trainer: Any, test_data: Any, unseen: np.ndarray) -> dict[str, Any]:
+    """The part of a result that says how well the best model does on the test split."""
+    show_progress = config["show_progress"]
+    if not config["cold_start"]:
+        return {"test_result": plain(trainer.evaluate(test_data, show_progress=show_progress))}
+    epsilon = config["cold_start_epsilon"]
+    every, apart = evaluate_apart(trainer, test_data, unseen, epsilon, show_progress)
+    rule = {"share": config["cold_start"], "epsilon": epsilon}
+    return {"test_result": every, "cold_start": rule | apart}
 
 
 def _names(kind: str, names: str | Sequence[str]) -> list[str]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
 
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError
-from recbole_idiomoe.run_folder import read_run
+from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.run_folder import read_run, write_run
 from recbole_idiomoe.settings import Settings
+
+if TYPE_CHECKING:
+    from recbole_idiomoe.model.catalog_lm import CatalogLM
 
 logger = logging.getLogger(__name__)
 Scorer = Callable[..., torch.Tensor]
@@ -40,8 +43,8 @@ class Recommender:
         scorer: histories of item rows, and a query if there is one, to scores of shape
             ``(histories, item_num)``.
         max_history: most recent items that are read.
-        query_share: of the sequences that it was trained on, how many ended in a query; None: the
-            model reads no text.
+        run: model and settings, as :func:`~recbole_idiomoe.run_folder.read_run` gives them.
+        catalog_lm: the model, if it is a language model.
     """
 
     def __init__(
@@ -49,12 +52,19 @@ class Recommender:
         catalog: Catalog,
         scorer: Scorer,
         max_history: int,
-        query_share: float | None = None,
+        run: Mapping[str, Any],
+        catalog_lm: CatalogLM | None = None,
     ) -> None:
         self.catalog = catalog
-        self.query_share = query_share
         self.scorer = scorer
         self.max_history = max_history
+        self.run = run
+        self.catalog_lm = catalog_lm
+
+    @property
+    def ranks_unseen_items(self) -> bool:
+        """Whether items that were not trained on can be ranked, by their text."""
+        return self.catalog_lm is not None and self.catalog_lm.ranks_unseen_items
 
     @overload
     def recommend(
@@ -105,6 +115,8 @@ class Recommender:
         asked = () if query is None else (self._checked(query),)
         scores = self.scorer([row[-self.max_history :] for row in rows], *asked).float().cpu()
         scores[:, 0] = -torch.inf
+        if not self.ranks_unseen_items:
+            scores[:, self.catalog.untrained] = -torch.inf
         if exclude_seen:
             for score, row in zip(scores, rows, strict=True):
                 score[torch.from_numpy(row)] = -torch.inf
@@ -122,11 +134,54 @@ class Recommender:
     def _checked(self, query: str) -> str:
         if not isinstance(query, str) or not query.strip():
             raise DataError(f"query={query!r}: some words are wanted, or None.")
-        if self.query_share is None:
-            raise DataError("query: this model reads no text; leave it out, or load an IDIOMoE.")
-        if self.query_share == 0:
+        if self.catalog_lm is None:
+            raise DataError(f"query: {self.run['model']} reads no text; leave it out.")
+        if self.catalog_lm.settings.query_share == 0:
             logger.warning("this model was not trained on queries (query_share: 0)")
         return query
+
+    def add_items(self, items: Sequence[Mapping[str, str]]) -> None:
+        """Put new items into the catalogue, from now on recommended and known in histories.
+
+        An item's place among the others follows from its text, as learnt from those that the
+        model was trained on. Scores of the others do not change. :meth:`save` keeps the result.
+
+        Args:
+            items: of each its ``item_id`` and its text, by the roles of the setting
+                ``item_text_fields``: ``{"item_id": "X1", "title": "...", "category": "..."}``.
+
+        Raises:
+            SettingError: a model that knows items by their histories alone.
+            DataError: an item that cannot be added; none is added then.
+        """
+        if self.catalog_lm is None or not self.ranks_unseen_items:
+            raise SettingError(
+                f"{self.run['model']} cannot rank items that it was not trained on: here it takes "
+                "nothing from their text. Train a language model with item_init: text, or "
+                "TextAttrLLM."
+            )
+        from recbole_idiomoe.model.new_items import add_items
+
+        add_items(self.catalog_lm, items, seed=self.run["settings"]["seed"])
+        self.catalog = self.catalog_lm.catalog
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model and its catalogue into a new folder, which :func:`load` opens.
+
+        Raises:
+            CheckpointError: the folder holds something already.
+            SettingError: a model of RecBole's, whose folder is what its run left.
+        """
+        if self.catalog_lm is None:
+            raise SettingError(
+                f"{self.run['model']} is RecBole's, and nothing here changes it; copy the folder "
+                "of its run."
+            )
+        folder = Path(folder)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise CheckpointError(f"{folder} is there already; name a new folder to save to.")
+        self.catalog_lm.save(folder)
+        write_run(folder, {**self.run, "folder": str(folder)})
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Recommender:
@@ -153,8 +208,9 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
 
         settings = Settings.from_mapping(run["settings"])
         catalog_lm = CatalogLM.load(folder, settings, device)
-        return Recommender(catalog_lm.catalog, catalog_lm.scores, max_history, settings.query_share)
-    return Recommender(Catalog.load(folder), _recbole_scorer(run, folder, device), max_history)
+        return Recommender(catalog_lm.catalog, catalog_lm.scores, max_history, run, catalog_lm)
+    scorer = _recbole_scorer(run, folder, device)
+    return Recommender(Catalog.load(folder), scorer, max_history, run)
 
 
 def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:

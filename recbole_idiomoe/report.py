@@ -113,12 +113,36 @@ def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
     rows = _rows(dataset, results, metrics)
     if _width(rows) > WIDTH:
         # All of them again if none is measured at 10; then too wide beats empty.
-        rows = _rows(dataset, results, [m for m in metrics if m.endswith("@10")] or metrics)
-    return _aligned(rows)
+        metrics = [m for m in metrics if m.endswith("@10")] or metrics
+        rows = _rows(dataset, results, metrics)
+    cold_starts = [result for result in results if "cold_start" in result]
+    return [*_aligned(rows), *(_unseen_table(cold_starts, metrics) if cold_starts else [])]
+
+
+def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str]:
+    """The metrics of test targets that were held out for a cold start."""
+    rows = [["unseen items", *map(_metric_title, metrics), "items", "targets"]]
+    unable = []
+    for result in results:
+        cold_start = result["cold_start"]
+        found = cold_start["unseen"]
+        if found is None:
+            unable.append(str(result["model"]))
+        rows.append(
+            [
+                str(result["model"]),
+                *("cannot" if found is None else _number(found.get(name)) for name in metrics),
+                str(cold_start["items"]),
+                str(cold_start["unseen_targets"]),
+            ]
+        )
+    names = ", ".join(dict.fromkeys(unable))
+    said = f"Unseen items are no candidates of a model that cannot rank them: {names}."
+    return ["", *_aligned(rows), *(textwrap.wrap(said, WIDTH) if unable else [])]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """``rows`` under their header, the first column to the left, the others to the right."""
+    """The rows as lines: the first column to the left, the others to the right, a rule below."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

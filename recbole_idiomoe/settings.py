@@ -52,6 +52,21 @@ class Settings:
         "RecBole's stock evaluation: no)",
         group="protocol",
     )
+    cold_start: float = _setting(
+        0.0,
+        "share of the test items that are taken out of all training, validation and test "
+        "histories, to test how new items are found, for every model (paper: 0.05; 0: none)",
+        low=0.0,
+        high=0.5,
+        group="protocol",
+    )
+    cold_start_epsilon: float = _setting(
+        0.1,
+        "largest share of such items in a ranked list: at 0.1, one of ten",
+        low=0.0,
+        high=1.0,
+        group="protocol",
+    )
 
     # Text of an item.
     use_text: bool = _setting(

@@ -63,6 +63,7 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
         "group_by": "user",
         "candidates": "all 1682 items",
         "mask_seen": True,
+        "cold_start": None,
         "max_history": 20,
         "filters": {
             "user_inter_num_interval": "[20,40]",

@@ -191,3 +191,31 @@ def test_the_report_command_prints_files_again(
         err = capsys.readouterr().err
         assert err.startswith("error: ") and name in err and err.count("\n") == 1
     assert main([]) == 2
+
+
+def test_a_cold_start_has_a_table_of_its_own_within_80_columns() -> None:
+    def cold(model: str, unseen: dict[str, float] | None) -> dict[str, Any]:
+        part = {"share": 0.05, "epsilon": 0.1, "items": 374, "unseen_targets": 934}
+        protocol = PROTOCOL | {"cold_start": {"unseen_test_items": 0.05, "epsilon": 0.1}}
+        return result(model, protocol=protocol, cold_start=part | {"seen": {}, "unseen": unseen})
+
+    found = {name: 0.0321 for name in METRICS}
+    text = table([cold("AppendBlocks", found), cold("SASRec", None), cold("GRU4Rec", None)])
+    lines = text.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    start = next(n for n, line in enumerate(lines) if line.startswith("unseen items"))
+    assert lines[start].split() == [
+        "unseen",
+        "items",
+        "Hit@10",
+        "NDCG@10",
+        "MRR@10",
+        "items",
+        "targets",
+    ]
+    assert lines[start + 2].split() == ["AppendBlocks", *["0.0321"] * 3, "374", "934"]
+    assert lines[start + 3].split() == ["SASRec", *["cannot"] * 3, "374", "934"]
+    assert "a model that cannot rank them: SASRec, GRU4Rec." in " ".join(lines)
+    assert "cold start unseen_test_items=0.05, epsilon=0.1" in " ".join(" ".join(lines).split())
+    assert "unseen" not in table([result("SASRec")])
+    assert "cannot rank" not in table([cold("AppendBlocks", found)])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.template import Template, clean
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.files import write_text
@@ -36,6 +37,8 @@ class Catalog:
     """The first text field, for people to read; empty where there is none."""
     texts: list[str]
     """The templated text that the language model reads; empty where there is none."""
+    untrained: list[int] = field(default_factory=list)
+    """Rows that no training saw: held out for a cold start, or added to a trained model."""
 
     @property
     def item_num(self) -> int:
@@ -44,10 +47,12 @@ class Catalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over item names and texts, in their order."""
+        """SHA-256 over item names and texts, in their order, and what was not trained on."""
         digest = hashlib.sha256()
         for item_id, text in zip(self.item_ids, self.texts, strict=True):
             digest.update(f"{item_id}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
+        if self.untrained:
+            digest.update(repr(self.untrained).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -104,9 +109,10 @@ def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
         SettingError: a text field that was not loaded, or a template that does not fit.
     """
     item_ids = [str(item_id) for item_id in dataset.field2id_token[dataset.iid_field]]
+    untrained = unseen_items(dataset).tolist()
     fields = text_entries(dataset, settings)
     if not fields:
-        return Catalog(item_ids, [""] * len(item_ids), [""] * len(item_ids))
+        return Catalog(item_ids, [""] * len(item_ids), [""] * len(item_ids), untrained)
     template = Template(settings.item_template, list(fields))
     columns = {role: list(map(", ".join, entries)) for role, entries in fields.items()}
     texts = [
@@ -114,7 +120,7 @@ def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
         for row in range(len(item_ids))
     ]
     titles = [clean(title) for title in next(iter(columns.values()))]
-    return Catalog(item_ids, titles, texts)
+    return Catalog(item_ids, titles, texts, untrained)
 
 
 def text_fields(settings: Settings) -> dict[str, str]:

@@ -2,25 +2,96 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.semantic_ids import SemanticIds
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
+from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, encode_text, item_token, item_tokens
+from recbole_idiomoe.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemCodes:
     """The tokens of every item, and the item tokens that they are made of."""
 
     codes: list[np.ndarray]
-    """Token ids that stand for each item, per catalogue row; no code begins another."""
+    """Token ids that stand for each item, per catalogue row; no item's begin another's."""
     names: list[str]
     """What the tokenizer calls the item tokens, one for each row of the item table."""
+    semantic_ids: SemanticIds | None = None
+    """What they were made from, if they are semantic IDs."""
+
+    def save(self, folder: Path) -> None:
+        """Write what the catalogue and the tokenizer do not say already."""
+        if self.semantic_ids is not None:
+            self.semantic_ids.save(folder)
+
+
+def make_item_codes(
+    catalog: Catalog,
+    settings: Settings,
+    tokenizer: Any,
+    item_token_offset: int,
+    vectors: np.ndarray | None,
+    seed: int,
+) -> ItemCodes:
+    """The codes of a new model, of the kind that ``item_tokens`` says.
+
+    Args:
+        tokenizer: the backbone's.
+        item_token_offset: token id of the first item token.
+        vectors: (item_num, k), of the items' text; only semantic IDs need them, and only those
+            of items that are trained on decide what a code means.
+        seed: of semantic IDs.
+
+    Raises:
+        DataError: titles are wanted and there are none.
+    """
+    if settings.item_tokens == "semantic":
+        assert vectors is not None
+        fitted = np.ones(catalog.item_num, dtype=bool)
+        fitted[catalog.untrained] = False
+        semantic_ids = fit_semantic_ids(
+            vectors,
+            levels=settings.semantic_levels,
+            codebook_size=settings.semantic_codebook_size,
+            fitted=fitted,
+            seed=seed,
+        )
+        logger.info(semantic_ids.describe())
+        return semantic_codes(semantic_ids, item_token_offset)
+    if settings.item_tokens == "title":
+        return title_codes(catalog, tokenizer, settings.max_item_text_tokens)
+    return atomic_codes(catalog, item_token_offset)
+
+
+def load_item_codes(
+    folder: Path, catalog: Catalog, settings: Settings, tokenizer: Any, item_token_offset: int
+) -> ItemCodes:
+    """The codes of a saved model, from what :meth:`ItemCodes.save` wrote.
+
+    Raises:
+        CheckpointError: its semantic IDs are missing, broken or of another catalogue.
+    """
+    if settings.item_tokens == "semantic":
+        semantic_ids = SemanticIds.load(folder)
+        if semantic_ids.item_num != catalog.item_num:
+            raise CheckpointError(
+                f"{folder} has semantic IDs of {semantic_ids.item_num - 1} items, its catalogue "
+                f"{catalog.item_num - 1}; they do not belong together."
+            )
+        return semantic_codes(semantic_ids, item_token_offset)
+    if settings.item_tokens == "title":
+        return title_codes(catalog, tokenizer, settings.max_item_text_tokens)
+    return atomic_codes(catalog, item_token_offset)
 
 
 def atomic_codes(catalog: Catalog, item_token_offset: int) -> ItemCodes:
@@ -32,7 +103,7 @@ def atomic_codes(catalog: Catalog, item_token_offset: int) -> ItemCodes:
 def semantic_codes(semantic_ids: SemanticIds, item_token_offset: int) -> ItemCodes:
     """A token for each level of an item's semantic ID, and one more where items share all."""
     codes = [row[row > 0] + item_token_offset for row in semantic_ids.tokens]
-    return ItemCodes(codes, semantic_ids.token_names())
+    return ItemCodes(codes, semantic_ids.token_names(), semantic_ids)
 
 
 def title_codes(catalog: Catalog, tokenizer: Any, max_tokens: int) -> ItemCodes:
@@ -42,7 +113,7 @@ def title_codes(catalog: Catalog, tokenizer: Any, max_tokens: int) -> ItemCodes:
         max_tokens: of a title; the end is beside them.
 
     Raises:
-        DataError: no item has a title.
+        DataError: no item has a title, or the tokenizer has no end.
     """
     if not any(catalog.titles):
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from recbole_idiomoe.data.cold_start import hold_out_items
 from recbole_idiomoe.data.location import check_atomic_files, locate
 from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError
 from recbole_idiomoe.registry import get_dataset_class
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def load_dataset(config: RunConfig) -> Any:
-    """The filtered dataset, by RecBole's own loader.
+    """The filtered dataset, by RecBole's own loader, without what a cold start leaves out.
 
     Raises:
         DataError: files that are missing, cannot be read, or leave nothing to learn from.
@@ -48,4 +49,6 @@ def load_dataset(config: RunConfig) -> Any:
             f"topk={topk} asks for more than the {items} items of {config['dataset_label']}; "
             "lower it, and valid_metric with it."
         )
+    if config["cold_start"]:
+        hold_out_items(dataset, config["cold_start"], config["seed"])
     return dataset

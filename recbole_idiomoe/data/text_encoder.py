@@ -25,17 +25,20 @@ def item_vectors(
     encoder: str,
     *,
     dim: int,
-    backbone: tuple[Any, Any],
+    backbone: tuple[Any, Any] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> np.ndarray:
     """One vector per item, shape ``(item_num, k)``; an item without text gets zeros.
 
+    Only the text of items that were trained on decides how text becomes a vector, so that an
+    item that comes later changes no other's.
+
     Args:
         encoder: setting ``text_encoder``: ``tfidf``, ``backbone``, an ``.npz`` file of vectors,
             or the folder or hub name of a sentence encoder.
         dim: width that is of use; only ``tfidf`` chooses its own by it.
-        backbone: the language model and its tokenizer.
+        backbone: the language model and its tokenizer, for the encoder of that name.
 
     Raises:
         SettingError: a file that cannot be read or does not fit the catalogue.
@@ -49,29 +52,36 @@ def item_vectors(
         return np.zeros((len(texts), 1), dtype=np.float32)
     chosen = [texts[i] for i in kept]
     if encoder == "tfidf":
-        found = _tfidf(chosen, dim, seed)
+        untrained = set(catalog.untrained)
+        found = _tfidf(chosen, [texts[i] for i in kept if i not in untrained], dim, seed)
     else:
-        model, tokenizer = backbone if encoder == "backbone" else _load(encoder)
-        found = _mean_states(chosen, model, tokenizer, device)
+        asked = backbone if encoder == "backbone" else _load(encoder)
+        assert asked is not None
+        found = _mean_states(chosen, *asked, device)
     vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
     vectors[kept] = found
     return vectors
 
 
-def _tfidf(texts: list[str], dim: int, seed: int) -> np.ndarray:
-    """Latent semantic analysis: TF-IDF of words and word pairs, then a truncated SVD."""
+def _tfidf(texts: list[str], known: list[str], dim: int, seed: int) -> np.ndarray:
+    """Latent semantic analysis: TF-IDF of words and word pairs, then a truncated SVD.
+
+    Words, their weights and the axes are those of the ``known`` texts.
+    """
     vectorizer = TfidfVectorizer(
-        sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(texts) > 100 else 1
+        sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(known) > 100 else 1
     )
     try:
-        counts = vectorizer.fit_transform(texts)
+        known_counts = vectorizer.fit_transform(known)
     except ValueError:  # no word in any text: punctuation or symbols alone
         return np.zeros((len(texts), 1), dtype=np.float32)
-    components = min(dim, min(counts.shape) - 1)
+    counts = vectorizer.transform(texts)
+    components = min(dim, min(known_counts.shape) - 1)
     if components < 1:
         return counts.toarray().astype(np.float32)
     with np.errstate(invalid="ignore"):  # the variance that it explains, where all texts agree
-        return TruncatedSVD(components, random_state=seed).fit_transform(counts).astype(np.float32)
+        axes = TruncatedSVD(components, random_state=seed).fit(known_counts)
+    return axes.transform(counts).astype(np.float32)
 
 
 @torch.no_grad()  # not inference_mode: weights that move to a GPU within it could never train

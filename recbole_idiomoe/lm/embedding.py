@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -106,6 +107,22 @@ class ItemTable(nn.Module):
         if self.item_num > 1 and rows.any():
             self.rows.mul_(self.std / self._element_std())
 
+    def grow(self, item_num: int) -> None:
+        """Have ``item_num`` items: those that are there and, behind them, others of zeros."""
+        added = self.rows.new_zeros(item_num - self.item_num, self.rows.shape[1])
+        trains = self.rows.requires_grad
+        self.rows = nn.Parameter(torch.cat((self.rows.detach(), added)), requires_grad=trains)
+        self.item_num = item_num
+
+    @torch.no_grad()
+    def place(self, items: Tensor, rows: Tensor, directions: Tensor) -> None:
+        """Give items (n,) the ``rows`` (n, w) of W_l, and what else their text decides.
+
+        Args:
+            directions: (n, k), of their text, as :func:`text_directions` gives them.
+        """
+        self.rows[items] = rows.to(self.rows)
+
     def _element_std(self) -> float:
         """Standard deviation of E's elements, padding left out, without building E."""
         rows = self.rows[1:].float()
@@ -117,8 +134,14 @@ class ItemTable(nn.Module):
         return math.sqrt(square - mean**2)
 
 
-def text_directions(given: np.ndarray | Tensor, item_num: int) -> Tensor:
+def text_directions(
+    given: np.ndarray | Tensor, item_num: int, untrained: Sequence[int] = ()
+) -> Tensor:
     """Rows less their mean, of length 1; rows that were zero, and row 0, are zero.
+
+    Args:
+        given: (item_num, k).
+        untrained: rows that the mean is not taken over.
 
     Raises:
         DataError: not ``item_num`` rows, or a value that is not finite.
@@ -135,7 +158,9 @@ def text_directions(given: np.ndarray | Tensor, item_num: int) -> Tensor:
     described[0] = False
     if not described.any():
         return torch.zeros_like(vectors)
-    return centred_directions(vectors, vectors[described].mean(0)) * described[:, None]
+    averaged = described.clone()
+    averaged[list(untrained)] = False
+    return centred_directions(vectors, vectors[averaged].mean(0)) * described[:, None]
 
 
 def centred_directions(vectors: Tensor, mean: Tensor) -> Tensor:

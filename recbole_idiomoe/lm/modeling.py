@@ -257,17 +257,21 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         """Scores of the catalogue: (..., d) -> (..., item_num), float32, padding -inf."""
         return self.item_table.logits(hidden_states)
 
-    def item_loss(self, hidden_states: Tensor, items: Tensor) -> Tensor:
+    def item_loss(
+        self, hidden_states: Tensor, items: Tensor, excluded: Tensor | None = None
+    ) -> Tensor:
         """Mean cross entropy of items, nats.
 
         Args:
             hidden_states: (N, d), at the positions that predict.
             items: (N,), ids from 1; N = 0 gives 0.
+            excluded: (M,), ids that are no candidates, none of them in ``items``: items that
+                nobody has had yet would only be pushed down.
 
         The candidates are the catalogue or, with ``config.softmax="hybrid"``, text and
         catalogue together.
         """
-        return _cross_entropy(*self._item_scores(hidden_states, items))
+        return _cross_entropy(*self._item_scores(hidden_states, items, excluded))
 
     def text_loss(self, hidden_states: Tensor, token_ids: Tensor) -> Tensor:
         """Mean cross entropy, nats, of text tokens (N,) over the text vocabulary, from (N, d)."""
@@ -391,9 +395,13 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         p = self.config.dropout
         return F.dropout(states, p, self.training) if p else states
 
-    def _item_scores(self, hidden: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+    def _item_scores(
+        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Candidates' scores (N, C) and the targets' columns (N,)."""
         scores = self.item_logits(hidden)
+        if excluded is not None:
+            scores = scores.index_fill(-1, excluded, -torch.inf)
         if self.config.softmax == "item":
             return scores, items
         text_scores = self.text_logits(hidden).float()

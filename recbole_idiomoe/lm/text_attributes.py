@@ -54,6 +54,16 @@ class TextAttributeTable(ItemTable):
     def weight(self) -> Tensor:
         return super().weight() + self.text.float() @ self.projection.float()
 
+    def grow(self, item_num: int) -> None:
+        added = self.text.new_zeros(item_num - self.item_num, self.text.shape[1])
+        self.text = torch.cat((self.text, added))
+        super().grow(item_num)
+
+    @torch.no_grad()
+    def place(self, items: Tensor, rows: Tensor, directions: Tensor) -> None:
+        super().place(items, rows, directions)
+        self.text[items] = directions.to(self.text)
+
     @torch.no_grad()
     def load_text(self, vectors: np.ndarray | Tensor) -> None:
         """Take vectors of the items' text, (item_num, text_size), as T.

@@ -51,16 +51,21 @@ def add_item_tokens(
         [(twice, _)] = Counter(tokens).most_common(1)
         raise DataError(f"the item token {twice} appears twice in the catalogue.")
     reserved = [f"<|reserved-{n}|>" for n in range(vocab_size - size)]
-    tokenizer.add_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (*reserved, *tokens)],
-        special_tokens=True,
-    )
+    append_item_tokens(tokenizer, [*reserved, *tokens])
     expected = list(range(vocab_size, vocab_size + len(tokens)))
     if tokenizer.convert_tokens_to_ids(list(tokens)) != expected:
         raise BackboneError(
             "the tokenizer does not number its tokens without gaps, so that item tokens cannot "
             f"follow the {vocab_size} text tokens; choose another backbone."
         )
+
+
+def append_item_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Add further tokens, unknown so far, behind those of :func:`add_item_tokens`; in place."""
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in tokens],
+        special_tokens=True,
+    )
 
 
 def clean_text(text: str) -> str:

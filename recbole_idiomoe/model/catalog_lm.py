@@ -16,9 +16,8 @@ from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.item_codes import ItemCodes, atomic_codes, semantic_codes, title_codes
+from recbole_idiomoe.data.item_codes import ItemCodes, load_item_codes, make_item_codes
 from recbole_idiomoe.data.loader import token_groups
-from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
@@ -52,11 +51,12 @@ class CatalogLM(nn.Module):
         catalog: the items.
         item_codes: the tokens that they are spelt in.
         settings: how a history becomes a sequence.
-        semantic_ids: what ``item_codes`` were made from, if they are semantic IDs.
 
     Raises:
         CheckpointError: the model has not as many item tokens as the catalogue needs.
     """
+
+    untrained: torch.Tensor
 
     def __init__(
         self,
@@ -65,7 +65,6 @@ class CatalogLM(nn.Module):
         catalog: Catalog,
         item_codes: ItemCodes,
         settings: Settings,
-        semantic_ids: SemanticIds | None = None,
     ) -> None:
         super().__init__()
         if lm.config.item_num != len(item_codes.names):
@@ -75,13 +74,20 @@ class CatalogLM(nn.Module):
             )
         self.lm = lm
         self.tokenizer = tokenizer
+        self.settings = settings
+        self.pad_token_id = tokenizer.pad_token_id or 0
+        self.set_catalog(catalog, item_codes)
+
+    def set_catalog(self, catalog: Catalog, item_codes: ItemCodes) -> None:
+        """Speak of ``catalog``, whose tokens the language model and the tokenizer know."""
         self.catalog = catalog
         self.item_codes = item_codes
-        self.semantic_ids = semantic_ids
-        self.settings = settings
         self.builder = self._sequence_builder()
         self._tree: PrefixTree | None = None
-        self.pad_token_id = tokenizer.pad_token_id or 0
+        # Tokens that items share are trained on, whichever item they are held out with.
+        rows = catalog.untrained if self.settings.item_tokens == "atomic" else []
+        untrained = torch.tensor(rows, dtype=torch.int64, device=self.lm.device)
+        self.register_buffer("untrained", untrained, persistent=False)
 
     @classmethod
     def build(
@@ -110,19 +116,7 @@ class CatalogLM(nn.Module):
         if not pretrained:
             backbone = with_random_weights(backbone, seed)
         vectors = None
-        described = any(catalog.texts)
-        is_semantic = settings.item_tokens == "semantic"
-        for name, wants_text in (
-            ("item_text_added", settings.item_text_added),
-            ("item_tokens='semantic'", is_semantic),
-        ):
-            if wants_text and not described:
-                raise DataError(
-                    f"{name}: no item has text; name its columns in item_text_fields, or leave it "
-                    "out."
-                )
-        wants_vectors = settings.item_init == "text" or settings.item_text_added or is_semantic
-        if described and wants_vectors:
+        if _wants_vectors(catalog, settings):
             vectors = item_vectors(
                 catalog,
                 settings.text_encoder,
@@ -131,20 +125,14 @@ class CatalogLM(nn.Module):
                 device=device,
                 seed=seed,
             )
-        text_size = vectors.shape[1] if vectors is not None and settings.item_text_added else None
-        semantic_ids = None
-        if vectors is not None and is_semantic:
-            semantic_ids = fit_semantic_ids(
-                vectors,
-                levels=settings.semantic_levels,
-                codebook_size=settings.semantic_codebook_size,
-                seed=seed,
-            )
-            logger.info(semantic_ids.describe())
-            vectors = semantic_ids.token_vectors()
-        item_codes = _item_codes(
-            catalog, tokenizer, backbone.config.vocab_size, settings, semantic_ids
+        item_codes = make_item_codes(
+            catalog, settings, tokenizer, backbone.config.vocab_size, vectors, seed
         )
+        if item_codes.semantic_ids is not None:
+            vectors = item_codes.semantic_ids.token_vectors()
+        elif vectors is not None:
+            vectors[catalog.untrained] = 0  # nor does training know what they say
+        text_size = vectors.shape[1] if vectors is not None and settings.item_text_added else None
         lm = IdiomoeForCausalLM.from_backbone(
             backbone,
             len(item_codes.names),
@@ -169,7 +157,7 @@ class CatalogLM(nn.Module):
             lm.item_table.load_text(vectors)
         lm.freeze(settings.freeze)
         add_item_tokens(tokenizer, item_codes.names, lm.config.item_token_offset)
-        return cls(lm, tokenizer, catalog, item_codes, settings, semantic_ids)
+        return cls(lm, tokenizer, catalog, item_codes, settings)
 
     def loss(self, batch: SequenceBatch) -> torch.Tensor:
         """This batch's share of its step's mean loss: the shares of a step add up to the mean.
@@ -238,8 +226,7 @@ class CatalogLM(nn.Module):
             if not (folder / "tokenizer.json").exists():  # large as the catalogue, never changing
                 self.tokenizer.save_pretrained(aside)
                 self.catalog.save(folder)
-                if self.semantic_ids is not None:
-                    self.semantic_ids.save(folder)
+                self.item_codes.save(folder)
 
     @classmethod
     def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:
@@ -250,8 +237,6 @@ class CatalogLM(nn.Module):
             MissingLibraryError: its model needs one that is not installed.
         """
         catalog = Catalog.load(folder)
-        is_semantic = settings.item_tokens == "semantic"
-        semantic_ids = SemanticIds.load(folder) if is_semantic else None
         try:
             # Without it transformers would start from its defaults: a model of 7B.
             (folder / CONFIG_NAME).read_bytes()
@@ -265,10 +250,9 @@ class CatalogLM(nn.Module):
                 f"{folder} holds no complete model ({type(error).__name__}); give a folder that "
                 "a finished run wrote."
             ) from error
-        item_codes = _item_codes(
-            catalog, tokenizer, lm.config.item_token_offset, settings, semantic_ids
-        )
-        return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings, semantic_ids)
+        offset = lm.config.item_token_offset
+        item_codes = load_item_codes(folder, catalog, settings, tokenizer, offset)
+        return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings)
 
     def load_weights(self, folder: Path) -> None:
         """Take over the weights that :meth:`save` wrote for this very model."""
@@ -279,7 +263,8 @@ class CatalogLM(nn.Module):
     def _item_loss(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if self._in_text:
             return self.lm.text_loss(hidden_states, tokens)
-        return self.lm.item_loss(hidden_states, tokens - self.lm.config.item_token_offset)
+        rows = tokens - self.lm.config.item_token_offset
+        return self.lm.item_loss(hidden_states, rows, excluded=self.untrained)
 
     def _batch_scores(self, batch: SequenceBatch) -> torch.Tensor:
         """Scores of every item after each sequence, ``(B, item_num)``."""
@@ -315,6 +300,17 @@ class CatalogLM(nn.Module):
         return hidden_states.flatten(0, 1)
 
     @property
+    def ranks_unseen_items(self) -> bool:
+        """Whether text alone says where an item belongs, so that one without history can rank."""
+        settings = self.settings
+        from_text = (
+            settings.item_init == "text"
+            or settings.item_text_added
+            or settings.item_tokens != "atomic"
+        )
+        return from_text and any(self.catalog.texts)
+
+    @property
     def uses_bf16(self) -> bool:
         """Whether the decoder computes in bfloat16; item scores never do."""
         precision = self.settings.precision
@@ -347,15 +343,20 @@ class CatalogLM(nn.Module):
         )
 
 
-def _item_codes(
-    catalog: Catalog,
-    tokenizer: Any,
-    offset: int,
-    settings: Settings,
-    semantic_ids: SemanticIds | None,
-) -> ItemCodes:
-    if semantic_ids is not None:
-        return semantic_codes(semantic_ids, offset)
-    if settings.item_tokens == "title":
-        return title_codes(catalog, tokenizer, settings.max_item_text_tokens)
-    return atomic_codes(catalog, offset)
+def _wants_vectors(catalog: Catalog, settings: Settings) -> bool:
+    """Whether the items' text vectors are of use.
+
+    Raises:
+        DataError: they are what the model is made of, and no item has text.
+    """
+    needed_by = {
+        "item_text_added": settings.item_text_added,
+        "item_tokens='semantic'": settings.item_tokens == "semantic",
+    }
+    described = any(catalog.texts)
+    for name, needed in needed_by.items():
+        if needed and not described:
+            raise DataError(
+                f"{name}: no item has text; name its columns in item_text_fields, or leave it out."
+            )
+    return described and (settings.item_init == "text" or any(needed_by.values()))

@@ -48,6 +48,11 @@ class IDIOMoE(SequentialRecommender):
             pretrained=self.pretrained,
         )
 
+    @property
+    def ranks_unseen_items(self) -> bool:
+        """Whether items that were not trained on can be ranked, by their text."""
+        return self.catalog_lm.ranks_unseen_items
+
     def forward(self, batch: SequenceBatch) -> torch.Tensor:
         return self.calculate_loss(batch)
 

@@ -24,6 +24,7 @@ from recbole_idiomoe.data.query import item_queries
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.model.idiomoe import IDIOMoE
+from recbole_idiomoe.model.new_items import place_unseen_items
 from recbole_idiomoe.training.schedule import text_share
 
 STATE_FILE = "training_state.pt"
@@ -254,6 +255,12 @@ class IdiomoeTrainer(Trainer):
         self.catalog_lm.save(self.folder)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.folder}")
+
+    def place_unseen_items(self) -> None:
+        """Let the best model rank the items that it was not trained on, by their text."""
+        self.catalog_lm.load_weights(self.folder)
+        place_unseen_items(self.catalog_lm, self.config["seed"])
+        self.catalog_lm.save(self.folder)
 
     def _save_state(self, epoch: int) -> None:
         """All that going on after ``epoch`` needs, tensors and plain values only."""

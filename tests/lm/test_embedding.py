@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from recbole_idiomoe.errors import DataError
 from recbole_idiomoe.lm import ItemTable
+from recbole_idiomoe.lm.embedding import text_directions
 
 INNER = pytest.mark.parametrize("inner", [None, 5])
 
@@ -124,3 +125,32 @@ def test_vectors_that_say_nothing_still_give_a_table(vectors):
 def test_vectors_that_do_not_fit_are_refused(vectors):
     with pytest.raises(DataError, match="item vectors"):
         table(None).load_vectors(vectors)
+
+
+@INNER
+def test_a_grown_table_keeps_its_items_and_places_others(inner):
+    items = table(inner)
+    items.rows.requires_grad_(False)
+    before, hidden = items.weight(), torch.randn(3, 16)
+    items.grow(53)
+    assert items.item_num == 53 and not items.rows.requires_grad
+    assert torch.equal(items.weight()[:50], before) and not items.weight()[50:].any()
+    rows = torch.randn(2, items.rows.shape[1])
+    items.place(torch.tensor([50, 52]), rows, torch.zeros(2, 7))
+    assert torch.equal(items.rows[[50, 52]], rows) and not items.rows[51].any()
+    assert torch.equal(items.weight()[:50], before)
+    torch.testing.assert_close(items.logits(hidden)[:, 1:], hidden @ items.weight()[1:].T)
+
+
+def test_directions_are_seen_from_the_mean_of_what_was_trained_on():
+    vectors = torch.randn(50, 6) + 1
+    vectors[7] = 0
+    vectors[[3, 9]] += 50
+    found = text_directions(vectors, 50, untrained=[3, 9])
+    trained = [row for row in range(1, 50) if row not in (3, 7, 9)]
+    mean = vectors[trained].mean(0)
+    for row in (1, 3, 9):
+        torch.testing.assert_close(found[row], F.normalize(vectors[row] - mean, dim=0))
+    assert not found[[0, 7]].any()
+    vectors[[3, 9]] = 0
+    assert torch.equal(text_directions(vectors, 50)[trained], found[trained])

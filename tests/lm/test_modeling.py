@@ -250,6 +250,25 @@ def test_losses_are_cross_entropies_over_the_stated_candidates(softmax):
 
 
 @pytest.mark.parametrize("softmax", ["item", "hybrid"])
+def test_excluded_items_are_no_candidates_and_are_not_pushed(softmax):
+    model = jolt(build(softmax=softmax))
+    hidden, items, excluded = torch.randn(5, 16), torch.arange(1, 6), torch.tensor([6, 8])
+    loss = model.item_loss(hidden, items, excluded=excluded)
+    scores = model.item_logits(hidden)
+    kept = [column for column in range(ITEMS) if column not in (6, 8)]
+    text = [model.text_logits(hidden)] if softmax == "hybrid" else []
+    columns = items + VOCAB * len(text)
+    torch.testing.assert_close(
+        loss, F.cross_entropy(torch.cat((*text, scores[:, kept]), 1), columns)
+    )
+    loss.backward()
+    gradient = model.item_table.rows.grad
+    assert not gradient[excluded].any() and gradient[[1, 7]].any(dim=1).all()
+    none = torch.zeros(0, dtype=torch.int64)
+    assert torch.equal(model.item_loss(hidden, items, none), model.item_loss(hidden, items))
+
+
+@pytest.mark.parametrize("softmax", ["item", "hybrid"])
 def test_labels_average_over_text_and_item_targets(softmax):
     model = jolt(build(softmax=softmax))
     tokens = mixed_batch()

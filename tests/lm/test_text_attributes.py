@@ -56,6 +56,17 @@ def test_projection_and_rows_train_and_the_text_stays() -> None:
     assert [name for name, _ in items.named_parameters()] == ["rows", "projection"]
 
 
+def test_a_grown_table_places_items_by_row_and_text():
+    items = table(5)
+    before = items.weight()
+    items.grow(52)
+    assert torch.equal(items.weight()[:50], before) and not items.weight()[50:].any()
+    rows, text = torch.randn(1, 5), torch.randn(1, 7)
+    items.place(torch.tensor([51]), rows, text)
+    torch.testing.assert_close(items.weight()[51:], rows @ items.up + text @ items.projection)
+    assert items.logits(torch.randn(2, 16)).shape == (2, 52)
+
+
 def test_vectors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match="do not fit 50 items"):
         table(None).load_text(VECTORS[:-1])

@@ -88,7 +88,7 @@ def test_titles_are_spelt_in_text_and_rank_by_their_words() -> None:
 
 def test_semantic_ids_are_tokens_that_start_from_their_codebooks() -> None:
     model = build(**SPELLINGS["semantic"])
-    ids, table = model.semantic_ids, model.lm.item_table
+    ids, table = model.item_codes.semantic_ids, model.lm.item_table
     assert ids is not None and isinstance(table, ItemTable)
     assert model.lm.config.item_num == ids.table_size == len(model.item_codes.names)
     offset = model.lm.config.item_token_offset

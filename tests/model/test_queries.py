@@ -94,11 +94,12 @@ def test_an_empty_query_is_refused(recommender: Recommender, query: Any) -> None
 def test_who_cannot_read_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = build()
     ids = [["i1", "i2"]]
-    untrained = Recommender(make_catalog(), model.scores, 50, query_share=0.0)
+    run = {"model": "SASRec"}
+    untrained = Recommender(make_catalog(), model.scores, 50, run, catalog_lm=model)
     untrained.recommend(ids, query="green")
     assert "was not trained on queries" in caplog.text
-    blind = Recommender(make_catalog(), model.scores, 50)
-    with pytest.raises(DataError, match="reads no text"):
+    blind = Recommender(make_catalog(), model.scores, 50, run)
+    with pytest.raises(DataError, match="SASRec reads no text"):
         blind.recommend(ids, query="green")
 
 

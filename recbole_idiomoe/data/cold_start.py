@@ -1,0 +1,89 @@
+"""Items that nobody has had yet: some test items are taken out of all histories.
+
+The steps are those of TIGER's section 4.3, which the paper follows (section B.6.2): a share of
+the test items is removed from training, and how often they are found is reported apart. Here
+they are no validation target and in no test history either, since new items have none. It is
+done to RecBole's dataset before its split, so that every model trains on the same rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from recbole_idiomoe.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_ATTRIBUTE = "unseen_items"
+# Set apart from what else is drawn with a run's seed.
+_STREAM = 43
+
+
+def hold_out_items(dataset: Any, share: float, seed: int) -> None:
+    """Remove ``share`` of the distinct test items from all rows of ``dataset`` but test rows.
+
+    Which items depends on ``seed``, ``share`` and the data alone, so that every model of a
+    comparison gets the same. A test row is the last of a user who has two before it; a user to
+    whom fewer are left is not tested on such an item. Call it on a loaded dataset that is not
+    split yet; :func:`unseen_items` then names the items, in what RecBole builds from it too.
+
+    Args:
+        share: above 0, at most 0.5. At least one item is taken.
+
+    Raises:
+        DataError: no test row is left that has such an item, or none that has another.
+    """
+    table = dataset.inter_feat
+    users, items = table[dataset.uid_field].to_numpy(), table[dataset.iid_field].to_numpy()
+    last = _last_rows(users, table[dataset.time_field].to_numpy())
+    is_test = last & (np.bincount(users)[users] >= 3)
+    chosen = _choose(items[is_test], dataset.field2id_token[dataset.iid_field], share, seed)
+
+    unseen = np.isin(items, chosen)
+    kept = ~unseen | is_test
+    # Of two rows RecBole trains on the second.
+    is_test &= np.bincount(users[kept], minlength=users.max() + 1)[users] >= 3
+    kept &= ~unseen | is_test
+    found = int((unseen & is_test).sum())
+    if not 0 < found < is_test.sum():
+        raise DataError(
+            f"{dataset.dataset_name}: with cold_start={share:g} {found} of {is_test.sum()} test "
+            "interactions are with unseen items; some of each are needed: change cold_start, or "
+            "give more data."
+        )
+    logger.info(
+        "cold start: %d of the test items are unseen, so are %d of %d test interactions; %d "
+        "interactions with these items are left out",
+        len(chosen),
+        found,
+        is_test.sum(),
+        (~kept).sum(),
+    )
+    dataset.inter_feat = table[kept].reset_index(drop=True)
+    setattr(dataset, _ATTRIBUTE, chosen)
+
+
+def unseen_items(dataset: Any) -> np.ndarray:
+    """Rows of the items that :func:`hold_out_items` took, ascending; none if it was not called."""
+    found: np.ndarray = getattr(dataset, _ATTRIBUTE, np.zeros(0, dtype=np.int64))
+    return found
+
+
+def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Which rows are their users' last, by RecBole's order: stable, by float32 timestamps."""
+    order = np.lexsort((times.astype(np.float32), users))
+    ordered = users[order]
+    last = np.zeros(len(users), dtype=bool)
+    last[order[np.r_[ordered[1:] != ordered[:-1], True]]] = True
+    return last
+
+
+def _choose(items: np.ndarray, names: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """``share`` of the distinct ``items``; by name, so that their numbering plays no part."""
+    distinct = sorted(set(items.tolist()), key=lambda item: str(names[item]))
+    count = max(1, round(share * len(distinct)))
+    chosen = np.random.default_rng((seed, _STREAM)).choice(distinct, size=count, replace=False)
+    return np.sort(chosen)

@@ -1,0 +1,261 @@
+"""Items that a model was not trained on, placed by their text among those that it was.
+
+Where items are tokens of their own, a ridge regression learns, from those that were trained on,
+how the vector of an item's text becomes the item's row; it then gives the others theirs. Semantic
+IDs and titles say by themselves what an item is. It serves a cold start, whose unseen items are in
+the catalogue already, and items that are added to a trained model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.model_selection import cross_val_predict
+
+from recbole_idiomoe.data.catalog import Catalog, text_fields
+from recbole_idiomoe.data.item_codes import atomic_codes, semantic_codes, title_codes
+from recbole_idiomoe.data.semantic_ids import SemanticIds
+from recbole_idiomoe.data.template import Template, clean
+from recbole_idiomoe.data.text_encoder import item_vectors
+from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
+from recbole_idiomoe.lm import load_backbone
+from recbole_idiomoe.lm.embedding import text_directions
+from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.lm.vocabulary import append_item_tokens, item_tokens
+from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+ITEM_ID = "item_id"
+# Penalties to choose from, where text vectors have length 1.
+ALPHAS = np.logspace(-3, 3, 13)
+
+
+def place_unseen_items(model: CatalogLM, seed: int) -> None:
+    """Give the items of the catalogue that were not trained on the rows that their text suggests.
+
+    Args:
+        seed: the run's, with which its text encoder was made.
+
+    Raises:
+        DataError: too few items to learn from.
+    """
+    unseen = np.array(model.catalog.untrained, dtype=np.int64)
+    if not len(unseen) or model.settings.item_tokens != "atomic":
+        return
+    rows, directions = _rows(model, model.catalog, unseen, seed)
+    _tell_unread(model.catalog, unseen, directions)
+    model.lm.item_table.place(torch.from_numpy(unseen), rows, directions)
+
+
+def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -> None:
+    """Put new items behind those of a trained model, in place; no other item's score changes.
+
+    Except of an item whose semantic ID was its own until now and is a new item's too: a last token
+    then tells them apart.
+
+    Args:
+        items: of each its ``item_id`` and, by the roles of ``item_text_fields``, its text.
+        seed: as in :func:`place_unseen_items`.
+
+    Raises:
+        DataError: items that cannot be; nothing is changed then.
+        SettingError: the encoder's file has no vector of an item.
+    """
+    before = model.catalog
+    catalog = _extended(before, items, model.settings)
+    if catalog.item_num == before.item_num:
+        return
+    added = np.arange(before.item_num, catalog.item_num)
+    offset = model.lm.config.item_token_offset
+    match model.settings.item_tokens:
+        case "semantic":
+            codes = semantic_codes(_longer_ids(model, catalog, added, seed), offset)
+        case "title":
+            codes = title_codes(catalog, model.tokenizer, model.settings.max_item_text_tokens)
+        case _:
+            _add_rows(model, catalog, added, seed)
+            codes = atomic_codes(catalog, offset)
+    model.set_catalog(catalog, codes)
+
+
+def rows_from_text(directions: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rows that the text vectors ``wanted`` (m, k) suggest, shape ``(m, w)``.
+
+    The penalty is the one with the least leave-one-out error. What a regression predicts lies
+    nearer to the mean than what it learnt from, and a short row is never ranked first; so
+    predictions are brought as far from the mean as the trained rows are, by one factor that
+    these alone decide.
+
+    Args:
+        directions: (n, k), text vectors of items that were trained on, ``n >= 2``.
+        rows: (n, w), what they have become in training.
+    """
+    known, learnt = directions.astype(np.float64), rows.astype(np.float64)
+    regression = RidgeCV(ALPHAS).fit(known, learnt)
+    mean = learnt.mean(axis=0)
+    # Each item's row as it would be predicted had it not been trained on.
+    apart = cross_val_predict(Ridge(regression.alpha_), known, learnt, cv=min(5, len(known)))
+    shrunk = np.linalg.norm(apart - mean, axis=1).mean()
+    factor = np.linalg.norm(learnt - mean, axis=1).mean() / shrunk if shrunk else 1.0
+    found = mean + factor * (regression.predict(wanted.astype(np.float64)) - mean)
+    return found.astype(np.float32)
+
+
+def _add_rows(model: CatalogLM, catalog: Catalog, added: np.ndarray, seed: int) -> None:
+    """Rows and tokens for the items ``added``."""
+    rows, directions = _rows(model, catalog, added, seed)
+    _tell_unread(catalog, added, directions, model.settings.text_encoder)
+    model.lm.item_table.grow(catalog.item_num)
+    model.lm.item_table.place(torch.from_numpy(added), rows, directions)
+    model.lm.config.item_num = catalog.item_num
+    append_item_tokens(model.tokenizer, item_tokens(catalog.item_ids)[added[0] :])
+
+
+def _longer_ids(model: CatalogLM, catalog: Catalog, added: np.ndarray, seed: int) -> SemanticIds:
+    """Semantic IDs with those of the items ``added``."""
+    ids = model.item_codes.semantic_ids
+    assert ids is not None
+    vectors = _vectors(model, catalog, seed)
+    _tell_unread(catalog, added, torch.from_numpy(vectors[added]), model.settings.text_encoder)
+    known = np.arange(1, ids.item_num)
+    if vectors.shape[1] != len(ids.mean) or (
+        (ids.encode(vectors[known]) != ids.codes[known]).any(axis=1).mean() > 0.001
+    ):
+        raise _other_vectors(model)
+    return ids.with_items(vectors[added])
+
+
+def _rows(
+    model: CatalogLM, catalog: Catalog, wanted: np.ndarray, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and text directions of items of ``catalog``, the model's own or what it grows to."""
+    directions = _directions(model, catalog, seed)
+    trained = directions.any(dim=1)
+    trained[catalog.untrained] = False
+    if trained.sum() < 2:
+        raise DataError(
+            "too little text to learn from: 2 items that were trained on and read differently are "
+            "the least; name more columns in item_text_fields, and train again."
+        )
+    table = model.lm.item_table
+    learnt = table.rows.detach().float().cpu()[trained[: table.item_num]]
+    rows = rows_from_text(directions[trained].numpy(), learnt.numpy(), directions[wanted].numpy())
+    return torch.from_numpy(rows), directions[wanted]
+
+
+def _vectors(model: CatalogLM, catalog: Catalog, seed: int) -> np.ndarray:
+    """Text vectors of ``catalog``, ``(item_num, k)``, from the encoder that training had."""
+    settings, config = model.settings, model.lm.config
+    backbone = None
+    if settings.text_encoder == "backbone":  # the model's own has been trained since
+        backbone = load_backbone(
+            settings.backbone,
+            backbone_args=settings.backbone_args,
+            seed=seed,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    return item_vectors(
+        catalog,
+        settings.text_encoder,
+        dim=config.item_embedding_dim or config.hidden_size,
+        backbone=backbone,
+        device=model.lm.device,
+        seed=seed,
+    )
+
+
+def _directions(model: CatalogLM, catalog: Catalog, seed: int) -> torch.Tensor:
+    """Text vectors as :func:`text_directions` gives them, ``(item_num, k)``, as in training."""
+    vectors = _vectors(model, catalog, seed)
+    directions = text_directions(vectors, catalog.item_num, catalog.untrained)
+    table = model.lm.item_table
+    if isinstance(table, TextAttributeTable):
+        trained = np.setdiff1d(np.arange(table.item_num), catalog.untrained)
+        found = table.text[trained].float().cpu()
+        if found.shape[1] != directions.shape[1] or (
+            (found - directions[trained]).abs().max() > 0.01
+        ):
+            raise _other_vectors(model)
+    return directions
+
+
+def _other_vectors(model: CatalogLM) -> CheckpointError:
+    return CheckpointError(
+        f"text_encoder={model.settings.text_encoder!r} no longer gives the vectors that the model "
+        "was trained on; restore its file, or the versions that run.json names."
+    )
+
+
+def _tell_unread(
+    catalog: Catalog, items: np.ndarray, directions: torch.Tensor, encoder: str = ""
+) -> None:
+    """Name the items whose text says nothing: an average row is all that they can get.
+
+    Raises:
+        SettingError: ``encoder`` is a file of vectors, which can be mended.
+    """
+    unread = [catalog.item_ids[row] for row in items[~directions.any(dim=1).numpy()]]
+    if not unread:
+        return
+    named = ", ".join(map(repr, unread[:5])) + (" ..." if len(unread) > 5 else "")
+    if encoder.endswith(".npz"):
+        raise SettingError(f"text_encoder={encoder!r} has no vector of {named}; add it there.")
+    logger.warning("%d items without a word that was trained on: %s", len(unread), named)
+
+
+def _extended(catalog: Catalog, items: Sequence[Mapping[str, str]], settings: Settings) -> Catalog:
+    """``catalog`` with ``items`` behind its own; raises as :func:`add_items`."""
+    roles = list(text_fields(settings))
+    template = Template(settings.item_template, roles)
+    if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
+        raise DataError(f"items={items!r:.60} is no list; give one of {_example(roles)}.")
+    taken = set(catalog.item_ids)
+    item_ids, titles, texts = [], [], []
+    for number, item in enumerate(items):
+        item_id, fields = _checked(number, item, roles)
+        if item_id in taken:
+            raise DataError(f"items[{number}]: the catalogue has an item {item_id!r} already.")
+        text = template(fields)
+        if not text:
+            raise DataError(f"items[{number}] ({item_id!r}) has no text; give {_example(roles)}.")
+        taken.add(item_id)
+        item_ids.append(item_id)
+        titles.append(clean(fields[roles[0]]))
+        texts.append(text)
+    return replace(
+        catalog,
+        item_ids=catalog.item_ids + item_ids,
+        titles=catalog.titles + titles,
+        texts=catalog.texts + texts,
+        untrained=catalog.untrained
+        + list(range(catalog.item_num, catalog.item_num + len(item_ids))),
+    )
+
+
+def _checked(number: int, item: Any, roles: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """An item's id and its text by role, empty where it has none."""
+    if not isinstance(item, Mapping):
+        raise DataError(f"items[{number}]={item!r:.60} is no item; give {_example(roles)}.")
+    if not item.get(ITEM_ID):
+        raise DataError(f"items[{number}] has no {ITEM_ID}; give {_example(roles)}.")
+    for key, value in item.items():
+        if key != ITEM_ID and key not in roles:
+            raise DataError(
+                f"items[{number}]: unknown field {key!r}; this model reads {ITEM_ID}, "
+                f"{', '.join(roles)}."
+            )
+        if not isinstance(value, str):
+            raise DataError(f"items[{number}]: {key}={value!r:.60} must be text; put it in quotes.")
+    return item[ITEM_ID], {role: item.get(role, "") for role in roles}
+
+
+def _example(roles: Sequence[str]) -> str:
+    return "{" + ", ".join(f'"{name}": "..."' for name in (ITEM_ID, *roles)) + "}"
