@@ -135,6 +135,8 @@ def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
         "epochs": result["epochs"],
         "parameters": result["parameters"],
     }
+    if "cold_start" in result:
+        run["cold_start"] = result["cold_start"]
     if timed:
         run["seconds"] = result["train_seconds"]
     return run | {key: result[key] for key in ("protocol", "device", "versions")}

@@ -46,9 +46,9 @@ def markdown(grid: Result) -> str:
     """The tables of a grid, with the validation metric that chose the epochs, in Markdown."""
     blocks = []
     for dataset, runs in _by("dataset", grid["runs"]).items():
-        header, *rows = _grid_rows(grid, dataset, runs, validation=True)
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        blocks += ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
+        for header, *rows in _grid_tables(grid, dataset, runs, validation=True):
+            lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+            blocks += ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
         blocks += _grid_notes(grid, dataset, runs)
     return "\n\n".join(blocks)
 
@@ -136,9 +136,12 @@ def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str
                 str(cold_start["unseen_targets"]),
             ]
         )
-    names = ", ".join(dict.fromkeys(unable))
-    said = f"Unseen items are no candidates of a model that cannot rank them: {names}."
-    return ["", *_aligned(rows), *(textwrap.wrap(said, WIDTH) if unable else [])]
+    return ["", *_aligned(rows), *(_wrapped(_cannot_rank(unable)) if unable else [])]
+
+
+def _cannot_rank(names: Sequence[str]) -> str:
+    listed = ", ".join(dict.fromkeys(names))
+    return f"Unseen items are no candidates of a model that cannot rank them: {listed}."
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -156,10 +159,26 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _grid_lines(grid: Result) -> Iterator[str]:
     for dataset, runs in _by("dataset", grid["runs"]).items():
-        yield from _aligned(_with_folded_names(_grid_rows(grid, dataset, runs)))
+        for rows in _grid_tables(grid, dataset, runs):
+            yield from (*_aligned(_with_folded_names(rows)), "")
         for note in _grid_notes(grid, dataset, runs):
             yield from _wrapped(note)
         yield ""
+
+
+def _grid_tables(
+    grid: Result, dataset: str, runs: Sequence[Result], validation: bool = False
+) -> Iterator[list[list[str]]]:
+    """The table of all test targets and, of a cold start, another of the unseen ones."""
+    yield _grid_rows(grid, dataset, runs, validation)
+    unseen = [{**run, "test": run["cold_start"]["unseen"]} for run in runs if _ranks_unseen(run)]
+    if unseen:
+        (_, *header), *rows = _grid_rows(grid, dataset, unseen)
+        yield [["unseen items", *header], *rows]
+
+
+def _ranks_unseen(run: Result) -> bool:
+    return bool(run.get("cold_start", {}).get("unseen"))
 
 
 def _grid_rows(
@@ -192,8 +211,11 @@ def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]
     counts = sorted({len(own) for own in _by("variant", runs).values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     means = "One seed" if counts == [1] else f"Mean ± standard deviation over {seeds} seeds"
+    held_out = [run for run in runs if "cold_start" in run]
+    unable = [str(run["variant"]) for run in held_out if not _ranks_unseen(run)]
     return [
         f"{means}; Δ: difference from {grid['baseline']}.",
+        *([_cannot_rank(unable)] if unable else []),
         f"Protocol: {_protocol_line(grid['protocol'][dataset])}",
     ]
 

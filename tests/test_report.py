@@ -125,15 +125,30 @@ def test_a_grid_shows_means_deviations_and_differences_from_its_baseline() -> No
     assert " ".join(lines[2].split()) == "base 0.2000 ± 0.1414 - 0.4000 ± 0.2828 - 2.5M"
     assert " ".join(lines[3].split()) == "better 0.3000 ± 0.0000 +50.0% 0.6000 ± 0.0000 +50.0% 2.5M"
     assert " ".join(lines[4].split()) == "worse 0.0500 ± 0.0141 -75.0% 0.1000 ± 0.0283 -75.0% 2.5M"
-    assert "over 2 seeds; Δ: difference from base." in lines[5]
-    assert lines[6].startswith("Protocol: split LS valid_and_test; mask seen True")
+    assert "over 2 seeds; Δ: difference from base." in lines[6]
+    assert lines[7].startswith("Protocol: split LS valid_and_test; mask seen True")
+
+
+def test_a_grid_of_a_cold_start_has_a_second_table_for_unseen_items() -> None:
+    one = grid(base=[0.2, 0.4], better=[0.3, 0.5], blind=[0.1, 0.1])
+    for run in one["runs"]:
+        found = {metric: value / 10 for metric, value in run["test"].items()}
+        run["cold_start"] = {"unseen": None if run["variant"] == "blind" else found}
+    lines = [" ".join(line.split()) for line in table([one]).splitlines()]
+    assert "base 0.3000 ± 0.1414 - 0.6000 ± 0.2828 - 2.5M" in lines
+    start = lines.index("unseen items NDCG@10 Δ HR@10 Δ params")
+    assert lines[start + 2] == "base 0.0300 ± 0.0141 - 0.0600 ± 0.0283 - 2.5M"
+    assert lines[start + 3] == "better 0.0400 ± 0.0141 +33.3% 0.0800 ± 0.0283 +33.3% 2.5M"
+    assert "that cannot rank them: blind." in " ".join(lines[start:])
+    assert "| unseen items | NDCG@10 |" in markdown(one)
+    assert "unseen" not in markdown(grid(base=[0.2]))
 
 
 def test_one_seed_has_no_deviation_and_a_baseline_of_nothing_no_difference() -> None:
     lines = table([grid(base=[0.0], other=[0.25])]).splitlines()
     assert lines[2].split() == ["base", "0.0000", "-", "0.0000", "-", "2.5M"]
     assert lines[3].split() == ["other", "0.2500", "-", "0.5000", "-", "2.5M"]
-    assert lines[4] == "One seed; Δ: difference from base."
+    assert lines[5] == "One seed; Δ: difference from base."
 
 
 def test_a_grid_with_other_metrics_shows_those_that_there_are() -> None:
@@ -215,7 +230,7 @@ def test_a_cold_start_has_a_table_of_its_own_within_80_columns() -> None:
     ]
     assert lines[start + 2].split() == ["AppendBlocks", *["0.0321"] * 3, "374", "934"]
     assert lines[start + 3].split() == ["SASRec", *["cannot"] * 3, "374", "934"]
-    assert "a model that cannot rank them: SASRec, GRU4Rec." in " ".join(lines)
-    assert "cold start unseen_test_items=0.05, epsilon=0.1" in " ".join(" ".join(lines).split())
+    assert "a model that cannot rank them: SASRec, GRU4Rec." in " ".join(text.split())
+    assert "cold start unseen_test_items=0.05, epsilon=0.1" in " ".join(text.split())
     assert "unseen" not in table([result("SASRec")])
     assert "cannot rank" not in table([cold("AppendBlocks", found)])

@@ -17,8 +17,8 @@ from transformers import DynamicCache
 from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
 
 PIECE_SIZE = 512
-# Rows of logits held at once: a vocabulary of text is wide.
-LOGIT_ROWS = 4096
+# Scores of tokens held at once, in elements.
+LOGITS = 2**26
 
 
 class Piece(NamedTuple):
@@ -213,15 +213,21 @@ def _log_probs(
 ) -> Tensor:
     """Log-probability of ``columns`` (E,) at the positions ``parents`` (E,) of (B, P, d) states.
 
+    Args:
+        parents: ascending.
+
     Returns:
         (B, E), float32.
     """
-    found = torch.empty(len(states), len(parents), device=states.device)
-    used, edge_of = torch.unique(parents, return_inverse=True)
-    step = max(1, LOGIT_ROWS // len(states))
-    for start in range(0, len(used), step):
-        here = (edge_of >= start) & (edge_of < start + step)
-        scores = logits(states[:, used[start : start + step]].flatten(0, 1)).float()
-        log_probs = scores.log_softmax(-1).unflatten(0, (len(states), -1))
-        found[:, here] = log_probs[:, edge_of[here] - start, columns[here]]
-    return found
+    width = logits(states[0, :1]).shape[-1]
+    step = max(1, LOGITS // (width * len(states)))
+    found = []
+    for start in range(0, states.shape[1], step):
+        ends = parents.new_tensor([start, start + step])
+        begin, end = torch.searchsorted(parents, ends).tolist()
+        if begin < end:
+            scores = logits(states[:, start : start + step].flatten(0, 1)).float()
+            scores = scores.unflatten(0, (len(states), -1))
+            at = parents[begin:end] - start
+            found.append(scores[:, at, columns[begin:end]] - scores.logsumexp(-1)[:, at])
+    return torch.cat(found, dim=1)

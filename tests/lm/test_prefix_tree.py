@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm import IdiomoeForCausalLM, prefix_tree
 from recbole_idiomoe.lm.prefix_tree import PrefixTree, rank_leaves
 from tests.lm.decoders import FAMILIES, ITEMS, VOCAB, decoder, mixed_batch
 
@@ -77,6 +77,15 @@ def test_the_probabilities_of_a_complete_tree_add_up_to_one() -> None:
         lm, tree, histories, histories >= VOCAB, torch.tensor([6, 3]), lm.item_logits, VOCAB
     )
     torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_scores_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, histories = model("qwen2"), mixed_batch(2, 6)
+    tree = PrefixTree(arrays(TITLES))
+    asked = (lm, tree, histories, histories >= VOCAB, torch.tensor([6, 3]), lm.text_logits)
+    whole = rank_leaves(*asked)
+    monkeypatch.setattr(prefix_tree, "LOGITS", 3 * 2 * VOCAB)
+    torch.testing.assert_close(rank_leaves(*asked), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_shared_is_computed_once() -> None:
