@@ -21,7 +21,7 @@ from recbole_idiomoe.data.catalog import Catalog, text_fields
 from recbole_idiomoe.data.template import Template, clean
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.lm import load_backbone
+from recbole_idiomoe.lm import ItemTable, load_backbone
 from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.vocabulary import append_item_tokens
@@ -44,12 +44,14 @@ def place_unseen_items(model: CatalogLM, seed: int) -> None:
     Raises:
         DataError: too few items to learn from.
     """
-    unseen = np.array(model.catalog.untrained, dtype=np.int64)
+    catalog = model.catalog
+    unseen = torch.tensor(catalog.untrained, dtype=torch.int64)
     if not len(unseen):
         return
-    rows, directions = _rows(model, model.catalog, unseen, seed)
-    _tell_unread(model.catalog, unseen, directions)
-    model.lm.item_table.place(torch.from_numpy(unseen), rows, directions)
+    directions = _directions(model, catalog, seed)
+    _tell_unread(catalog, unseen, directions)
+    table = model.lm.item_table
+    table.place(unseen, *parts_from_text(table, directions, catalog.untrained, unseen))
 
 
 def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -> None:
@@ -67,55 +69,62 @@ def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -
     catalog = _extended(before, items, model.settings)
     if catalog.item_num == before.item_num:
         return
-    added = np.arange(before.item_num, catalog.item_num)
-    rows, directions = _rows(model, catalog, added, seed)
+    added = torch.arange(before.item_num, catalog.item_num)
+    directions = _directions(model, catalog, seed)
     _tell_unread(catalog, added, directions, model.settings.text_encoder)
-    model.lm.item_table.grow(catalog.item_num)
-    model.lm.item_table.place(torch.from_numpy(added), rows, directions)
+    table = model.lm.item_table
+    parts = parts_from_text(table, directions, catalog.untrained, added)
+    table.grow(catalog.item_num)
+    table.place(added, *parts)
     model.lm.config.item_num = catalog.item_num
-    append_item_tokens(model.tokenizer, [catalog.item_ids[row] for row in added])
+    append_item_tokens(model.tokenizer, catalog.item_ids[before.item_num :])
     model.set_catalog(catalog)
 
 
-def rows_from_text(directions: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rows that the text vectors ``wanted`` (m, k) suggest, shape ``(m, w)``.
+@torch.no_grad()
+def parts_from_text(
+    table: ItemTable, directions: torch.Tensor, untrained: Sequence[int], wanted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :meth:`ItemTable.place` wants of the items ``wanted`` (m,): rows, and text vectors.
 
-    The penalty is the one with the least leave-one-out error. What a regression predicts lies
-    nearer to the mean than what it learnt from, and a short row is never ranked first; so
-    predictions are brought as far from the mean as the trained rows are, by one factor that
-    these alone decide.
+    The ridge penalty is the one with the least leave-one-out error. What a regression predicts
+    lies nearer to the mean than what it learnt from, and an item near the mean is never ranked
+    first; so items are brought as far from the mean as trained ones are, by one factor that
+    the trained ones decide.
 
     Args:
-        directions: (n, k), text vectors of items that were trained on, ``n >= 2``.
-        rows: (n, w), what they have become in training.
+        directions: (n, k), the items' text as :func:`text_directions` gives it, zero where there
+            is none; n may exceed the table's items.
+        untrained: items that nothing is learnt from.
+
+    Raises:
+        DataError: fewer than two items to learn from.
     """
-    known, learnt = directions.astype(np.float64), rows.astype(np.float64)
-    regression = RidgeCV(ALPHAS).fit(known, learnt)
-    mean = learnt.mean(axis=0)
-    # Each item's row as it would be predicted had it not been trained on.
-    apart = cross_val_predict(Ridge(regression.alpha_), known, learnt, cv=min(5, len(known)))
-    shrunk = np.linalg.norm(apart - mean, axis=1).mean()
-    factor = np.linalg.norm(learnt - mean, axis=1).mean() / shrunk if shrunk else 1.0
-    found = mean + factor * (regression.predict(wanted.astype(np.float64)) - mean)
-    return found.astype(np.float32)
-
-
-def _rows(
-    model: CatalogLM, catalog: Catalog, wanted: np.ndarray, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and text directions of items of ``catalog``, the model's own or what it grows to."""
-    directions = _directions(model, catalog, seed)
     trained = directions.any(dim=1)
-    trained[catalog.untrained] = False
+    trained[list(untrained)] = False
     if trained.sum() < 2:
         raise DataError(
             "too little text to learn from: 2 items that were trained on and read differently are "
             "the least; name more columns in item_text_fields, and train again."
         )
-    table = model.lm.item_table
-    learnt = table.rows.detach().float().cpu()[trained[: table.item_num]]
-    rows = rows_from_text(directions[trained].numpy(), learnt.numpy(), directions[wanted].numpy())
-    return torch.from_numpy(rows), directions[wanted]
+    learnt = table.rows.detach().cpu().double()[trained[: table.item_num]]
+    text, new_text = directions[trained].double(), directions[wanted].double()
+    regression = RidgeCV(ALPHAS).fit(text.numpy(), learnt.numpy())
+    # Each item's row as it would be predicted had it not been trained on.
+    folds = min(5, len(text))
+    again = cross_val_predict(Ridge(regression.alpha_), text.numpy(), learnt.numpy(), cv=folds)
+
+    vectors = table.compose(learnt, text)
+    mean = vectors.mean(dim=0)
+    shrunk = (table.compose(torch.from_numpy(again), text) - mean).norm(dim=1).mean()
+    factor = (vectors - mean).norm(dim=1).mean() / shrunk if shrunk else 1.0
+
+    def away(new: torch.Tensor, trained_parts: torch.Tensor) -> torch.Tensor:
+        middle = trained_parts.mean(dim=0)
+        return (middle + factor * (new - middle)).float()
+
+    rows = torch.from_numpy(regression.predict(new_text.numpy()))
+    return away(rows, learnt), away(new_text, text)
 
 
 def _directions(model: CatalogLM, catalog: Catalog, seed: int) -> torch.Tensor:
@@ -153,14 +162,14 @@ def _directions(model: CatalogLM, catalog: Catalog, seed: int) -> torch.Tensor:
 
 
 def _tell_unread(
-    catalog: Catalog, items: np.ndarray, directions: torch.Tensor, encoder: str = ""
+    catalog: Catalog, items: torch.Tensor, directions: torch.Tensor, encoder: str = ""
 ) -> None:
     """Name the items whose text says nothing: an average row is all that they can get.
 
     Raises:
         SettingError: ``encoder`` is a file of vectors, which can be mended.
     """
-    unread = [catalog.item_ids[row] for row in items[~directions.any(dim=1).numpy()]]
+    unread = [catalog.item_ids[row] for row in items[~directions[items].any(dim=1)].tolist()]
     if not unread:
         return
     named = ", ".join(map(repr, unread[:5])) + (" ..." if len(unread) > 5 else "")
