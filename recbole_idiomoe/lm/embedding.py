@@ -114,13 +114,17 @@ class ItemTable(nn.Module):
         self.rows = nn.Parameter(torch.cat((self.rows.detach(), added)), requires_grad=trains)
         self.item_num = item_num
 
-    @torch.no_grad()
-    def place(self, items: Tensor, rows: Tensor, directions: Tensor) -> None:
-        """Give items (n,) the ``rows`` (n, w) of W_l, and what else their text decides.
+    def compose(self, rows: Tensor, text: Tensor) -> Tensor:
+        """Vectors (n, d) that items would have with ``rows`` (n, w) and ``text`` (n, k).
 
         Args:
-            directions: (n, k), of their text, as :func:`text_directions` gives them.
+            text: vectors as :func:`text_directions` gives them; a table of rows does without.
         """
+        return rows if self.up is None else rows @ self.up.to(rows)
+
+    @torch.no_grad()
+    def place(self, items: Tensor, rows: Tensor, text: Tensor) -> None:
+        """Give items (n,) their parts, as :meth:`compose` takes them."""
         self.rows[items] = rows.to(self.rows)
 
     def _element_std(self) -> float:

@@ -16,7 +16,8 @@ from transformers import DynamicCache
 
 from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
 
-PIECE_SIZE = 512
+# Every node attends to its whole piece, although it sees its own path alone.
+PIECE_SIZE = 128
 # Scores of tokens held at once, in elements.
 LOGITS = 2**26
 
@@ -129,6 +130,8 @@ def rank_leaves(
         (B, items), float32.
     """
     batch, device = len(input_ids), input_ids.device
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else lm.dtype
     prefix = _Prefix()
     states = lm.hidden_states(
         input_ids, token_types, past_key_values=prefix, use_cache=True
@@ -146,10 +149,10 @@ def rank_leaves(
         on_path = tree.sees(piece.nodes).expand(batch, -1, -1)
         seen = torch.cat((in_history.unsqueeze(1).expand(-1, size, -1), on_path), dim=-1)
         # Added to the scores: eager attention knows no other kind, and SDPA takes it too.
-        mask = torch.zeros(seen.shape, dtype=lm.dtype, device=device)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         states = lm.hidden_states(
             tree.tokens[piece.nodes].expand(batch, -1),
-            attention_mask=mask.masked_fill_(~seen, torch.finfo(lm.dtype).min).unsqueeze(1),
+            attention_mask=mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1),
             position_ids=lengths.unsqueeze(1) + tree.depths[piece.nodes],
             past_key_values=prefix,
         ).last_hidden_state

@@ -59,10 +59,13 @@ class TextAttributeTable(ItemTable):
         self.text = torch.cat((self.text, added))
         super().grow(item_num)
 
+    def compose(self, rows: Tensor, text: Tensor) -> Tensor:
+        return super().compose(rows, text) + text @ self.projection.to(text)
+
     @torch.no_grad()
-    def place(self, items: Tensor, rows: Tensor, directions: Tensor) -> None:
-        super().place(items, rows, directions)
-        self.text[items] = directions.to(self.text)
+    def place(self, items: Tensor, rows: Tensor, text: Tensor) -> None:
+        super().place(items, rows, text)
+        self.text[items] = text.to(self.text)
 
     @torch.no_grad()
     def load_text(self, vectors: np.ndarray | Tensor) -> None:

@@ -24,7 +24,7 @@ from recbole_idiomoe.data.semantic_ids import SemanticIds
 from recbole_idiomoe.data.template import Template, clean
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.lm import load_backbone
+from recbole_idiomoe.lm import ItemTable, load_backbone
 from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.vocabulary import append_item_tokens, item_tokens
@@ -47,12 +47,14 @@ def place_unseen_items(model: CatalogLM, seed: int) -> None:
     Raises:
         DataError: too few items to learn from.
     """
-    unseen = np.array(model.catalog.untrained, dtype=np.int64)
+    catalog = model.catalog
+    unseen = torch.tensor(catalog.untrained, dtype=torch.int64)
     if not len(unseen) or model.settings.item_tokens != "atomic":
         return
-    rows, directions = _rows(model, model.catalog, unseen, seed)
-    _tell_unread(model.catalog, unseen, directions)
-    model.lm.item_table.place(torch.from_numpy(unseen), rows, directions)
+    directions = _directions(model, catalog, seed)
+    _tell_unread(catalog, unseen, directions)
+    table = model.lm.item_table
+    table.place(unseen, *parts_from_text(table, directions, catalog.untrained, unseen))
 
 
 def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -> None:
@@ -73,7 +75,7 @@ def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -
     catalog = _extended(before, items, model.settings)
     if catalog.item_num == before.item_num:
         return
-    added = np.arange(before.item_num, catalog.item_num)
+    added = torch.arange(before.item_num, catalog.item_num)
     offset = model.lm.config.item_token_offset
     match model.settings.item_tokens:
         case "semantic":
@@ -86,69 +88,76 @@ def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -
     model.set_catalog(catalog, codes)
 
 
-def rows_from_text(directions: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rows that the text vectors ``wanted`` (m, k) suggest, shape ``(m, w)``.
+@torch.no_grad()
+def parts_from_text(
+    table: ItemTable, directions: torch.Tensor, untrained: Sequence[int], wanted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :meth:`ItemTable.place` wants of the items ``wanted`` (m,): rows, and text vectors.
 
-    The penalty is the one with the least leave-one-out error. What a regression predicts lies
-    nearer to the mean than what it learnt from, and a short row is never ranked first; so
-    predictions are brought as far from the mean as the trained rows are, by one factor that
-    these alone decide.
+    The ridge penalty is the one with the least leave-one-out error. What a regression predicts
+    lies nearer to the mean than what it learnt from, and an item near the mean is never ranked
+    first; so items are brought as far from the mean as trained ones are, by one factor that
+    the trained ones decide.
 
     Args:
-        directions: (n, k), text vectors of items that were trained on, ``n >= 2``.
-        rows: (n, w), what they have become in training.
+        directions: (n, k), the items' text as :func:`text_directions` gives it, zero where there
+            is none; n may exceed the table's items.
+        untrained: items that nothing is learnt from.
+
+    Raises:
+        DataError: fewer than two items to learn from.
     """
-    known, learnt = directions.astype(np.float64), rows.astype(np.float64)
-    regression = RidgeCV(ALPHAS).fit(known, learnt)
-    mean = learnt.mean(axis=0)
-    # Each item's row as it would be predicted had it not been trained on.
-    apart = cross_val_predict(Ridge(regression.alpha_), known, learnt, cv=min(5, len(known)))
-    shrunk = np.linalg.norm(apart - mean, axis=1).mean()
-    factor = np.linalg.norm(learnt - mean, axis=1).mean() / shrunk if shrunk else 1.0
-    found = mean + factor * (regression.predict(wanted.astype(np.float64)) - mean)
-    return found.astype(np.float32)
-
-
-def _add_rows(model: CatalogLM, catalog: Catalog, added: np.ndarray, seed: int) -> None:
-    """Rows and tokens for the items ``added``."""
-    rows, directions = _rows(model, catalog, added, seed)
-    _tell_unread(catalog, added, directions, model.settings.text_encoder)
-    model.lm.item_table.grow(catalog.item_num)
-    model.lm.item_table.place(torch.from_numpy(added), rows, directions)
-    model.lm.config.item_num = catalog.item_num
-    append_item_tokens(model.tokenizer, item_tokens(catalog.item_ids)[added[0] :])
-
-
-def _longer_ids(model: CatalogLM, catalog: Catalog, added: np.ndarray, seed: int) -> SemanticIds:
-    """Semantic IDs with those of the items ``added``."""
-    ids = model.item_codes.semantic_ids
-    assert ids is not None
-    vectors = _vectors(model, catalog, seed)
-    _tell_unread(catalog, added, torch.from_numpy(vectors[added]), model.settings.text_encoder)
-    known = np.arange(1, ids.item_num)
-    if vectors.shape[1] != len(ids.mean) or (
-        (ids.encode(vectors[known]) != ids.codes[known]).any(axis=1).mean() > 0.001
-    ):
-        raise _other_vectors(model)
-    return ids.with_items(vectors[added])
-
-
-def _rows(
-    model: CatalogLM, catalog: Catalog, wanted: np.ndarray, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and text directions of items of ``catalog``, the model's own or what it grows to."""
-    directions = _directions(model, catalog, seed)
     trained = directions.any(dim=1)
-    trained[catalog.untrained] = False
+    trained[list(untrained)] = False
     if trained.sum() < 2:
         raise DataError(
             "too little text to learn from: 2 items that were trained on and read differently are "
             "the least; name more columns in item_text_fields, and train again."
         )
+    learnt = table.rows.detach().cpu().double()[trained[: table.item_num]]
+    text, new_text = directions[trained].double(), directions[wanted].double()
+    regression = RidgeCV(ALPHAS).fit(text.numpy(), learnt.numpy())
+    # Each item's row as it would be predicted had it not been trained on.
+    folds = min(5, len(text))
+    again = cross_val_predict(Ridge(regression.alpha_), text.numpy(), learnt.numpy(), cv=folds)
+
+    vectors = table.compose(learnt, text)
+    mean = vectors.mean(dim=0)
+    shrunk = (table.compose(torch.from_numpy(again), text) - mean).norm(dim=1).mean()
+    factor = (vectors - mean).norm(dim=1).mean() / shrunk if shrunk else 1.0
+
+    def away(new: torch.Tensor, trained_parts: torch.Tensor) -> torch.Tensor:
+        middle = trained_parts.mean(dim=0)
+        return (middle + factor * (new - middle)).float()
+
+    rows = torch.from_numpy(regression.predict(new_text.numpy()))
+    return away(rows, learnt), away(new_text, text)
+
+
+def _add_rows(model: CatalogLM, catalog: Catalog, added: torch.Tensor, seed: int) -> None:
+    """Rows and tokens for the items ``added``."""
+    directions = _directions(model, catalog, seed)
+    _tell_unread(catalog, added, directions, model.settings.text_encoder)
     table = model.lm.item_table
-    learnt = table.rows.detach().float().cpu()[trained[: table.item_num]]
-    rows = rows_from_text(directions[trained].numpy(), learnt.numpy(), directions[wanted].numpy())
-    return torch.from_numpy(rows), directions[wanted]
+    parts = parts_from_text(table, directions, catalog.untrained, added)
+    table.grow(catalog.item_num)
+    table.place(added, *parts)
+    model.lm.config.item_num = catalog.item_num
+    append_item_tokens(model.tokenizer, item_tokens(catalog.item_ids)[int(added[0]) :])
+
+
+def _longer_ids(model: CatalogLM, catalog: Catalog, added: torch.Tensor, seed: int) -> SemanticIds:
+    """Semantic IDs with those of the items ``added``."""
+    ids = model.item_codes.semantic_ids
+    assert ids is not None
+    vectors = _vectors(model, catalog, seed)
+    _tell_unread(catalog, added, torch.from_numpy(vectors), model.settings.text_encoder)
+    known = np.arange(1, ids.item_num)
+    if vectors.shape[1] != len(ids.mean) or (
+        (ids.encode(vectors[known]) != ids.codes[known]).any(axis=1).mean() > 0.001
+    ):
+        raise _other_vectors(model)
+    return ids.with_items(vectors[added.numpy()])
 
 
 def _vectors(model: CatalogLM, catalog: Catalog, seed: int) -> np.ndarray:
@@ -195,14 +204,14 @@ def _other_vectors(model: CatalogLM) -> CheckpointError:
 
 
 def _tell_unread(
-    catalog: Catalog, items: np.ndarray, directions: torch.Tensor, encoder: str = ""
+    catalog: Catalog, items: torch.Tensor, directions: torch.Tensor, encoder: str = ""
 ) -> None:
     """Name the items whose text says nothing: an average row is all that they can get.
 
     Raises:
         SettingError: ``encoder`` is a file of vectors, which can be mended.
     """
-    unread = [catalog.item_ids[row] for row in items[~directions.any(dim=1).numpy()]]
+    unread = [catalog.item_ids[row] for row in items[~directions[items].any(dim=1)].tolist()]
     if not unread:
         return
     named = ", ".join(map(repr, unread[:5])) + (" ..." if len(unread) > 5 else "")

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from recbole_idiomoe import load, quick_start
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
-from recbole_idiomoe.lm.vocabulary import item_token
-from recbole_idiomoe.model.new_items import place_unseen_items, rows_from_text
+from recbole_idiomoe.lm import ItemTable, item_token
+from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.model.new_items import parts_from_text, place_unseen_items
 from recbole_idiomoe.recommend import Recommender
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY
@@ -351,28 +353,49 @@ def test_what_was_not_trained_on_cannot_be_altered(tmp_path: Path) -> None:
         Catalog.load(tmp_path)
 
 
-def test_a_linear_relation_is_learnt() -> None:
-    rng = np.random.default_rng(0)
-    text, wanted = rng.normal(size=(200, 6)), rng.normal(size=(5, 6))
-    relation, bias = rng.normal(size=(6, 3)), np.array([3.0, -2.0, 1.0])
-    found = rows_from_text(text, text @ relation + bias, wanted)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted @ relation + bias, atol=1e-2)
+TEXT = torch.randn(900, 6, generator=torch.Generator().manual_seed(0))
+RELATION = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+UNTRAINED = list(range(600, 900))
 
 
-def test_predicted_rows_are_as_far_from_the_mean_as_trained_ones() -> None:
+def test_a_linear_relation_is_learnt_from_what_was_trained() -> None:
+    table = ItemTable(900, 8)
+    table.rows.data = TEXT @ RELATION + 4
+    wanted = table.rows[UNTRAINED].clone()
+    table.rows.data[UNTRAINED] = 1e6
+    rows, text = parts_from_text(table, TEXT, UNTRAINED, torch.tensor(UNTRAINED))
+    torch.testing.assert_close(rows, wanted, atol=0.05, rtol=0)
+    torch.testing.assert_close(text, TEXT[UNTRAINED], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["rows", "factorised", "text added"])
+def test_new_items_are_as_far_from_the_mean_as_trained_ones(kind: str) -> None:
     """Least squares alone would leave them nearer to it, and they would rank too low."""
-    rng = np.random.default_rng(0)
-    text, relation, bias = rng.normal(size=(900, 6)), rng.normal(size=(6, 8)), 4.0
-    rows = text @ relation + bias + 3 * rng.normal(size=(900, 8))
-    found = rows_from_text(text[:400], rows[:400], text[400:])
-    spread, wanted = (np.linalg.norm(r - bias, axis=1).mean() for r in (found, rows[400:]))
-    assert spread == pytest.approx(wanted, rel=0.1)
-    fit = np.linalg.norm(text[400:] @ relation, axis=1).mean()
-    assert fit < 0.7 * spread
-    cosines = (found - bias) * (text[400:] @ relation)
-    lengths = np.linalg.norm(found - bias, axis=1) * np.linalg.norm(text[400:] @ relation, axis=1)
-    assert (cosines.sum(1) / lengths).mean() > 0.95
+    torch.manual_seed(0)
+    if kind == "text added":
+        table: ItemTable = TextAttributeTable(900, 8, text_size=6)
+        assert isinstance(table, TextAttributeTable)
+        table.text.copy_(TEXT)
+        table.projection.data = torch.randn(6, 8)
+    else:
+        table = ItemTable(
+            900, 12 if kind == "factorised" else 8, 8 if kind == "factorised" else None
+        )
+    table.rows.data = TEXT @ RELATION + 4 + 5 * torch.randn(900, 8)
+    before = table.weight().detach()
+    rows, text = parts_from_text(table, TEXT, UNTRAINED, torch.tensor(UNTRAINED))
+    table.place(torch.tensor(UNTRAINED), rows, text)
+    after = table.weight().detach()
+    assert torch.equal(after[:600], before[:600])
+    mean = before[:600].mean(0)
+    spread = (after[UNTRAINED] - mean).norm(dim=1).mean().item()
+    assert spread == pytest.approx((before[:600] - mean).norm(dim=1).mean().item(), rel=0.1)
+    # In the direction that text says, which alone would not reach as far.
+    said = TEXT[UNTRAINED] @ RELATION
+    said = said @ table.up if table.up is not None else said
+    said = said + TEXT[UNTRAINED] @ table.projection if kind == "text added" else said
+    assert F.cosine_similarity(after[UNTRAINED] - mean, said).mean() > 0.95
+    assert said.norm(dim=1).mean() < 0.8 * spread
 
 
 def test_too_few_items_to_learn_from(tmp_path: Path, folders: dict[str, Path]) -> None:
