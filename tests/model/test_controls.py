@@ -31,11 +31,9 @@ FEWER = TINY_IDIOMOE | {
 }
 
 
-@pytest.mark.parametrize("model", CONTROLS)
-def test_a_run_learns_and_its_folder_recommends(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = []
+def recorded_losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A list to which every epoch that is trained adds its loss."""
+    losses: list[float] = []
     train_epoch = IdiomoeTrainer._train_epoch
 
     def recorded(*args: Any, **options: Any) -> float:
@@ -43,6 +41,14 @@ def test_a_run_learns_and_its_folder_recommends(
         return losses[-1]
 
     monkeypatch.setattr(IdiomoeTrainer, "_train_epoch", recorded)
+    return losses
+
+
+@pytest.mark.parametrize("model", CONTROLS)
+def test_a_run_learns_and_its_folder_recommends(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = recorded_losses(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (result,) = quick_start.run(model, "ml-100k", settings=FEWER)
     assert (result["model"], len(losses)) == (model, 2) and losses[1] < losses[0] - 0.02

@@ -14,7 +14,6 @@ from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.lm import ItemTable
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings
-from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.model.test_catalog_lm import (
     CPU,
     HISTORIES,
@@ -24,7 +23,7 @@ from tests.model.test_catalog_lm import (
     make_histories,
     make_loader,
 )
-from tests.model.test_controls import FEWER
+from tests.model.test_controls import FEWER, recorded_losses
 
 SEMANTIC = {"item_tokens": "semantic", "semantic_levels": 2, "semantic_codebook_size": 3}
 SPELLINGS: dict[str, dict[str, Any]] = {
@@ -128,16 +127,9 @@ def test_semantic_ids_that_are_missing_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [{"use_text": False}, {"segment_order": "ID text"}])
 def test_a_run_with_semantic_ids_learns_and_its_folder_recommends(
-    text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = []
-    train_epoch = IdiomoeTrainer._train_epoch
-
-    def recorded(*args: Any, **options: Any) -> float:
-        losses.append(train_epoch(*args, **options))
-        return losses[-1]
-
-    monkeypatch.setattr(IdiomoeTrainer, "_train_epoch", recorded)
+    losses = recorded_losses(monkeypatch)
     settings = FEWER | {"item_tokens": "semantic", "semantic_codebook_size": 16} | text
     (result,) = quick_start.run("IDIOMoE", "ml-100k", settings=settings)
     assert losses[1] < losses[0] - 0.02
