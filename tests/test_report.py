@@ -13,6 +13,8 @@ from recbole_idiomoe.report import check_writable, joined, main, markdown, table
 METRICS = ["hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10"]
 PROTOCOL = {"split": "LS valid_and_test", "mask_seen": True, "filters": {"rm_dup_inter": None}}
 
+RESULTS = Path(__file__).parent.parent / "results"
+
 
 def result(model: str, dataset: str = "ml-100k", **changes: Any) -> dict[str, Any]:
     return {
@@ -185,11 +187,20 @@ def test_grids_that_ran_in_different_places_are_joined_under_one_protocol() -> N
 
 
 def test_the_measured_tables_are_those_of_their_files() -> None:
-    folder = Path(__file__).parent.parent / "results"
-    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
     for names in (["backbone-amazon-toys"], ["backbone-ml-100k-SASRec", "backbone-ml-100k"]):
-        grids = [json.loads((folder / f"{name}.json").read_text()) for name in names]
+        grids = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
         assert markdown(joined(grids)).split("\n\n")[0] + "\n\n" in text
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RESULTS / "ablations").glob("*.json")), ids=lambda path: path.stem
+)
+def test_the_measured_ablations_are_those_of_their_files(path: Path) -> None:
+    text = (path.parent / "README.md").read_text(encoding="utf-8")
+    grid = json.loads(path.read_text(encoding="utf-8"))
+    tables = [block for block in markdown(grid).split("\n\n") if block.startswith("|")]
+    assert tables and all(table + "\n\n" in text for table in tables)
 
 
 def test_the_report_command_prints_files_again(
