@@ -178,7 +178,7 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
             for process in [process for process in running if process.poll() is not None]:
                 cell = running.pop(process)
                 folder, log = scratch / cell.key, logs / f"{cell.key}.log"
-                yield cell, _outcome(process.returncode, folder / _RESULT, log)
+                yield cell, _outcome(process.returncode, folder / RESULT, log)
                 shutil.rmtree(folder)
     finally:
         for process in running:
@@ -187,7 +187,8 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
             process.wait()
 
 
-_SETTINGS, _RESULT = "settings.json", "result.json"
+SETTINGS, RESULT = "settings.json", "result.json"
+"""What a run in a process of its own reads and writes in its folder."""
 
 
 def visible_gpus() -> list[str]:
@@ -198,17 +199,17 @@ def visible_gpus() -> list[str]:
 
 
 def _start(cell: Cell, jobs: int, gpu: str, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start this module's ``main`` on ``cell``, on one GPU, with its share of the cores."""
+    """Start :mod:`recbole_idiomoe.grid_cell` on ``cell``: one GPU, a share of the cores."""
     settings = {**cell.settings, "checkpoint_dir": str(folder), "show_progress": False}
     content = {"model": cell.model, "dataset": cell.dataset, "settings": settings}
-    write_text(folder / _SETTINGS, json.dumps(content))
+    write_text(folder / SETTINGS, json.dumps(content))
     ours = str(Path(__file__).parent.parent)  # where the package was found, installed or not
     path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     threads = str(max(1, torch.get_num_threads() // jobs))
     chosen = {} if "gpu_id" in cell.settings else {"CUDA_VISIBLE_DEVICES": gpu}
     with open(log, "wb") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "recbole_idiomoe.grid_runs", str(folder)],
+            [sys.executable, "-m", "recbole_idiomoe.grid_cell", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -225,20 +226,3 @@ def _outcome(code: int, result: Path, log: Path) -> dict[str, Any] | _Failure:
         return _Failure(f"ended by signal {-code}")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return _Failure(lines[-1] if lines else f"ended with exit code {code}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cell in a folder, which a grid has started this process for."""
-    from recbole_idiomoe.quick_start import run
-
-    (name,) = sys.argv[1:] if arguments is None else arguments
-    try:
-        run(config_files=[Path(name) / _SETTINGS], result_file=Path(name) / _RESULT)
-    except IdiomoeError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
