@@ -47,18 +47,21 @@ class Cell:
     dataset: str
     settings: dict[str, Any]
     """Complete, as :meth:`RunConfig.complete_settings` gives them."""
+    files: tuple[tuple[str, int, int], ...] = ()
+    """Name, size and time of change of what it reads, where that is the user's own."""
 
     def __str__(self) -> str:
         return f"{self.variant} on {self.dataset}, seed {self.settings['seed']}"
 
     @cached_property
     def key(self) -> str:
-        """A file's name for the run: another model, setting or version of a package, another name.
+        """A file's name for the run: another model, setting, file or version, another name.
 
         The row's name is not in it. Nor is what has no effect on a result.
         """
         effective = {k: v for k, v in self.settings.items() if k not in _WITHOUT_EFFECT}
-        identity = json.dumps([self.model, self.dataset, effective, versions()], sort_keys=True)
+        read = [self.model, self.dataset, effective, versions(), self.files]
+        identity = json.dumps(read, sort_keys=True)
         name = f"{self.model}-{self.dataset}-{self.settings['seed']}"
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         return re.sub(r"[^\w.-]", "_", f"{name}-{digest}")
@@ -140,9 +143,9 @@ def cells_of(
         expected = protocol(configs[grid.baseline], 0)
         for name, config in configs.items():
             check_same_protocol(name, protocol(config, 0), grid.baseline, expected)
-            complete = config.complete_settings()
+            complete, seed, files = config.complete_settings(), config["seed"], _files(config)
             cells += [
-                Cell(name, config["model"], dataset, {**complete, "seed": config["seed"] + n})
+                Cell(name, config["model"], dataset, complete | {"seed": seed + n}, files)
                 for n in range(grid.seeds)
             ]
     return cells
@@ -204,6 +207,15 @@ def check_same_protocol(
             f"row {row!r} has another protocol than {other!r} ({', '.join(differing)}): their "
             "numbers do not compare; give such settings to all rows."
         )
+
+
+def _files(config: RunConfig) -> tuple[tuple[str, int, int], ...]:
+    """The data set's and the text encoder's own files, as :attr:`Cell.files` has them."""
+    paths = sorted((config.data_root / config["dataset_label"]).glob("*"))
+    if str(config["text_encoder"]).endswith(".npz"):
+        paths.append(Path(config["text_encoder"]))
+    found = [(path.name, path.stat()) for path in paths if path.is_file()]
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
 @contextmanager

@@ -144,7 +144,8 @@ class Recommender:
         """Put new items into the catalogue, from now on recommended and known in histories.
 
         An item's place among the others follows from its text, as learnt from those that the
-        model was trained on. Scores of the others do not change. :meth:`save` keeps the result.
+        model was trained on. Scores of the others do not change, but of an item that shares its
+        semantic ID with a new one. :meth:`save` keeps the result.
 
         Args:
             items: of each its ``item_id`` and its text, by the roles of the setting

@@ -327,11 +327,13 @@ class Settings:
         """What does not go with items of several tokens."""
         if self.attention != "causal":
             raise SettingError(
-                f"attention={self.attention!r} goes with item_tokens: atomic alone; leave it out."
+                f"item_tokens={self.item_tokens!r} does not go with attention={self.attention!r}; "
+                "leave one of them out, or take a model without."
             )
         if self.item_text_added:
             raise SettingError(
-                "item_text_added=True goes with item_tokens: atomic alone; leave it out."
+                f"item_tokens={self.item_tokens!r} does not go with item_text_added=True; leave "
+                "one of them out, or take another model than TextAttrLLM."
             )
         if self.item_tokens == "title" and self.use_text:
             raise SettingError(

@@ -77,7 +77,7 @@ class HistoryDataset(SequentialDataset):
         rows.update(Interaction({self.item_id_list_field: torch.from_numpy(histories)}))
         return rows
 
-    def training_windows(self, max_items: int) -> list[np.ndarray]:
+    def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> list[np.ndarray]:
         """This split's interactions as windows of items, every target in exactly one.
 
         A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets; the
@@ -86,6 +86,8 @@ class HistoryDataset(SequentialDataset):
 
         Args:
             max_items: most inputs in a window.
+            lengths: (item_num,), tokens of each item.
+            room: most tokens of the inputs of a window; one item fits in any case.
 
         Returns:
             Arrays of at least two and at most ``max_items + 1`` item rows.
@@ -98,6 +100,10 @@ class HistoryDataset(SequentialDataset):
         windows = []
         for begin, stop in zip(starts_user, np.r_[starts_user[1:], len(ends)], strict=True):
             first, last = ends[begin] - 1, ends[stop - 1]
-            for end in range(last, first, -max_items):
-                windows.append(self.history_items[max(end - max_items, first) : end + 1])
+            while last > first:
+                inputs = self.history_items[max(last - max_items, first) : last]
+                newest_first = np.cumsum(lengths[inputs][::-1])
+                count = max(1, int(np.searchsorted(newest_first, room, side="right")))
+                windows.append(self.history_items[last - count : last + 1])
+                last -= count
         return windows

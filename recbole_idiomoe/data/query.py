@@ -34,7 +34,7 @@ def item_queries(dataset: Dataset, settings: Settings) -> list[list[str]]:
             "is none; name its columns in item_text_fields, or set query_share to 0."
         )
     given = settings.query_templates or [f"{{{role}}}" for role in fields]
-    templates = [Template(template, list(fields)) for template in given]
+    templates = [Template(template, list(fields), "query_templates") for template in given]
     rows = zip(*fields.values(), strict=True)
     return [
         list(dict.fromkeys(query for t in templates for query in _fill(t, list(fields), row)))

@@ -75,29 +75,28 @@ class SequenceBuilder:
         self._texts = [np.asarray(text, dtype=np.int64) for text in item_texts]
         self._codes = [np.asarray(code, dtype=np.int64) for code in item_codes]
         self._text_lengths = np.array([len(text) for text in self._texts])
-        self._code_lengths = np.array([len(code) for code in self._codes])
-        # An item, and what its successor needs to be predicted whole.
-        self._least = 2 * int(self._code_lengths.max()) - 1
-        if max_tokens < self._least:
+        self.code_lengths = np.array([len(code) for code in self._codes])
+        longest = int(self.code_lengths.max())
+        # Whichever item comes next, all its tokens but the last follow what predicts them.
+        self._tail = longest - 1
+        if max_tokens < longest + self._tail:
             raise SettingError(
-                f"max_tokens={max_tokens} has no room for two items of up to "
-                f"{self._code_lengths.max()} tokens; give at least {self._least}."
+                f"max_tokens={max_tokens} has no room for two items of up to {longest} tokens; "
+                f"give at least {longest + self._tail}."
             )
-        room = max_tokens - self._least
-        self.instruction = np.asarray(instruction, dtype=np.int64)[:room]
+        self._most_beside = max_tokens - self._tail - longest
+        self.instruction = np.asarray(instruction, dtype=np.int64)[: self._most_beside]
 
     @property
-    def max_items(self) -> int:
-        """Items of a history that always fit, whatever their text and whichever comes next."""
-        longest = int(self._code_lengths.max())
-        return (self.max_tokens - len(self.instruction) + 1) // longest - 1
+    def room(self) -> int:
+        """Tokens for a history's items, without text or a query."""
+        return self.max_tokens - len(self.instruction) - self._tail
 
     def length(self, window: np.ndarray, with_text: bool = True) -> int:
         """Tokens that :meth:`build_training` would return without a query, not building them."""
-        tail = int(self._code_lengths[window[-1]]) - 1
-        items, text_lengths = self._fit(window[:-1], with_text, tail)
-        kept = self._code_lengths[items].sum() + text_lengths.sum()
-        return len(self.instruction) + int(kept) + tail
+        items, text_lengths = self._fit(window[:-1], with_text, self.room)
+        kept = self.code_lengths[items].sum() + text_lengths.sum()
+        return len(self.instruction) + int(kept + self.code_lengths[window[-1]]) - 1
 
     def build(
         self, items: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
@@ -106,9 +105,9 @@ class SequenceBuilder:
 
         What exceeds ``max_tokens`` goes in this order (section B.3: text first, then items):
         texts are shortened evenly, then dropped oldest first, then the oldest items go. A query
-        longer than what one item leaves is cut.
+        takes its tokens from them, then from the instruction; what one item leaves is its most.
         """
-        sequence, _ = self._assemble(items, with_text, self._cut(query), NOTHING)
+        sequence, _ = self._assemble(items, with_text, query, NOTHING)
         last = np.array([len(sequence.input_ids) - 1])
         return sequence._replace(predict_at=last)
 
@@ -121,13 +120,11 @@ class SequenceBuilder:
             window: item rows, oldest first, at least two.
             query: token ids of what the last item answers.
         """
-        query = self._cut(query)
-        last_code = self._codes[window[-1]]
-        sequence, ends = self._assemble(window[:-1], with_text, query, last_code[:-1])
-        targets = window[1:][len(window) - 1 - len(ends) :]
-        starts = ends.copy()
-        starts[-1] += len(query)
-        lengths = self._code_lengths[targets]
+        begun = self._codes[window[-1]][:-1]
+        sequence, starts = self._assemble(window[:-1], with_text, query, begun)
+        targets = window[len(window) - len(starts) :]
+        starts[-1] = len(sequence.input_ids) - len(begun) - 1  # behind the query
+        lengths = self.code_lengths[targets]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return sequence._replace(
             predict_at=np.repeat(starts, lengths) + within,
@@ -142,15 +139,18 @@ class SequenceBuilder:
         Args:
             begun: tokens of a further item, behind the query.
         """
-        items, text_lengths = self._fit(items, with_text, len(query) + len(begun))
-        pieces = [self.instruction]
+        query = query[: self._most_beside]
+        instruction = self.instruction[: self._most_beside - len(query)]
+        room = self.max_tokens - len(instruction) - len(query) - self._tail
+        items, text_lengths = self._fit(items, with_text, room)
+        pieces = [instruction]
         for item, length in zip(items, text_lengths, strict=True):
             text, code = self._texts[item][:length], self._codes[item]
             pieces += [code, text] if self.item_first else [text, code]
         input_ids = np.concatenate([*pieces, query, begun])
-        lengths = text_lengths + self._code_lengths[items]
+        lengths = text_lengths + self.code_lengths[items]
         numbers = np.r_[np.arange(len(items) + 1), 0, len(items) + 1]
-        parts = np.r_[len(self.instruction), lengths, len(query), len(begun)]
+        parts = np.r_[len(instruction), lengths, len(query), len(begun)]
         sequence = TokenSequence(
             input_ids,
             token_types=np.where(input_ids >= self.item_token_offset, ITEM, TEXT),
@@ -158,21 +158,15 @@ class SequenceBuilder:
             predict_at=NOTHING,
             targets=NOTHING,
         )
-        return sequence, len(self.instruction) + np.cumsum(lengths) - 1
+        return sequence, len(instruction) + np.cumsum(lengths) - 1
 
-    def _cut(self, query: np.ndarray) -> np.ndarray:
-        return query[: self.max_tokens - len(self.instruction) - self._least]
-
-    def _fit(
-        self, items: np.ndarray, with_text: bool, reserved: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The items that stay beside ``reserved`` tokens, and the tokens of each one's text."""
-        room = self.max_tokens - len(self.instruction) - reserved
-        newest_first = np.cumsum(self._code_lengths[items][::-1])[::-1]
+    def _fit(self, items: np.ndarray, with_text: bool, room: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items that stay in ``room`` tokens, and the tokens of each one's text."""
+        newest_first = np.cumsum(self.code_lengths[items][::-1])[::-1]
         items = items[newest_first <= room]
         if not with_text:
             return items, np.zeros(len(items), dtype=np.int64)
-        room -= int(self._code_lengths[items].sum())
+        room -= int(self.code_lengths[items].sum())
         lengths = self._text_lengths[items]
         if lengths.sum() <= room:
             return items, lengths

@@ -24,18 +24,18 @@ class Template:
         SettingError: the template is malformed, or names a role that is not in ``roles``.
     """
 
-    def __init__(self, template: str, roles: list[str]) -> None:
+    def __init__(self, template: str, roles: list[str], setting: str = "item_template") -> None:
         try:
             parsed = [(words, role) for words, role, _, _ in Formatter().parse(template)]
         except ValueError as error:
-            raise SettingError(f"item_template={template!r} cannot be read: {error}.") from error
+            raise SettingError(f"{setting}={template!r} cannot be read: {error}.") from error
         self.tail = "".join(words for words, role in parsed if role is None)
         self.clauses = [(words, role) for words, role in parsed if role is not None]
         unknown = [role for _, role in self.clauses if role not in roles]
         if unknown or not self.clauses:
             named = f"names {unknown[0]!r}" if unknown else "names no field"
             raise SettingError(
-                f"item_template={template!r} {named}; item_text_fields offers: {', '.join(roles)}."
+                f"{setting}={template!r} {named}; item_text_fields offers: {', '.join(roles)}."
             )
 
     def __call__(self, values: Mapping[str, str]) -> str:

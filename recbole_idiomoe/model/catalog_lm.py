@@ -38,6 +38,8 @@ from recbole_idiomoe.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+MAX_QUERY_TOKENS = 64
+
 # All but cuDNN's, which plans anew for every shape, and here every batch has its own length.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -79,10 +81,14 @@ class CatalogLM(nn.Module):
         self.set_catalog(catalog, item_codes)
 
     def set_catalog(self, catalog: Catalog, item_codes: ItemCodes) -> None:
-        """Speak of ``catalog``, whose tokens the language model and the tokenizer know."""
+        """Speak of ``catalog``, whose tokens the language model and the tokenizer know.
+
+        Raises:
+            SettingError: ``max_tokens`` has no room for two items; nothing is changed then.
+        """
+        self.builder = self._sequence_builder(catalog, item_codes)
         self.catalog = catalog
         self.item_codes = item_codes
-        self.builder = self._sequence_builder()
         self._tree: PrefixTree | None = None
         # Tokens that items share are trained on, whichever item they are held out with.
         rows = catalog.untrained if self.settings.item_tokens == "atomic" else []
@@ -207,12 +213,14 @@ class CatalogLM(nn.Module):
             scores[torch.tensor(group, device=device)] = self._batch_scores(batch)
         return scores
 
-    def encode_query(self, query: str, max_tokens: int | None = None) -> np.ndarray:
-        """Token ids of a query behind its prompt, at most ``max_tokens`` of its own."""
+    def encode_query(self, query: str) -> np.ndarray:
+        """Token ids of a query behind its prompt, at most 64 of its own."""
         prompt, words = encode_text(
             self.tokenizer, [self.settings.query_prompt or "", f" {query.strip()}"]
         )
-        return np.array([*prompt, *words[:max_tokens]], dtype=np.int64)
+        if len(words) > MAX_QUERY_TOKENS:
+            logger.warning("a query is read to its %dth token alone", MAX_QUERY_TOKENS)
+        return np.array([*prompt, *words[:MAX_QUERY_TOKENS]], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
         """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue.
@@ -253,6 +261,22 @@ class CatalogLM(nn.Module):
         offset = lm.config.item_token_offset
         item_codes = load_item_codes(folder, catalog, settings, tokenizer, offset)
         return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings)
+
+    def load_item_codes(self, folder: Path) -> None:
+        """Take over the codes of a run's folder.
+
+        Raises:
+            CheckpointError: they are missing, broken, of another catalogue, or of more or fewer
+                tokens than the model has.
+        """
+        offset = self.lm.config.item_token_offset
+        codes = load_item_codes(folder, self.catalog, self.settings, self.tokenizer, offset)
+        if len(codes.names) != self.lm.config.item_num:
+            raise CheckpointError(
+                f"{folder} was trained with semantic IDs that are no longer made from the items' "
+                "text here; restore its text_encoder, or the versions that its run.json names."
+            )
+        self.set_catalog(self.catalog, codes)
 
     def load_weights(self, folder: Path) -> None:
         """Take over the weights that :meth:`save` wrote for this very model."""
@@ -319,7 +343,7 @@ class CatalogLM(nn.Module):
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.lm.device.type, dtype=torch.bfloat16, enabled=self.uses_bf16)
 
-    def _sequence_builder(self) -> SequenceBuilder:
+    def _sequence_builder(self, catalog: Catalog, item_codes: ItemCodes) -> SequenceBuilder:
         settings, config = self.settings, self.lm.config.backbone_config
         max_tokens = settings.max_tokens
         context = getattr(config, "max_position_embeddings", None) or max_tokens
@@ -331,11 +355,11 @@ class CatalogLM(nn.Module):
             )
             max_tokens = context
         instruction, *texts = encode_text(
-            self.tokenizer, [settings.instruction or "", *self.catalog.texts]
+            self.tokenizer, [settings.instruction or "", *catalog.texts]
         )
         return SequenceBuilder(
             [text[: settings.max_item_text_tokens] for text in texts],
-            self.item_codes.codes,
+            item_codes.codes,
             self.lm.config.item_token_offset,
             instruction=instruction,
             item_first=settings.segment_order == "ID text",
@@ -359,4 +383,5 @@ def _wants_vectors(catalog: Catalog, settings: Settings) -> bool:
             raise DataError(
                 f"{name}: no item has text; name its columns in item_text_fields, or leave it out."
             )
-    return described and (settings.item_init == "text" or any(needed_by.values()))
+    from_text = settings.item_init == "text" and settings.item_tokens != "title"
+    return described and (from_text or any(needed_by.values()))

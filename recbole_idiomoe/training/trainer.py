@@ -77,6 +77,8 @@ class IdiomoeTrainer(Trainer):
             IdiomoeError: the loss is no longer a number.
         """
         self._prepare(train_data)
+        if saved and not self._resumed:
+            self.catalog_lm.item_codes.save(self.folder)
         self.eval_collector.data_collect(train_data)
         for epoch in range(self.start_epoch, self.epochs):
             start = time()
@@ -125,8 +127,16 @@ class IdiomoeTrainer(Trainer):
     def _prepare(self, train_data: Any) -> None:
         """The loader of token batches, and the schedule, which needs its length."""
         builder = self.catalog_lm.builder
-        max_items = min(self.config["MAX_ITEM_LIST_LENGTH"], builder.max_items)
-        windows = train_data._dataset.training_windows(max_items)
+        max_items = self.config["MAX_ITEM_LIST_LENGTH"]
+        windows = train_data._dataset.training_windows(
+            max_items, builder.code_lengths, builder.room
+        )
+        held = builder.room // np.median(builder.code_lengths[1:])
+        if held < max_items:
+            self.logger.warning(
+                f"max_tokens={builder.max_tokens} holds about {held:.0f} of a history's "
+                f"{max_items} items, without their text; raise it"
+            )
         if not windows:
             raise DataError(
                 f"{self.config['dataset']}: no user is left with two training interactions; "
@@ -164,9 +174,7 @@ class IdiomoeTrainer(Trainer):
         """One epoch; returns the mean loss of its steps."""
         self.model.train()
         text_share = self._text_share(epoch_idx)
-        warming_up = self.settings.use_text and text_share == 0
-        query_share = 0.0 if warming_up else self.settings.query_share
-        self.loader.set_epoch(epoch_idx, text_share, query_share)
+        self.loader.set_epoch(epoch_idx, text_share, self._query_share(epoch_idx))
         bar = tqdm(
             self.loader,
             total=len(self.loader),
@@ -195,16 +203,25 @@ class IdiomoeTrainer(Trainer):
         """Token ids of the queries that each item answers."""
         if not self.settings.query_share:
             return []
+        if not any(self._query_share(epoch) for epoch in range(self.epochs)):
+            self.logger.warning(
+                f"query_share={self.settings.query_share} has no effect: all {self.epochs} epochs "
+                f"are warm-up on items alone (item_warmup={self.settings.item_warmup})"
+            )
         encode = self.catalog_lm.encode_query
-        longest = self.settings.max_item_text_tokens
         asked = item_queries(dataset, self.settings)
-        return [[encode(query, longest) for query in queries] for queries in asked]
+        return [[encode(query) for query in queries] for queries in asked]
 
     def _text_share(self, epoch: int) -> float:
         """Share of the sequences with text in ``epoch``; past the last epoch, that of use."""
         if not self.settings.use_text:
             return 0.0
         return text_share(epoch, self.epochs, self.settings.item_warmup, self.settings.text_ramp)
+
+    def _query_share(self, epoch: int) -> float:
+        """Share of the sequences with a query in ``epoch``; warm-up is on items alone."""
+        warming_up = self.settings.use_text and self._text_share(epoch) == 0
+        return 0.0 if warming_up else self.settings.query_share
 
     def _is_evaluated(self, epoch: int) -> bool:
         """Ranking reads text: before any was trained on, there is nothing to learn from it."""
@@ -283,6 +300,8 @@ class IdiomoeTrainer(Trainer):
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Go on from the last epoch that was evaluated in a run's folder.
 
+        Items keep the codes that they were trained with, whatever would be made of them now.
+
         Raises:
             CheckpointError: there is no state, or it belongs to another catalogue or model.
         """
@@ -299,6 +318,7 @@ class IdiomoeTrainer(Trainer):
                 f"{resume_file} was trained on another catalogue; resume it with the dataset, "
                 "filters and text settings of its own run."
             )
+        self.catalog_lm.load_item_codes(Path(resume_file))
         try:
             self.catalog_lm.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -58,15 +58,17 @@ def test_rows_are_those_of_recbole(data: str, split: int, request: pytest.Fixtur
         np.testing.assert_array_equal(expected, found, err_msg=field)
 
 
-@pytest.mark.parametrize("max_items", [5, 20, 50])
+@pytest.mark.parametrize(("max_items", "room"), [(5, 99), (20, 99), (50, 999), (50, 20), (5, 3)])
 @pytest.mark.parametrize("data", ["ml_100k", "tied"])
 def test_windows_train_on_each_of_sasrecs_targets_once(
-    data: str, max_items: int, request: pytest.FixtureRequest
+    data: str, max_items: int, room: int, request: pytest.FixtureRequest
 ) -> None:
     splits = request.getfixturevalue(data)
     theirs, ours = splits["SequentialDataset"][0], splits["HistoryDataset"][0]
-    windows = ours.training_windows(max_items)
+    lengths = np.arange(ours.item_num) % 3 + 1
+    windows = ours.training_windows(max_items, lengths, room)
     assert max(map(len, windows)) <= max_items + 1
+    assert all(lengths[w[:-1]].sum() <= room for w in windows)
     rows = theirs[np.arange(len(theirs))]
     last = rows["item_id_list"].numpy()[np.arange(len(theirs)), rows["item_length"] - 1]
     expected = Counter(zip(last.tolist(), rows["item_id"].tolist(), strict=True))

@@ -94,7 +94,7 @@ def test_a_sequence_never_exceeds_its_budget(
     assert len(sequence.input_ids) == built.length(np.r_[items, 1], with_text)
     kept = sequence.input_ids[sequence.token_types == ITEM] - OFFSET
     assert kept.tolist() == items[len(items) - len(kept) :].tolist()  # the most recent, in order
-    assert len(kept) == min(len(items), built.max_items)
+    assert len(kept) == min(len(items), built.room)
     assert sequence.predict_at.tolist() == [len(sequence.input_ids) - 1]
 
 
@@ -157,7 +157,15 @@ def test_a_query_needs_no_history_and_is_cut_where_it_is_too_long() -> None:
     empty = np.array([], dtype=np.int64)
     assert builder().build(empty, query=np.array([60])).input_ids.tolist() == [50, 51, 60]
     sequence = builder(max_tokens=6).build(np.array([1, 2]), query=np.arange(60, 80))
-    assert sequence.input_ids.tolist() == [50, 51, 102, 60, 61, 62]
+    assert sequence.input_ids.tolist() == [102, 60, 61, 62, 63, 64]
+
+
+def test_a_query_takes_its_tokens_from_the_instruction_last() -> None:
+    query = np.arange(60, 63)
+    sequence = builder(max_tokens=5).build(np.array([1]), query=query)
+    assert sequence.input_ids.tolist() == [50, 101, 60, 61, 62]
+    sequence = builder(max_tokens=3).build(np.array([1]), query=query)
+    assert sequence.input_ids.tolist() == [101, 60, 61]
 
 
 def test_too_little_room_for_items_of_many_tokens_is_one_line() -> None:
@@ -184,11 +192,14 @@ def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
     assert sequence.predict_at[-1] == len(sequence.input_ids) - 1
     spelt = [token for item in window for token in SPELT[item]]
     assert sequence.targets.tolist() == spelt[len(spelt) - len(sequence.targets) :]
+    # In use the next item's tokens, but the last, follow what is read: they have room too.
+    used = built.build(np.array(window), query=np.full(query, 60))
+    assert len(used.input_ids) + 2 <= max_tokens
     if not query:
         # What is predicted inside a sequence stands right behind where it is predicted from.
         within = sequence.predict_at[sequence.predict_at < len(sequence.input_ids) - 1]
         assert (sequence.input_ids[within + 1] == sequence.targets[: len(within)]).all()
-        fits = window[-built.max_items - 1 :]
+        fits = window[-built.room // 3 - 1 :]  # three tokens are the most
         whole = built.build_training(np.array(fits))
         assert len(whole.targets) == sum(len(SPELT[item]) for item in fits[1:])
         assert len(whole.input_ids) == built.length(np.array(fits))

@@ -292,7 +292,7 @@ def test_max_tokens_is_shortened_to_the_backbones_context(
     assert len(model.builder.build(long).input_ids) <= 48
     scores = model.scores([long])
     assert torch.isfinite(scores[:, 1:]).all()
-    recent = long[-model.builder.max_items :]
+    recent = long[-model.builder.room :]
     assert torch.equal(scores, model.scores([recent]))
 
 

@@ -65,6 +65,7 @@ def test_every_control_has_idiomoes_settings_but_for_what_it_is() -> None:
     differs = {"LoRALLM": {"freeze"}, "IDTransformer": {"use_text", "item_init"}}
     differs |= {"TextAttrLLM": {"use_text", "item_init", "item_text_added"}, "IAM": {"attention"}}
     differs |= {"TitleLLM": {"item_tokens", "use_text", "item_init", "eval_step"}}
+    differs["TitleLLM"] |= {"max_tokens", "max_item_text_tokens"}  # of TitleLLM_ml-100k.yaml
     wanted = RunConfig("IDIOMoE", "ml-100k").complete_settings()
     assert wanted["item_warmup"] == 0.6  # of IDIOMoE_ml-100k.yaml, not a default
     for model in CONTROLS:

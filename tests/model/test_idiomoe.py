@@ -147,7 +147,7 @@ def test_the_padding_row_never_moves(tmp_path: Path) -> None:
 
 def test_a_history_longer_than_the_model_reads_keeps_its_end(tmp_path: Path) -> None:
     *_, model = prepare(tmp_path, max_tokens=24)
-    most = model.catalog_lm.builder.max_items
+    most = model.catalog_lm.builder.room
     items = np.arange(1, 41)
     assert most < 40
     model.eval()

@@ -1,5 +1,6 @@
 """Items of several tokens: semantic IDs and titles. What ranks is what was trained."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 
 import recbole_idiomoe
 from recbole_idiomoe import quick_start
-from recbole_idiomoe.data.semantic_ids import FILE_NAME
+from recbole_idiomoe.data import item_codes
+from recbole_idiomoe.data.item_codes import title_codes
+from recbole_idiomoe.data.semantic_ids import FILE_NAME, SemanticIds
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.lm import ItemTable
 from recbole_idiomoe.model.catalog_lm import CatalogLM
@@ -102,13 +105,55 @@ def test_semantic_ids_are_tokens_that_start_from_their_codebooks() -> None:
         build(make_catalog([""] * 3), **SPELLINGS["semantic"])
 
 
+def test_titles_go_with_any_architecture() -> None:
+    options = SPELLINGS["title"] | {"item_init": "text"}  # there are no items to start from text
+    assert torch.isfinite(build(**options).scores(HISTORIES)[:, 1:]).all()
+
+
+def test_a_catalogue_that_does_not_fit_changes_nothing() -> None:
+    model = build(max_tokens=20, **SPELLINGS["title"])
+    wanted, catalog, codes = model.scores(HISTORIES), model.catalog, model.item_codes
+    longer = make_catalog([*TITLES[:-1], "a title of very many words " * 3])
+    encoded = title_codes(longer, model.tokenizer, 99)
+    with pytest.raises(SettingError, match="max_tokens=20 has no room"):
+        model.set_catalog(longer, encoded)
+    assert model.catalog is catalog and model.item_codes is codes
+    assert torch.equal(model.scores(HISTORIES), wanted)
+
+
+def test_a_resumed_run_keeps_the_codes_that_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever has happened to what they were made from."""
+    settings = FEWER | SPELLINGS["semantic"] | {"checkpoint_dir": str(tmp_path)}
+    (result,) = quick_start.run("IDIOMoE", "ml-100k", settings=settings | {"epochs": 1})
+    before = SemanticIds.load(Path(result["folder"]))
+    fit = item_codes.fit_semantic_ids
+
+    def other_codes(*args: Any, **options: Any) -> SemanticIds:
+        found = fit(*args, **options)
+        return replace(found, codes=np.r_[found.codes[:1], found.codes[:0:-1]])
+
+    monkeypatch.setattr(item_codes, "fit_semantic_ids", other_codes)
+    (resumed,) = quick_start.run(settings={"epochs": 2}, resume=result["folder"])
+    after = recbole_idiomoe.load(resumed["folder"]).catalog_lm.item_codes.semantic_ids
+    assert np.array_equal(before.codes, after.codes)
+
+    def other_sizes(*args: Any, **options: Any) -> SemanticIds:
+        return fit(*args, **options | {"codebook_size": 7})
+
+    monkeypatch.setattr(item_codes, "fit_semantic_ids", other_sizes)
+    with pytest.raises(CheckpointError, match="no longer made from the items' text"):
+        quick_start.run(settings={"epochs": 3}, resume=result["folder"])
+
+
 @pytest.mark.parametrize(
     ("options", "mend"),
     [
         (SEMANTIC, "set segment_order to 'ID text', or use_text to False"),
         ({"item_tokens": "title"}, "set use_text to False"),
         (SPELLINGS["title"] | {"attention": "own_text"}, "attention='own_text'"),
-        (SPELLINGS["semantic"] | {"item_text_added": True}, "item_text_added=True"),
+        (SPELLINGS["semantic"] | {"item_text_added": True}, "does not go with item_text_added"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(options: dict[str, Any], mend: str) -> None:

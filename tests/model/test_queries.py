@@ -10,9 +10,11 @@ import torch
 import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.model.catalog_lm import MAX_QUERY_TOKENS
 from recbole_idiomoe.recommend import Recommender, main
 from tests.helpers import write_dataset
 from tests.model.test_catalog_lm import HISTORIES, build, make_catalog
+from tests.model.test_controls import FEWER
 from tests.training.cycle import TINY
 
 KINDS = {"trains": "rail", "dolls": "dress", "drums": "loud"}
@@ -101,6 +103,21 @@ def test_who_cannot_read_says_so(caplog: pytest.LogCaptureFixture) -> None:
     blind = Recommender(make_catalog(), model.scores, 50, run)
     with pytest.raises(DataError, match="SASRec reads no text"):
         blind.recommend(ids, query="green")
+
+
+def test_a_long_query_is_cut_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    model = build()
+    assert len(model.encode_query("many words " * 9)) > 18 and "token alone" not in caplog.text
+    prompt = len(model.encode_query("x")) - 1
+    assert len(model.encode_query("many words " * 99)) - prompt <= MAX_QUERY_TOKENS
+    assert "read to its 64th token alone" in caplog.text
+
+
+def test_a_run_that_asks_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    settings = FEWER | {"query_share": 0.5, "epochs": 1, "item_warmup": 1.0, "text_ramp": 1.0}
+    quick_start.run("IDIOMoE", "ml-100k", settings=settings)
+    (log,) = Path("log/IDIOMoE").glob("*.log")
+    assert "query_share=0.5 has no effect: all 1 epochs are warm-up" in log.read_text()
 
 
 def test_a_query_never_turns_into_an_item() -> None:
