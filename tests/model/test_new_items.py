@@ -47,7 +47,7 @@ SPELT: dict[str, dict[str, Any]] = {
         "epochs": 40,
         "stopping_step": 40,
     },
-    "TitleLLM": {"train_batch_size": 16, "epochs": 25},
+    "TitleLLM": {"train_batch_size": 16, "epochs": 16},
 }
 
 
