@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from recbole_idiomoe.lm.decoder import check_head, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.item_attention import ItemAttention
+from recbole_idiomoe.lm.item_loss import summed_cross_entropy
 from recbole_idiomoe.lm.routing import TokenRouting
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.training import freeze, parameter_groups
@@ -269,9 +271,10 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
                 nobody has had yet would only be pushed down.
 
         The candidates are the catalogue or, with ``config.softmax="hybrid"``, text and
-        catalogue together.
+        catalogue together. Memory does not grow with N times their number, see
+        :func:`summed_cross_entropy`.
         """
-        return _cross_entropy(*self._item_scores(hidden_states, items, excluded))
+        return self._summed_item_loss(hidden_states, items, excluded) / max(1, len(items))
 
     def text_loss(self, hidden_states: Tensor, token_ids: Tensor) -> Tensor:
         """Mean cross entropy, nats, of text tokens (N,) over the text vocabulary, from (N, d)."""
@@ -395,6 +398,14 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         p = self.config.dropout
         return F.dropout(states, p, self.training) if p else states
 
+    def _summed_item_loss(
+        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
+    ) -> Tensor:
+        config = self.config
+        candidate_num = config.item_num if config.softmax == "item" else config.vocab_size
+        score = partial(self._item_scores, excluded=excluded)
+        return summed_cross_entropy(score, hidden, items, candidate_num)
+
     def _item_scores(
         self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -417,8 +428,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             )
         targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED)
         is_item = targets >= offset
-        scores, columns = self._item_scores(hidden[is_item], targets[is_item] - offset)
-        total = F.cross_entropy(scores, columns, reduction="sum")
+        total = self._summed_item_loss(hidden[is_item], targets[is_item] - offset)
         text_targets = targets.masked_fill(is_item, IGNORED).flatten()
         text_scores = text_logits.float().flatten(0, 1)
         total = total + F.cross_entropy(
