@@ -270,6 +270,8 @@ def _start_log(config: RunConfig) -> None:
     for name in ("log", "log_tensorboard"):  # RecBole's, wherever it stands
         if reason := refusal(Path(name)):
             raise IdiomoeError(f"the log cannot be written ({reason}); run in another folder.")
+    # RecBole looks first and makes then: of several runs that start together, one would fail.
+    Path("log", config["model"]).mkdir(parents=True, exist_ok=True)
     init_logger(config)
     record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
     for handler in root.handlers:

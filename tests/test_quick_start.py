@@ -276,3 +276,17 @@ def test_what_is_run_when_nothing_or_a_file_says_so(
     quick_start.run(config_files=[file])
     quick_start.run("GRU4Rec", config_files=[file])
     assert runs == [("IDIOMoE", "ml-100k"), ("SASRec", "amazon-toys"), ("GRU4Rec", "amazon-toys")]
+
+
+def test_runs_that_start_together_do_not_mind_each_others_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RecBole looks whether its folder is there before it makes it; another run may be between."""
+
+    def made_by_another(folder: str) -> None:
+        if not Path(folder).exists():
+            raise FileExistsError(folder)
+
+    monkeypatch.setattr("recbole.utils.logger.ensure_dir", made_by_another)
+    (result,) = quick_start.run("IDIOMoE", "ml-100k", settings=TINY_IDIOMOE | {"epochs": 1})
+    assert result["epochs"] == 1
