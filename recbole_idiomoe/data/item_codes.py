@@ -55,6 +55,7 @@ def make_item_codes(
     Raises:
         DataError: titles are wanted and there are none.
     """
+    semantic_ids = None
     if settings.item_tokens == "semantic":
         assert vectors is not None
         fitted = np.ones(catalog.item_num, dtype=bool)
@@ -67,10 +68,7 @@ def make_item_codes(
             seed=seed,
         )
         logger.info(semantic_ids.describe())
-        return semantic_codes(semantic_ids, item_token_offset)
-    if settings.item_tokens == "title":
-        return title_codes(catalog, tokenizer, settings.max_item_text_tokens)
-    return atomic_codes(catalog, item_token_offset)
+    return codes_of(catalog, settings, tokenizer, item_token_offset, semantic_ids)
 
 
 def load_item_codes(
@@ -81,6 +79,7 @@ def load_item_codes(
     Raises:
         CheckpointError: its semantic IDs are missing, broken or of another catalogue.
     """
+    semantic_ids = None
     if settings.item_tokens == "semantic":
         semantic_ids = SemanticIds.load(folder)
         if semantic_ids.item_num != catalog.item_num:
@@ -88,6 +87,22 @@ def load_item_codes(
                 f"{folder} has semantic IDs of {semantic_ids.item_num - 1} items, its catalogue "
                 f"{catalog.item_num - 1}; they do not belong together."
             )
+    return codes_of(catalog, settings, tokenizer, item_token_offset, semantic_ids)
+
+
+def codes_of(
+    catalog: Catalog,
+    settings: Settings,
+    tokenizer: Any,
+    item_token_offset: int,
+    semantic_ids: SemanticIds | None,
+) -> ItemCodes:
+    """The codes of ``catalog``: of its semantic IDs if there are any, else by ``item_tokens``.
+
+    Raises:
+        DataError: titles are wanted and there are none.
+    """
+    if semantic_ids is not None:
         return semantic_codes(semantic_ids, item_token_offset)
     if settings.item_tokens == "title":
         return title_codes(catalog, tokenizer, settings.max_item_text_tokens)

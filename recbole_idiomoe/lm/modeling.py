@@ -411,7 +411,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     ) -> tuple[Tensor, Tensor]:
         """Candidates' scores (N, C) and the targets' columns (N,)."""
         scores = self.item_logits(hidden)
-        if excluded is not None:
+        if excluded is not None and len(excluded):  # the fill copies all scores
             scores = scores.index_fill(-1, excluded, -torch.inf)
         if self.config.softmax == "item":
             return scores, items

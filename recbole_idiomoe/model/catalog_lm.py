@@ -113,12 +113,7 @@ class CatalogLM(nn.Module):
                 :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`.
             pretrained: keep the backbone's weights, or only its sizes.
         """
-        backbone, tokenizer = load_backbone(
-            settings.backbone,
-            backbone_args=settings.backbone_args,
-            seed=seed,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        backbone, tokenizer = untouched_backbone(settings, seed)
         if not pretrained:
             backbone = with_random_weights(backbone, seed)
         vectors = None
@@ -365,6 +360,23 @@ class CatalogLM(nn.Module):
             item_first=settings.segment_order == "ID text",
             max_tokens=max_tokens,
         )
+
+
+def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:
+    """The decoder that ``settings`` names, as it was before any training here, and its tokenizer.
+
+    Args:
+        seed: of an untrained one's weights.
+
+    Raises:
+        BackboneError: it cannot be loaded.
+    """
+    return load_backbone(
+        settings.backbone,
+        backbone_args=settings.backbone_args,
+        seed=seed,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def _wants_vectors(catalog: Catalog, settings: Settings) -> bool:

@@ -19,16 +19,16 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import cross_val_predict
 
 from recbole_idiomoe.data.catalog import Catalog, text_fields
-from recbole_idiomoe.data.item_codes import atomic_codes, semantic_codes, title_codes
+from recbole_idiomoe.data.item_codes import codes_of
 from recbole_idiomoe.data.semantic_ids import SemanticIds
 from recbole_idiomoe.data.template import Template, clean
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.lm import ItemTable, load_backbone
+from recbole_idiomoe.lm import ItemTable
 from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.vocabulary import append_item_tokens, item_tokens
-from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.model.catalog_lm import CatalogLM, untouched_backbone
 from recbole_idiomoe.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -76,15 +76,13 @@ def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -
     if catalog.item_num == before.item_num:
         return
     added = torch.arange(before.item_num, catalog.item_num)
+    ids = model.item_codes.semantic_ids
+    if ids is not None:
+        ids = _longer_ids(model, ids, catalog, added, seed)
+    elif model.settings.item_tokens == "atomic":
+        _add_rows(model, catalog, added, seed)
     offset = model.lm.config.item_token_offset
-    match model.settings.item_tokens:
-        case "semantic":
-            codes = semantic_codes(_longer_ids(model, catalog, added, seed), offset)
-        case "title":
-            codes = title_codes(catalog, model.tokenizer, model.settings.max_item_text_tokens)
-        case _:
-            _add_rows(model, catalog, added, seed)
-            codes = atomic_codes(catalog, offset)
+    codes = codes_of(catalog, model.settings, model.tokenizer, offset, ids)
     model.set_catalog(catalog, codes)
 
 
@@ -146,10 +144,10 @@ def _add_rows(model: CatalogLM, catalog: Catalog, added: torch.Tensor, seed: int
     append_item_tokens(model.tokenizer, item_tokens(catalog.item_ids)[int(added[0]) :])
 
 
-def _longer_ids(model: CatalogLM, catalog: Catalog, added: torch.Tensor, seed: int) -> SemanticIds:
-    """Semantic IDs with those of the items ``added``."""
-    ids = model.item_codes.semantic_ids
-    assert ids is not None
+def _longer_ids(
+    model: CatalogLM, ids: SemanticIds, catalog: Catalog, added: torch.Tensor, seed: int
+) -> SemanticIds:
+    """``ids`` with those of the items ``added``."""
     vectors = _vectors(model, catalog, seed)
     _tell_unread(catalog, added, torch.from_numpy(vectors), model.settings.text_encoder)
     known = np.arange(1, ids.item_num)
@@ -165,12 +163,7 @@ def _vectors(model: CatalogLM, catalog: Catalog, seed: int) -> np.ndarray:
     settings, config = model.settings, model.lm.config
     backbone = None
     if settings.text_encoder == "backbone":  # the model's own has been trained since
-        backbone = load_backbone(
-            settings.backbone,
-            backbone_args=settings.backbone_args,
-            seed=seed,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        backbone = untouched_backbone(settings, seed)
     return item_vectors(
         catalog,
         settings.text_encoder,

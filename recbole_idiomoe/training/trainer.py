@@ -173,8 +173,8 @@ class IdiomoeTrainer(Trainer):
     ) -> float:
         """One epoch; returns the mean loss of its steps."""
         self.model.train()
-        text_share = self._text_share(epoch_idx)
-        self.loader.set_epoch(epoch_idx, text_share, self._query_share(epoch_idx))
+        shares = self._text_share(epoch_idx), self._query_share(epoch_idx)
+        self.loader.set_epoch(epoch_idx, *shares)
         bar = tqdm(
             self.loader,
             total=len(self.loader),
