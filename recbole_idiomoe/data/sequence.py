@@ -11,7 +11,7 @@ is predicted from its last token. What a token is, text or item, is decided here
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -210,19 +210,20 @@ class SequenceBatch:
     """Targets of the optimizer step that this batch is a part of; ``N`` if it is the whole."""
     text_count: int
     """Predictions of text in that step."""
+    item_tokens: int
+    """Tokens of this batch whose type is ``ITEM``, known here without asking a GPU."""
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        """The same batch on another device."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            token_types=self.token_types.to(device, non_blocking=True),
-            segments=self.segments.to(device, non_blocking=True),
-            lengths=self.lengths.to(device, non_blocking=True),
-            predict_at=self.predict_at.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            predict_text_at=self.predict_text_at.to(device, non_blocking=True),
-        )
+        """The same batch on another device; from pinned memory the copy is not waited for."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> SequenceBatch:
+        """The same batch in memory that a GPU copies from by itself; the loader's hook."""
+        return self._with_each(torch.Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SequenceBatch:
+        tensors = {n: t for n, t in vars(self).items() if isinstance(t, torch.Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBatch:
@@ -257,4 +258,5 @@ def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBa
         predict_text_at=torch.from_numpy(predict_text_at),
         item_count=len(targets),
         text_count=len(predict_text_at),
+        item_tokens=int((token_types == ITEM).sum()),
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.errors import BackboneError
@@ -19,6 +20,19 @@ LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and Phi"
+
+
+class EmptyCache(DynamicCache):
+    """A cache that keeps nothing: attention takes the keys and values at hand, as without one.
+
+    Without a cache transformers looks in every forward pass whether positions start anew inside
+    a sequence, which a GPU's host waits for, and which a compiled trunk answers with a mask.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
 
 
 class ExtendedFFN(nn.Module):
@@ -63,6 +77,12 @@ def decoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
     if trunk is backbone or config.is_encoder_decoder or len(stacks) != 1:
         raise _unsupported(backbone, "is not a decoder-only model of a known build")
     return stacks[0]
+
+
+def is_checkpointed(backbone: PreTrainedModel) -> bool:
+    """Whether blocks are computed again in backward, and then take no cache."""
+    layers = decoder_layers(backbone)
+    return any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
 
 
 def ffn_name(layer: nn.Module) -> str | None:

@@ -25,7 +25,7 @@ from recbole_idiomoe.lm.configuration import (
     initial_std,
 )
 from recbole_idiomoe.lm.controls.budget import expert_budget, log_size
-from recbole_idiomoe.lm.decoder import check_head, text_rms
+from recbole_idiomoe.lm.decoder import EmptyCache, check_head, is_checkpointed, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.item_attention import ItemAttention
@@ -215,6 +215,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         past_key_values: Any = None,
         use_cache: bool = False,
         segments: Tensor | None = None,
+        item_count: int | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the trunk; its final norm is applied.
@@ -229,6 +230,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             position_ids, past_key_values, use_cache, kwargs: as in transformers.
             segments: (B, T), 0 for the prompt, else the number of the item that a token belongs
                 to: what tells items apart where ``config.attention`` is not causal.
+            item_count: item tokens in the batch; None: counted on its device, for which a GPU's
+                host has to wait.
 
         Returns:
             ``last_hidden_state`` (B, T, d), and the cache if asked for.
@@ -238,8 +241,11 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         """
         if token_types is None:
             token_types = input_ids >= self.config.item_token_offset
-        self.routing.set(token_types)
+        self.routing.set(token_types, item_count)
         self._attend(segments, token_types, attention_mask, past_key_values)
+        plain = attention_mask is None and position_ids is None and past_key_values is None
+        if plain and not use_cache and not is_checkpointed(self.backbone):
+            past_key_values = EmptyCache()
         outputs = self.backbone.base_model(
             inputs_embeds=self._dropout(self.embed(input_ids)),
             attention_mask=attention_mask,
@@ -248,6 +254,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
+        if isinstance(past_key_values, EmptyCache):
+            outputs.past_key_values = None  # some families hand it back
         outputs.last_hidden_state = self._dropout(outputs.last_hidden_state)
         return outputs
 
@@ -385,7 +393,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         if self.item_attention is None:
             return
         self.item_attention.clear()
-        if not token_types.any():  # text alone: every pattern is causal
+        if not self.routing.sizes[1]:  # text alone: every pattern is causal
             return
         if segments is None or mask is not None or cache is not None:
             raise SettingError(

@@ -30,10 +30,16 @@ class TokenRouting:
         self.order: Tensor | None = None
         self.inverse: Tensor | None = None
 
-    def set(self, token_types: Tensor) -> None:
-        """Take the types of a batch, (B, T), integer or boolean: 0 text, 1 item."""
+    def set(self, token_types: Tensor, item_count: int | None = None) -> None:
+        """Take the types of a batch.
+
+        Args:
+            token_types: (B, T), integer or boolean: 0 text, 1 item.
+            item_count: how many of them are 1, which spares a GPU's host the wait for the
+                answer; None: counted here.
+        """
         is_item = token_types.reshape(-1).bool()
-        items = int(is_item.sum())
+        items = int(is_item.sum()) if item_count is None else item_count
         self.clear()
         self.shape = token_types.shape
         self.sizes = (is_item.numel() - items, items)

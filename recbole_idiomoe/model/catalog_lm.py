@@ -312,7 +312,10 @@ class CatalogLM(nn.Module):
         """Final hidden states of all positions, flattened to ``(B * T, d)``."""
         with sdpa_kernel(ATTENTION_KERNELS):
             output = self.lm.hidden_states(
-                batch.input_ids, token_types=batch.token_types, segments=batch.segments
+                batch.input_ids,
+                token_types=batch.token_types,
+                segments=batch.segments,
+                item_count=batch.item_tokens,
             )
         hidden_states = output.last_hidden_state
         assert hidden_states is not None

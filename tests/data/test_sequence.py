@@ -2,8 +2,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from recbole_idiomoe.data.sequence import (
     ITEM,
@@ -218,6 +220,26 @@ def test_collate_for_training() -> None:
     assert batch.targets.tolist() == [103, 102, 101]
     # Text is predicted from text alone, never across an item token or into padding.
     assert batch.predict_text_at.tolist() == [0, 1, 2, 3, 7, 8]
+
+
+def test_item_tokens_are_counted() -> None:
+    sequences = [builder().build_training(np.array(window)) for window in ([1, 3, 2], [2, 1])]
+    for some in (sequences, sequences[:1], sequences[1:]):
+        batch = collate(some, pad_token_id=9)
+        assert batch.item_tokens == (batch.token_types == ITEM).sum() > 0
+
+
+def test_a_batch_moves_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate([builder().build_training(np.array([1, 3, 2]))], pad_token_id=9)
+    tensors = {n for n, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert len(tensors) == 7
+    moved = batch.to("meta")
+    assert all(getattr(moved, name).is_meta for name in tensors)
+    # What the loader's pin_memory makes of a step; there is nothing to pin for without a GPU.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    (pinned,) = pin_memory([batch])
+    for name, value in vars(batch).items():
+        assert torch.as_tensor(getattr(pinned, name) == value + (name in tensors)).all()
 
 
 def test_collate_for_use_asks_once_a_sequence() -> None:

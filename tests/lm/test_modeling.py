@@ -12,6 +12,7 @@ from recbole_idiomoe.errors import CheckpointError
 from recbole_idiomoe.lm import IdiomoeConfig, IdiomoeForCausalLM, TwoExpertFFN
 
 from .decoders import FAMILIES, ITEMS, VOCAB, decoder, mixed_batch, text_batch
+from .decoders import config as decoder_config
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
@@ -370,3 +371,27 @@ def test_bfloat16_autocast_runs_and_keeps_item_scores_exact():
         output = model(tokens, labels=tokens)
     output.loss.backward()
     assert output.logits.dtype == torch.float32 and torch.isfinite(output.loss)
+
+
+@FAMILY
+@pytest.mark.parametrize("training", [False, True])
+def test_no_cache_is_kept_that_nobody_asked_for(family, training):
+    model = build(family).train(training)
+    outputs = model.hidden_states(mixed_batch())
+    assert outputs.past_key_values is None
+    # An ordinary cache, which is filled, gives the same.
+    cached = model.hidden_states(mixed_batch(), past_key_values=DynamicCache(), use_cache=True)
+    assert cached.past_key_values.get_seq_length() == mixed_batch().shape[1]
+    assert torch.equal(outputs.last_hidden_state, cached.last_hidden_state)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_sliding_window_slides(attention):
+    config = decoder_config("mistral")
+    config.sliding_window = 3
+    with torch.random.fork_rng(devices=[]):
+        backbone = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    tokens = text_batch(length=12)
+    wanted = backbone(tokens, use_cache=False).logits
+    model = IdiomoeForCausalLM.from_backbone(backbone, ITEMS)
+    assert torch.equal(model(tokens).logits[..., :VOCAB], wanted)
