@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, pairwise
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
@@ -13,6 +16,8 @@ from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilde
 # Windows are sorted by length inside pools of this many batches: long enough for little
 # padding, short enough that a batch's company changes every epoch.
 POOL_BATCHES = 50
+
+Step = TypeVar("Step")
 
 
 class WindowSampler(Sampler[list[int]]):
@@ -28,6 +33,8 @@ class WindowSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self.lengths = np.zeros(0, dtype=np.int64)
+        self.batches: list[np.ndarray] = []
+        """Those of the iteration begun last, in their order."""
 
     def set_epoch(self, epoch: int, lengths: np.ndarray) -> None:
         """Name the epoch, and the tokens of every window in it."""
@@ -47,21 +54,24 @@ class WindowSampler(Sampler[list[int]]):
             batches += [
                 indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)
             ]
-        for position in rng.permutation(len(batches)):
-            yield batches[position].tolist()
+        self.batches = [batches[position] for position in rng.permutation(len(batches))]
+        yield from (batch.tolist() for batch in self.batches)
 
 
 class WindowLoader:
     """Iterates over an epoch's optimizer steps, each a list of :class:`SequenceBatch`.
 
     A step has ``batch_size`` windows whatever the memory: ``max_batch_tokens`` only cuts it
-    into several forward passes, whose gradients add up to those of one.
+    into several forward passes, whose gradients add up to those of one. It may be lowered
+    between steps; those that were made ahead keep the old one until :meth:`step` is asked.
 
     Args:
         windows: item rows, inputs and last target, as ``HistoryDataset.training_windows`` gives.
         pad_token_id: what fills up a batch.
         seed: of order and text mixing.
         num_workers: processes that build sequences ahead.
+        device: where batches are wanted. A GPU gets them from pinned memory and one step
+            ahead, so that it need not wait for them; for the CPU they are left as they are.
         queries: token ids of the queries that each item answers, per catalogue row.
     """
 
@@ -75,6 +85,7 @@ class WindowLoader:
         pad_token_id: int,
         seed: int,
         num_workers: int = 0,
+        device: torch.device | str = "cpu",
         queries: Sequence[Sequence[np.ndarray]] = (),
     ) -> None:
         self.windows = windows
@@ -83,6 +94,7 @@ class WindowLoader:
         self.max_batch_tokens = max_batch_tokens
         self.pad_token_id = pad_token_id
         self.seed = seed
+        self.device = torch.device(device)
         self.sampler = WindowSampler(batch_size, seed)
         self._with_text = np.zeros(len(windows), dtype=bool)
         self._asked = [NOTHING] * len(windows)
@@ -95,6 +107,7 @@ class WindowLoader:
             batch_sampler=self.sampler,
             collate_fn=self._step,
             num_workers=num_workers,
+            pin_memory=self.device.type == "cuda",
         )
         self.set_epoch(0, 1.0)
 
@@ -119,7 +132,13 @@ class WindowLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[SequenceBatch]]:
-        return iter(self._loader)
+        if self.device.type != "cuda":
+            return iter(self._loader)
+        return one_ahead([batch.to(self.device) for batch in step] for step in self._loader)
+
+    def step(self, number: int) -> list[SequenceBatch]:
+        """A step of the iteration begun last, from 0, made anew by ``max_batch_tokens``."""
+        return self._step(self.sampler.batches[number].tolist())
 
     def _step(self, indices: list[int]) -> list[SequenceBatch]:
         sequences = [
@@ -139,6 +158,11 @@ class WindowLoader:
         asked, which = rng.random(2)
         queries = self.queries[window[-1]]
         return queries[int(which * len(queries))] if asked < share and queries else NOTHING
+
+
+def one_ahead(steps: Iterable[Step]) -> Iterator[Step]:
+    """The same, each of them asked for before the one in front of it is handed on."""
+    return (step for step, _ in pairwise(chain(steps, [None])) if step is not None)
 
 
 def token_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -21,10 +21,12 @@ from transformers import get_cosine_schedule_with_warmup
 
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.query import item_queries
+from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.model.idiomoe import IDIOMoE
 from recbole_idiomoe.model.new_items import place_unseen_items
+from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
 
 STATE_FILE = "training_state.pt"
@@ -150,6 +152,7 @@ class IdiomoeTrainer(Trainer):
             pad_token_id=self.catalog_lm.pad_token_id,
             seed=self.config["seed"],
             num_workers=self.config["worker"],
+            device=self.device,
             queries=self._queries(train_data._dataset),
         )
         steps = len(self.loader) * self.epochs
@@ -163,6 +166,7 @@ class IdiomoeTrainer(Trainer):
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.micro_batches = MicroBatches(self.loader, self._backward, self.optimizer.zero_grad)
 
     def _train_epoch(
         self,
@@ -184,10 +188,8 @@ class IdiomoeTrainer(Trainer):
         )
         total = torch.zeros((), device=self.device)
         for step, batches in enumerate(bar, start=1):
-            for batch in batches:
-                loss = self.engine(batch.to(self.device))
-                self.accelerator.backward(loss)
-                total += loss.detach()
+            for loss in self.micro_batches.run(step - 1, batches):
+                total += loss
             if self.clip_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.optimizer.step()
@@ -198,6 +200,12 @@ class IdiomoeTrainer(Trainer):
                 self._check_finite(mean, epoch_idx)
                 bar.set_postfix_str(f"loss {mean:.4f}")
         return mean
+
+    def _backward(self, batch: SequenceBatch) -> torch.Tensor:
+        """Add a batch's gradients to those that are there; returns its loss, detached."""
+        loss = self.engine(batch.to(self.device))
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def _queries(self, dataset: Any) -> list[list[np.ndarray]]:
         """Token ids of the queries that each item answers."""
@@ -265,6 +273,7 @@ class IdiomoeTrainer(Trainer):
                 backbone_learning_rate=self.settings.backbone_learning_rate,
             ),
             betas=(beta1, beta2),
+            fused=True if self.device.type == "cuda" else None,  # None: as torch thinks best
         )
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
@@ -321,7 +330,10 @@ class IdiomoeTrainer(Trainer):
         self.catalog_lm.load_item_codes(Path(resume_file))
         try:
             self.catalog_lm.load_state_dict(state["model"])
+            fused = self.optimizer.defaults["fused"]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["fused"] = fused  # as fits this device, whichever the state is from
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"{resume_file} holds another architecture; resume it with its own settings."

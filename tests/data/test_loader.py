@@ -1,9 +1,10 @@
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from recbole_idiomoe.data.loader import WindowLoader, token_groups
+from recbole_idiomoe.data.loader import WindowLoader, one_ahead, token_groups
 from recbole_idiomoe.data.sequence import ITEM, SequenceBuilder
 
 OFFSET = 1000
@@ -126,3 +127,28 @@ def test_some_windows_end_in_a_query_that_their_last_item_answers() -> None:
     assert 0.2 * even < len(asked(0.5)) < 0.8 * even
     assert asked(0.5, 1) == asked(0.5, 1) != asked(0.5, 2)
     assert asked(0.0) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_is_made_again(workers: int) -> None:
+    loader = make_loader(num_workers=workers, max_batch_tokens=500)
+    for epoch in range(2):
+        loader.set_epoch(epoch, 0.5)
+        for number, step in enumerate(loader):
+            again = loader.step(number)
+            assert len(again) == len(step)
+            for one, other in zip(step, again, strict=True):
+                assert one.input_ids.equal(other.input_ids) and one.targets.equal(other.targets)
+
+
+def test_one_ahead() -> None:
+    asked = []
+
+    def steps() -> Iterator[int]:
+        for step in range(3):
+            asked.append(step)
+            yield step
+
+    seen = [(step, len(asked)) for step in one_ahead(steps())]
+    assert seen == [(0, 2), (1, 3), (2, 3)]
+    assert list(one_ahead([])) == []

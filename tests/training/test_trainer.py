@@ -134,6 +134,30 @@ def test_the_state_of_another_catalogue_is_refused(data: Path) -> None:
         quick_start.run(resume=folder)
 
 
+def test_adamw_is_the_devices_own_whichever_the_state_is_from(data: Path) -> None:
+    def prepared(state: Path | None = None) -> IdiomoeTrainer:
+        settings = FOUR_EPOCHS | {"data_path": str(data.parent)}
+        config = RunConfig("IDIOMoE", "cycle", settings=settings)
+        train, *_ = data_preparation(config, quick_start.load_dataset(config))
+        trainer = IdiomoeTrainer(config, get_model("IDIOMoE")(config, train._dataset))
+        if state is not None:
+            trainer.resume_checkpoint(state)
+        trainer._prepare(train)
+        trainer._train_epoch(train, 3)
+        return trainer
+
+    folder = Path(run(data, epochs=2)["folder"])
+    plain = prepared(folder)
+    assert all(group["fused"] is None for group in plain.optimizer.param_groups)
+    state = torch.load(folder / STATE_FILE, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True  # as a GPU has it
+    torch.save(state, folder / STATE_FILE)
+    moved = prepared(folder)
+    assert all(group["fused"] is None for group in moved.optimizer.param_groups)
+    assert_same(dict(plain.model.state_dict()), dict(moved.model.state_dict()))
+
+
 def test_resuming_another_architecture_is_refused(data: Path) -> None:
     folder = run(data, epochs=2)["folder"]
     with pytest.raises(CheckpointError, match="another architecture"):

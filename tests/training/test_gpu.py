@@ -1,0 +1,80 @@
+"""What training does differently on a GPU, against the plain way of doing it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recbole_idiomoe import quick_start
+from recbole_idiomoe.data.loader import WindowLoader
+from recbole_idiomoe.training.micro_batches import MicroBatches
+from tests.training.cycle import TINY, write_cycle
+
+pytestmark = pytest.mark.gpu
+
+
+def train(tmp_path: Path, folder: str, **settings: Any) -> dict[str, torch.Tensor]:
+    """Weights after two epochs."""
+    if not (tmp_path / "data").exists():
+        write_cycle(tmp_path / "data" / "cycle")
+    where = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / folder)}
+    given = {"epochs": 2, "dropout": 0.0, "precision": "fp32", "gpu_id": "0"} | where | settings
+    (result,) = quick_start.run("IDIOMoE", "cycle", settings=TINY | given)
+    return load_file(Path(result["folder"]) / "model.safetensors")
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """As close as two runs of atomic additions; each weight may have moved by 0.04."""
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, other[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["causal", "intra_inter"])
+def test_gradients_are_made_without_a_wait(
+    precision: str, attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, steps = MicroBatches.run, []
+
+    def watched(self: MicroBatches, number: int, batches: Any) -> Any:
+        steps.append(number)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(self, number, batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(MicroBatches, "run", watched)
+    train(tmp_path, "run", precision=precision, attention=attention)
+    assert len(steps) > 2
+
+
+def test_fused_adamw_is_adamw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+
+    class Plain(torch.optim.AdamW):
+        def __init__(self, *args: Any, fused: Any, **options: Any) -> None:
+            chosen.append(fused)
+            super().__init__(*args, **options)
+
+    fused = train(tmp_path, "fused")
+    monkeypatch.setattr(torch.optim, "AdamW", Plain)
+    assert_close(fused, train(tmp_path, "plain"))
+    assert chosen == [True]
+
+
+def test_batches_come_pinned_and_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[bool] = []
+    ahead = train(tmp_path, "ahead")
+
+    def as_it_comes(loader: WindowLoader) -> Iterator[Any]:
+        for step in loader._loader:
+            pinned.extend(batch.input_ids.is_pinned() for batch in step)
+            yield [batch.to("cuda") for batch in step]
+
+    monkeypatch.setattr(WindowLoader, "__iter__", as_it_comes)
+    assert_close(ahead, train(tmp_path, "as it comes"))
+    assert pinned and all(pinned)
