@@ -285,7 +285,7 @@ class Settings:
     max_batch_tokens: int = _setting(
         32768,
         "most tokens, padding included, in one forward pass; a batch with more accumulates its "
-        "gradient over several, with the same result",
+        "gradient over several, with the same result; lowered where training runs out of memory",
         low=8,
         group="training",
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -222,8 +222,12 @@ class SequenceBatch:
         return self._with_each(torch.Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SequenceBatch:
-        tensors = {n: t for n, t in vars(self).items() if isinstance(t, torch.Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        changed: dict[str, Any] = {
+            name: change(value)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **changed)
 
 
 def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBatch:
