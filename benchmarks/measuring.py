@@ -1,0 +1,81 @@
+"""What the benchmarks share: Qwen2.5-0.5B's shape, clocks, the card's own rate, tables."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import transformers
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+
+def qwen(tiny: bool = False, layers: int | None = None) -> PreTrainedModel:
+    """Qwen2.5-0.5B's architecture with random weights, on the CPU; ``tiny``: a few thousand."""
+    shape = (
+        {"vocab_size": 151_936, "hidden_size": 64, "intermediate_size": 128}
+        | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        if tiny
+        else {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864}
+        | {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
+    )
+    if layers is not None:
+        shape["num_hidden_layers"] = layers
+    config = Qwen2Config(
+        **shape, max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True
+    )
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config)
+
+
+def where(device: str) -> str:
+    """The card (or CPU and its threads) and the versions that a figure was measured with."""
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}; torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def synchronize(device: str) -> None:
+    """Wait for what the device was given to do."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], device: str, repeats: int = 20, warmup: int = 3) -> float:
+    """Median seconds of ``run``, the device's work included."""
+    for _ in range(warmup):
+        run()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int:
+    """Highest memory of a GPU while ``run`` goes on; 0 on a CPU."""
+    if not device.startswith("cuda"):
+        run()
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def matrix_rate(device: str, size: int = 8192) -> float:
+    """FLOP/s of a square bf16 product of ``size``: what the card does at best."""
+    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: one @ other, device)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown; the first column is text, the others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
