@@ -1,0 +1,170 @@
+"""An epoch of amazon-toys at Qwen2.5-0.5B's shape, and two other ways to train it.
+
+    python benchmarks/training.py --data_path=dataset --tokenizer=FOLDER --device=cuda
+
+The sides, each in its own process: random weights in float32, bf16 autocast, AdamW, all weights
+trained, no dropout, every sequence with its text.
+
+- ours: the trainer, loader and model of a run of IDIOMoE; a whole epoch, after a warm-up.
+- naive: RecBole's trainer on RecBole's rows, one for every prefix of a history, each padded to
+  1024 tokens; in every layer two FFNs and boolean masks (naive.py); in a step as many rows of 64,
+  32, 16, 8 as fit. Steps are alike, so that few are measured and scaled to all rows.
+- trainer: transformers' Trainer and its defaults on a dense model whose vocabulary has grown by
+  the items; the histories of ours in random order, padded per batch; as many to an optimizer step
+  as ours, in the largest micro-batches that fit. A random sample of histories is measured and
+  scaled to the tokens of all.
+
+Model FLOP utilisation (MFU) is what training on an epoch's tokens, without padding, takes at
+least, over its time and the rate of a large bf16 product on the same device. FLOPs are
+
+    6 L P per token  +  6 L d T^2 per sequence of T tokens  +  6 d N per predicted item
+
+with L blocks; P weights in a block's projections and in the one FFN that a token passes; width d;
+N items. The second term is causal attention: 12 L d T / 2 per token.
+
+Texts are cut at 64 tokens, which leaves nearly all of them whole. The package's own cut for
+amazon-toys, chosen for its small backbone, is --setting max_item_text_tokens 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import markdown, matrix_rate, qwen, where
+from training_sides import hf_trainer, naive, ours
+
+SIDES = {"ours": ours, "naive": naive, "trainer": hf_trainer}
+
+
+@dataclass
+class Side:
+    """An epoch of a side, for the table."""
+
+    seconds: float
+    tokens: int
+    """Without padding."""
+    padding: float
+    """Share of the tokens that were computed."""
+    flops: dict[str, float]
+    """That the model takes for the tokens, by part."""
+    utilisation: float
+    measured: str
+    where: str
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+def model_flops(config: Any, lengths: np.ndarray, predictions: int, items: int) -> dict[str, float]:
+    """Forward and backward, by the formula above.
+
+    Args:
+        config: of a Qwen2.
+        lengths: tokens of each sequence.
+        predictions: items predicted in all of them.
+        items: candidates of each.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    key_width = width // config.num_attention_heads * config.num_key_value_heads
+    block = 2 * width**2 + 2 * width * key_width + 3 * width * config.intermediate_size
+    return {
+        "trunk": 6.0 * layers * block * float(lengths.sum()),
+        "attention": 6.0 * layers * width * float(np.square(lengths, dtype=float).sum()),
+        "item softmax": 6.0 * width * items * predictions,
+    }
+
+
+def measure(given: argparse.Namespace) -> Side:
+    """One side, in this process."""
+    epoch = SIDES[given.side](given)
+    with torch.device("meta"):
+        config = qwen(given.tiny).config
+    flops = model_flops(config, epoch.lengths, epoch.predictions, epoch.items)
+    rate = matrix_rate(given.device, 8192 if given.device == "cuda" else 1024)
+    return Side(
+        seconds=float(epoch.seconds),
+        tokens=int(epoch.lengths.sum()),
+        padding=float(epoch.padding),
+        flops=flops,
+        utilisation=float(sum(flops.values()) / epoch.seconds / rate),
+        measured=epoch.measured,
+        where=where(given.device),
+    )
+
+
+def table(sides: dict[str, Side], on_gpu: bool) -> str:
+    """The sides beside the first; seconds are of a GPU only."""
+    base_name, base = next(iter(sides.items()))
+    columns: dict[str, Callable[[Side], str]] = {
+        f"times {base_name}": lambda side: f"{side.seconds / base.seconds:.2f}",
+        "tokens": lambda side: f"{side.tokens / 1e6:.2f} M",
+        "padding": lambda side: f"{side.padding:.1%}",
+        f"tokens/s, {base_name} = 1": lambda side: f"{side.speed / base.speed:.3f}",
+        "MFU": lambda side: f"{side.utilisation:.1%}",
+        "measured": lambda side: side.measured,
+    }
+    if on_gpu:
+        columns = {
+            "seconds an epoch": lambda side: f"{side.seconds:.1f}",
+            "tokens/s": lambda side: f"{side.speed:,.0f}",
+        } | columns
+    rows = [[name, *(show(side) for show in columns.values())] for name, side in sides.items()]
+    return markdown(["side", *columns], rows)
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", type=Path, required=True, help="folder of amazon-toys/")
+    parser.add_argument("--tokenizer", required=True, help="folder of Qwen2.5's")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--side", choices=SIDES, help="that one alone")
+    parser.add_argument("--steps", type=int, help="to measure (default: ours all, others 8)")
+    parser.add_argument("--warmup", type=int, default=20, help="steps of ours (default: 20)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, few users, 1 step")
+    parser.add_argument(
+        "--setting",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="of the package, for all sides; may be given again",
+    )
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.tiny:
+        given.steps, given.warmup = given.steps or 1, 1
+    return given
+
+
+def main() -> None:
+    given = read_arguments()
+    if given.here:
+        print(json.dumps(asdict(measure(given))))
+        return
+    sides = {}
+    for name in [given.side] if given.side else SIDES:
+        command = [sys.executable, *sys.argv, f"--side={name}", "--here"]
+        output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+        sides[name] = Side(**json.loads(output.splitlines()[-1]))
+    name, first = next(iter(sides.items()))
+    print(f"{first.where}\n\n    python {' '.join(sys.argv)}\n")
+    print(table(sides, given.device == "cuda"))
+    total = sum(first.flops.values())
+    shares = ", ".join(f"{part} {flops / total:.1%}" for part, flops in first.flops.items())
+    print(f"\nModel FLOPs of {name}: {shares}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""The sides of training.py: each measures steps, and says what an epoch would take."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from measuring import qwen, seconds, synchronize
+from naive import NaiveIdiomoe
+from recbole.data import data_preparation
+from recbole.data.dataloader import TrainDataLoader
+from recbole.trainer import Trainer as RecBoleTrainer
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.catalog import read_catalog
+from recbole_idiomoe.data.loader import WindowLoader
+from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder
+from recbole_idiomoe.lm import encode_text
+from recbole_idiomoe.registry import get_model, get_trainer
+
+SETTINGS: dict[str, Any] = {
+    "item_warmup": 0.0,  # text from the first epoch on
+    "text_ramp": 0.0,
+    "dropout": 0.0,
+    "item_init": "random",
+    "max_item_text_tokens": 64,
+    "precision": "bf16",
+    "learner": "adamw",
+    "learning_rate": 0.0001,
+    "show_progress": False,
+}
+TINY: dict[str, Any] = {  # some hundred users, and what a CPU can do with them
+    "user_inter_num_interval": "[8,8]",
+    "item_inter_num_interval": "[0,inf)",
+    "max_tokens": 256,
+    "train_batch_size": 16,
+}
+OTHERS_STEPS = 8
+
+
+@dataclass
+class Epoch:
+    """What one side takes for all of amazon-toys."""
+
+    seconds: float
+    lengths: np.ndarray
+    """Tokens of each sequence, without padding."""
+    predictions: int
+    """Items predicted."""
+    items: int
+    """Candidates of each."""
+    padding: float
+    """Share of the tokens that were computed."""
+    measured: str
+    """What of it was measured."""
+
+
+def ours(given: Namespace) -> Epoch:
+    """The package's own trainer, as a run makes it."""
+    with TemporaryDirectory() as folder:
+        new_backbone(given).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(folder)
+        config, train_data = load("IDIOMoE", given, backbone=folder, checkpoint_dir=folder)
+        model = get_model("IDIOMoE")(config, train_data._dataset).to(config["device"])
+        trainer = get_trainer("IDIOMoE")(config, model)
+    free()
+    trainer._prepare(train_data)
+    loader = trainer.loader
+    trainer.loader = FirstSteps(loader, given.warmup)
+    trainer._train_epoch(train_data, 0)
+    trainer.loader = timed = FirstSteps(loader, given.steps)
+    spent = seconds(lambda: trainer._train_epoch(train_data, 1), given.device, 1, warmup=0)
+
+    tokens = int(torch.cat(timed.lengths).sum())
+    lengths = np.array([loader.builder.length(window) for window in loader.windows])
+    return Epoch(
+        seconds=spent * lengths.sum() / tokens,
+        lengths=lengths,
+        predictions=sum(len(window) - 1 for window in loader.windows),
+        items=model.n_items,
+        padding=1 - tokens / timed.computed,
+        measured=f"{len(timed):,} of {len(loader):,} steps of {config['train_batch_size']} "
+        f"histories, at most {loader.max_batch_tokens:,} tokens a pass",
+    )
+
+
+def naive(given: Namespace) -> Epoch:
+    """RecBole's trainer and rows, boolean masks in every layer."""
+    config, train_data = load("SASRec", given)  # whichever: its data are RecBole's own
+    dataset = train_data._dataset
+    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    builder = sequence_builder(config, dataset, tokenizer)
+    steps = given.steps or OTHERS_STEPS
+
+    def attempt(rows: int) -> tuple[int, float]:
+        config["train_batch_size"] = rows
+        loader = TrainDataLoader(config, dataset, train_data._sampler, shuffle=True)
+        backbone = new_backbone(given)
+        model = NaiveIdiomoe(config, dataset, backbone, builder, tokenizer.pad_token_id)
+        trainer = RecBoleTrainer(config, model.to(given.device))
+
+        def run(number: int) -> None:
+            trainer._train_epoch(islice(loader, number), 0)
+
+        run(2)
+        return rows, seconds(lambda: run(steps), given.device, 1, warmup=0) / steps
+
+    rows, step = first_that_fits(attempt, (8,) if given.tiny else (64, 32, 16, 8))
+    inter = dataset.inter_feat
+    histories = zip(inter["item_id_list"].numpy(), inter["item_length"].tolist(), strict=True)
+    # ``length`` is of what stands before the last item, whichever that is.
+    lengths = np.array([builder.length(np.r_[items[:n], 1]) for items, n in histories])
+    return Epoch(
+        seconds=step * len(lengths) / rows,
+        lengths=lengths,
+        predictions=len(lengths),
+        items=dataset.item_num,
+        padding=1 - lengths.sum() / (len(lengths) * builder.max_tokens),
+        measured=f"{steps} steps of {rows} rows, scaled to {len(lengths):,} rows",
+    )
+
+
+def hf_trainer(given: Namespace) -> Epoch:
+    """transformers' Trainer, a dense model, padding per batch."""
+    config, train_data = load("IDIOMoE", given)
+    dataset = train_data._dataset
+    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    builder = sequence_builder(config, dataset, tokenizer)
+    windows = dataset.training_windows(
+        config["MAX_ITEM_LIST_LENGTH"], builder.code_lengths, builder.room
+    )
+    lengths = np.array([builder.length(window) + 1 for window in windows])
+    in_step = config["train_batch_size"]
+    number = (given.steps or OTHERS_STEPS) * in_step
+    chosen = np.random.default_rng(0).permutation(len(windows))[:number]
+    drawn = [labelled(builder, windows[i]) for i in chosen]
+    longest = [labelled(builder, windows[i]) for i in np.argsort(-lengths)[:in_step]]
+
+    def attempt(rows: int) -> tuple[int, float, int]:
+        model = new_backbone(given)
+        vocabulary = builder.item_token_offset + dataset.item_num
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+
+        def train(histories: list[dict[str, list[int]]]) -> tuple[float, int]:
+            collator, stopwatch = Collator(tokenizer), Stopwatch(given.device)
+            with TemporaryDirectory() as folder:
+                arguments = TrainingArguments(
+                    folder,
+                    per_device_train_batch_size=rows,
+                    gradient_accumulation_steps=max(1, in_step // rows),
+                    num_train_epochs=1,
+                    bf16=True,
+                    use_cpu=given.device == "cpu",
+                    save_strategy="no",
+                    report_to="none",
+                    disable_tqdm=True,
+                )
+                trainer = Trainer(
+                    model,
+                    arguments,
+                    data_collator=collator,
+                    train_dataset=histories,  # type: ignore[arg-type]
+                    callbacks=[stopwatch],
+                )
+                trainer.train()
+            begin, end = stopwatch.times
+            return end - begin, collator.computed
+
+        train(longest[: 2 * rows])  # warms up, and has to fit
+        return rows, *train(drawn)
+
+    rows, spent, computed = first_that_fits(attempt, (2,) if given.tiny else (128, 64, 32, 16, 8))
+    tokens = lengths[chosen].sum()
+    return Epoch(
+        seconds=spent * lengths.sum() / tokens,
+        lengths=lengths,
+        predictions=sum(len(window) - 1 for window in windows),
+        items=dataset.item_num,
+        padding=1 - tokens / computed,
+        measured=f"{len(drawn):,} histories, {rows} a pass, scaled to {len(windows):,}",
+    )
+
+
+def load(model: str, given: Namespace, **settings: Any) -> tuple[RunConfig, Any]:
+    """Configuration and RecBole's training loader of amazon-toys, as ``model`` reads it."""
+    settings |= SETTINGS | (TINY if given.tiny else {})
+    settings["data_path"] = str(given.data_path)
+    settings["gpu_id"] = "0" if given.device == "cuda" else ""
+    settings |= {name: yaml.safe_load(value) for name, value in given.setting}
+    config = RunConfig(model, "amazon-toys", settings=settings)
+    train_data, _, _ = data_preparation(config, load_dataset(config))
+    return config, train_data
+
+
+def new_backbone(given: Namespace) -> PreTrainedModel:
+    """Random weights, drawn on the device, which is quicker there."""
+    with torch.device(given.device):
+        return qwen(given.tiny)
+
+
+def sequence_builder(config: RunConfig, dataset: Any, tokenizer: Any) -> SequenceBuilder:
+    """That of ours, for a model that is not: the same sequences, token for token."""
+    settings, offset = config.settings, qwen(tiny=True).config.vocab_size
+    catalog = read_catalog(dataset, settings)
+    instruction, *texts = encode_text(tokenizer, [settings.instruction or "", *catalog.texts])
+    return SequenceBuilder(
+        [text[: settings.max_item_text_tokens] for text in texts],
+        [[offset + row] for row in range(catalog.item_num)],
+        offset,
+        instruction=instruction,
+        item_first=settings.segment_order == "ID text",
+        max_tokens=settings.max_tokens,
+    )
+
+
+def labelled(builder: SequenceBuilder, window: np.ndarray) -> dict[str, list[int]]:
+    """A history for transformers, which predicts a label from the position before it."""
+    sequence = builder.build_training(window)
+    input_ids = np.r_[sequence.input_ids, sequence.targets[-1]]
+    labels = np.full(len(input_ids), -100)
+    labels[sequence.predict_at + 1] = sequence.targets
+    return {"input_ids": input_ids.tolist(), "labels": labels.tolist()}
+
+
+class FirstSteps:
+    """The first steps of a loader's epoch, or all; counts what is in them."""
+
+    def __init__(self, loader: WindowLoader, number: int | None) -> None:
+        self.loader = loader
+        self.number = min(number or len(loader), len(loader))
+        self.set_epoch = loader.set_epoch
+        self.computed = 0
+        self.lengths: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[list[SequenceBatch]]:
+        for step in islice(self.loader, self.number):
+            self.computed += sum(batch.input_ids.numel() for batch in step)
+            self.lengths += [batch.lengths for batch in step]
+            yield step
+
+
+class Collator(DataCollatorForSeq2Seq):
+    """Pads tokens and labels to the longest of a batch; counts what is in them."""
+
+    computed = 0
+
+    def __call__(self, features: Any, return_tensors: str | None = None) -> Any:
+        batch = super().__call__(features, return_tensors)
+        self.computed += batch["input_ids"].numel()
+        return batch
+
+
+class Stopwatch(TrainerCallback):
+    """When a Trainer's first step began, and when its last one was done."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.times: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        if not self.times:
+            self._look()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        synchronize(self.device)
+        self.times.append(time.perf_counter())
+
+
+def first_that_fits(attempt: Callable[[int], Any], sizes: Sequence[int]) -> Any:
+    """``attempt`` of the first of ``sizes`` that the device's memory allows."""
+    for size in sizes:
+        try:
+            return attempt(size)
+        except torch.OutOfMemoryError:
+            print(f"{size} at once do not fit into the device's memory", file=sys.stderr)
+        # Here, not in the handler: until it is left, the error keeps what was allocated.
+        free()
+    raise SystemExit(f"not even {sizes[-1]} at once fit into the device's memory")
+
+
+def free() -> None:
+    """Give memory that nothing holds back to the device."""
+    gc.collect()
+    torch.cuda.empty_cache()
