@@ -124,7 +124,7 @@ def naive(given: Namespace) -> Epoch:
         run(2)
         return rows, seconds(lambda: run(steps), given.device, 1, warmup=0) / steps
 
-    rows, step = first_that_fits(attempt, (8,) if given.tiny else (64, 32, 16, 8))
+    rows, step = next(those_that_fit(attempt, (8,) if given.tiny else (64, 32, 16, 8)))
     inter = dataset.inter_feat
     histories = zip(inter["item_id_list"].numpy(), inter["item_length"].tolist(), strict=True)
     # ``length`` is of what stands before the last item, whichever that is.
@@ -188,7 +188,9 @@ def hf_trainer(given: Namespace) -> Epoch:
         train(longest[: 2 * rows])  # warms up, and has to fit
         return rows, *train(drawn)
 
-    rows, spent, computed = first_that_fits(attempt, (2,) if given.tiny else (128, 64, 32, 16, 8))
+    # More at once is not always faster: they are padded to the longest of more.
+    fitting = those_that_fit(attempt, (2,) if given.tiny else (32, 16, 8))
+    rows, spent, computed = min(fitting, key=lambda outcome: outcome[1])
     tokens = lengths[chosen].sum()
     return Epoch(
         seconds=spent * lengths.sum() / tokens,
@@ -291,16 +293,20 @@ class Stopwatch(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def first_that_fits(attempt: Callable[[int], Any], sizes: Sequence[int]) -> Any:
-    """``attempt`` of the first of ``sizes`` that the device's memory allows."""
+def those_that_fit(attempt: Callable[[int], Any], sizes: Sequence[int]) -> Iterator[Any]:
+    """``attempt`` of each of ``sizes`` that the device's memory allows, when asked for."""
+    fitting = 0
     for size in sizes:
+        free()  # what an attempt leaves, and what its error kept until it was handled
         try:
-            return attempt(size)
+            outcome = attempt(size)
         except torch.OutOfMemoryError:
             print(f"{size} at once do not fit into the device's memory", file=sys.stderr)
-        # Here, not in the handler: until it is left, the error keeps what was allocated.
-        free()
-    raise SystemExit(f"not even {sizes[-1]} at once fit into the device's memory")
+            continue
+        fitting += 1
+        yield outcome
+    if not fitting:
+        raise SystemExit(f"not even {sizes[-1]} at once fit into the device's memory")
 
 
 def free() -> None:

@@ -116,3 +116,15 @@ def test_the_naive_model_is_idiomoe(scripts: Any) -> None:
             tokens = torch.from_numpy(builder.build(history).input_ids)[None]
             hidden = lm.hidden_states(tokens).last_hidden_state[0, -1]
             torch.testing.assert_close(scores[1:], lm.item_logits(hidden)[1:])
+
+
+def test_sizes_that_do_not_fit_are_passed_over(scripts: Any) -> None:
+    def attempt(size: int) -> int:
+        if size > 16:
+            raise torch.OutOfMemoryError
+        return size
+
+    those_that_fit = scripts.training_sides.those_that_fit
+    assert list(those_that_fit(attempt, (64, 32, 16, 8))) == [16, 8]
+    with pytest.raises(SystemExit, match="not even 32 at once"):
+        list(those_that_fit(attempt, (64, 32)))
