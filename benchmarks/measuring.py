@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from recbole_idiomoe.lm.bundled import verified_folder
+from recbole_idiomoe.lm.progress import no_progress_bars
 
 
 def qwen(tiny: bool = False, layers: int | None = None) -> PreTrainedModel:
@@ -40,7 +41,8 @@ def save_qwen(folder: Path, tokenizer: str | None = None, tiny: bool = False) ->
     Args:
         tokenizer: folder of Qwen2.5's own; None: the bundled one, whose texts are longer in tokens.
     """
-    qwen(tiny).save_pretrained(folder)
+    with no_progress_bars():
+        qwen(tiny).save_pretrained(folder)
     source = verified_folder(weights=False) if tokenizer is None else tokenizer
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
@@ -89,12 +91,12 @@ class LargestTensor(TorchDispatchMode):
     """Of the tensors that operators make inside, the largest; views make none.
 
     Attributes:
-        elements: how many it has.
+        bytes: of that one.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.elements = 0
+        self.bytes = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -103,7 +105,7 @@ class LargestTensor(TorchDispatchMode):
         if not func.is_view:
             for one in made if isinstance(made, (tuple, list)) else (made,):
                 if isinstance(one, torch.Tensor):
-                    self.elements = max(self.elements, one.numel())
+                    self.bytes = max(self.bytes, one.nbytes)
         return made
 
 
