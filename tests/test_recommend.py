@@ -126,6 +126,12 @@ def test_the_host_waits_for_nothing_but_the_heads_of_the_lists(
     with Operators() as operators:
         recommender.recommend([["i1", "i2"], ["i3"]], k=5, exclude_seen=exclude_seen)
     assert operators.waits == ["tolist", "tolist"]  # scores, and which items
+    session = recommender.session(["i1"])
+    for item in ("i2", "i3"):
+        session.add(item)
+        with Operators() as operators:
+            session.recommend(k=5, exclude_seen=exclude_seen)
+        assert operators.waits == ["tolist", "tolist"]
 
 
 @pytest.mark.parametrize("model", MODELS)
