@@ -5,10 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from recbole_idiomoe.lm.bundled import verified_folder
+from recbole_idiomoe.lm.progress import no_progress_bars
 
 
 def qwen(tiny: bool = False, layers: int | None = None) -> PreTrainedModel:
@@ -27,6 +33,18 @@ def qwen(tiny: bool = False, layers: int | None = None) -> PreTrainedModel:
     )
     torch.manual_seed(0)
     return Qwen2ForCausalLM(config)
+
+
+def save_qwen(folder: Path, tokenizer: str | None = None, tiny: bool = False) -> None:
+    """The same as a folder that ``backbone`` may name.
+
+    Args:
+        tokenizer: folder of Qwen2.5's own; None: the bundled one, whose texts are longer in tokens.
+    """
+    with no_progress_bars():
+        qwen(tiny).save_pretrained(folder)
+    source = verified_folder(weights=False) if tokenizer is None else tokenizer
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
 def where(device: str) -> str:
@@ -67,6 +85,28 @@ def peak_bytes(run: Callable[[], object], device: str) -> int:
     run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Of the tensors that operators make inside, the largest; views make none.
+
+    Attributes:
+        bytes: of that one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for one in made if isinstance(made, (tuple, list)) else (made,):
+                if isinstance(one, torch.Tensor):
+                    self.bytes = max(self.bytes, one.nbytes)
+        return made
 
 
 def matrix_rate(device: str, size: int = 8192) -> float:

@@ -21,6 +21,7 @@ from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.cold_start import evaluate_apart, leave_out_items
+from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.files import refusal, written_aside
 from recbole_idiomoe.grid import read_grid
@@ -227,7 +228,10 @@ def _resume_recbole(trainer: Any) -> None:
 
 
 def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:
-    """RecBole's loaders of the three splits, masking seen items if the protocol says so."""
+    """RecBole's loaders of the three splits, masking seen items if the protocol says so.
+
+    Those of evaluation give as many users at once as leaves memory for their scores.
+    """
     train_data, valid_data, test_data = data_preparation(config, dataset)
     for name, loader in (("validation", valid_data), ("test", test_data)):
         if len(loader._dataset) == 0:
@@ -235,6 +239,7 @@ def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:
                 f"{config['dataset_label']}: nothing is left for {name}; users need at least 4 "
                 "interactions to be validated on, 3 to be tested on."
             )
+        bound_scores(loader)
     if config["mask_seen"]:
         mask_seen_items(config, train_data, valid_data, test_data)
     if config["cold_start"]:

@@ -17,11 +17,13 @@ import torch
 
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.evaluation.score_memory import users_at_once
 from recbole_idiomoe.run_folder import read_run, write_run
 from recbole_idiomoe.settings import Settings
 
 if TYPE_CHECKING:
     from recbole_idiomoe.model.catalog_lm import CatalogLM
+    from recbole_idiomoe.session import Session
 
 logger = logging.getLogger(__name__)
 Scorer = Callable[..., torch.Tensor]
@@ -105,23 +107,68 @@ class Recommender:
         """
         if isinstance(history, str):
             raise DataError(f"history={history!r} is one string; give a list of item ids.")
-        if k < 1:
-            raise DataError(f"k={k}: at least 1 is wanted.")
         single = not history or not isinstance(history[0], (list, tuple))
         histories: list[Any] = [history] if single else history
-        rows = [self.catalog.rows(one) for one in histories]
+        lists = self.ranked(histories, k, exclude_seen, query, self.scorer)
+        return lists[0] if single else lists
+
+    def session(self, history: Sequence[str] = ()) -> Session:
+        """One user whose history grows, each time computing only what is new of it.
+
+        Args:
+            history: item ids of the dataset, oldest first; there may be none yet.
+
+        Raises:
+            DataError: items that are not in the catalogue, which are named.
+        """
+        from recbole_idiomoe.session import Session
+
+        return Session(self, history)
+
+    def ranked(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int,
+        exclude_seen: bool,
+        query: str | None,
+        scorer: Scorer,
+    ) -> list[list[Recommendation]]:
+        """:meth:`recommend` for a list of histories, by the scores of any ``scorer``.
+
+        Scores stay on the device that they are made on, so many at once as its memory is
+        meant to hold.
+        """
+        if k < 1:
+            raise DataError(f"k={k}: at least 1 is wanted.")
+        rows = [self.catalog.rows(history) for history in histories]
         if query is None and any(len(row) == 0 for row in rows):
             raise DataError("a history is empty; give at least one item id.")
         asked = () if query is None else (self._checked(query),)
-        scores = self.scorer([row[-self.max_history :] for row in rows], *asked).float().cpu()
+        size = users_at_once(self.catalog.item_num)
+        lists = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            scores = scorer([row[-self.max_history :] for row in part], *asked).float()
+            self._mask(scores, part if exclude_seen else [])
+            lists += self._best(scores, k)
+        return lists
+
+    def _mask(self, scores: torch.Tensor, seen: Sequence[np.ndarray]) -> None:
+        """Rule out the padding item, what cannot be ranked, and the rows ``seen`` by each user."""
         scores[:, 0] = -torch.inf
-        if not self.ranks_unseen_items:
-            scores[:, self.catalog.untrained] = -torch.inf
-        if exclude_seen:
-            for score, row in zip(scores, rows, strict=True):
-                score[torch.from_numpy(row)] = -torch.inf
+        if self.catalog.untrained and not self.ranks_unseen_items:
+            untrained = torch.tensor(self.catalog.untrained, device=scores.device)
+            scores.index_fill_(1, untrained, -torch.inf)
+        if seen:
+            users = np.repeat(np.arange(len(seen)), [len(row) for row in seen])
+            pairs = torch.from_numpy(np.stack((users, np.concatenate(seen))))
+            user, item = pairs.to(scores.device, non_blocking=True)
+            scores[user, item] = -torch.inf
+
+    def _best(self, scores: torch.Tensor, k: int) -> list[list[Recommendation]]:
+        """The head of each list, named."""
         best, items = scores.topk(min(k, self.catalog.item_num - 1), dim=1)
-        lists = [
+        return [
             [
                 Recommendation(self.catalog.item_ids[item], self.catalog.titles[item], score)
                 for score, item in zip(best_row, item_row, strict=True)
@@ -129,7 +176,6 @@ class Recommender:
             ]
             for best_row, item_row in zip(best.tolist(), items.tolist(), strict=True)
         ]
-        return lists[0] if single else lists
 
     def _checked(self, query: str) -> str:
         if not isinstance(query, str) or not query.strip():

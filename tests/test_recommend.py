@@ -14,8 +14,10 @@ import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import CheckpointError, DataError
+from recbole_idiomoe.evaluation import score_memory
 from recbole_idiomoe.recommend import Recommender, main
 from recbole_idiomoe.registry import get_trainer
+from tests.model.test_host_syncs import Operators
 from tests.training.cycle import TINY, titles_of, write_cycle
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -95,6 +97,55 @@ def test_histories_together_are_as_one_by_one(recommender: Recommender) -> None:
         assert [item.item_id for item in found] == [item.item_id for item in alone]
         assert [i.score for i in found] == pytest.approx([i.score for i in alone], abs=1e-5)
     assert recommender.recommend([["i1"]], k=2) == [recommender.recommend(["i1"], k=2)]
+
+
+def test_many_histories_are_ranked_few_at_a_time(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories = [[f"i{n}", f"i{n + 1}"] for n in range(7)]
+    wanted = recommender.recommend(histories, k=40)
+    sizes, scorer = [], recommender.scorer
+
+    def counted(part: Any) -> torch.Tensor:
+        sizes.append(len(part))
+        return scorer(part)
+
+    recommender.scorer = counted
+    monkeypatch.setattr(score_memory, "SCORES", 3 * recommender.catalog.item_num)
+    for found, expected in zip(recommender.recommend(histories, k=40), wanted, strict=True):
+        assert [item.item_id for item in found] == [item.item_id for item in expected]
+        assert [i.score for i in found] == pytest.approx([i.score for i in expected], abs=1e-5)
+    assert sizes == [3, 3, 1]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_the_host_waits_for_nothing_but_the_heads_of_the_lists(
+    exclude_seen: bool, folders: dict[str, Path]
+) -> None:
+    recommender = recbole_idiomoe.load(folders["IDIOMoE"])
+    with Operators() as operators:
+        recommender.recommend([["i1", "i2"], ["i3"]], k=5, exclude_seen=exclude_seen)
+    assert operators.waits == ["tolist", "tolist"]  # scores, and which items
+    session = recommender.session(["i1"])
+    for item in ("i2", "i3"):
+        session.add(item)
+        with Operators() as operators:
+            session.recommend(k=5, exclude_seen=exclude_seen)
+        assert operators.waits == ["tolist", "tolist"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_session_goes_on_as_if_asked_anew(model: str, folders: dict[str, Path]) -> None:
+    recommender = recbole_idiomoe.load(folders[model])
+    session = recommender.session(["i3"])
+    for item in [f"i{n}" for n in range(3, 18)]:
+        session.add(item)
+        found, wanted = session.recommend(k=40), recommender.recommend(session.history, k=40)
+        assert [i.score for i in found] == pytest.approx([i.score for i in wanted], abs=1e-5)
+        by_item = {i.item_id: i.score for i in wanted}
+        assert [by_item[i.item_id] for i in found] == pytest.approx(
+            [i.score for i in found], abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("model", MODELS)

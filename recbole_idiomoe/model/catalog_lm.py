@@ -18,7 +18,13 @@ from transformers.utils import CONFIG_NAME
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.item_codes import ItemCodes, load_item_codes, make_item_codes
 from recbole_idiomoe.data.loader import token_groups
-from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
+from recbole_idiomoe.data.sequence import (
+    NOTHING,
+    SequenceBatch,
+    SequenceBuilder,
+    TokenSequence,
+    collate,
+)
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.files import folder_written_aside
@@ -167,7 +173,7 @@ class CatalogLM(nn.Module):
         items are their titles), plus ``text_loss_weight`` times that of the text between them,
         plus what the architecture adds.
         """
-        with self._autocast():
+        with self.autocast():
             hidden_states = self._hidden_states(batch)
             share = len(batch.targets) / batch.item_count
             loss = share * self._item_loss(hidden_states[batch.predict_at], batch.targets)
@@ -194,19 +200,27 @@ class CatalogLM(nn.Module):
         Raises:
             DataError: a history is empty and nothing is asked for.
         """
+        sequences = self.sequences(histories, query)
+        atomic = self.settings.item_tokens == "atomic"
+        # A piece of the tree stands behind each history.
+        lengths = [len(s.input_ids) + (0 if atomic else PIECE_SIZE) for s in sequences]
+        groups = token_groups(lengths, self.settings.max_batch_tokens)
+        batches = (collate([sequences[i] for i in group], self.pad_token_id) for group in groups)
+        compute = self._last_states if atomic else self._leaf_scores
+        computed = torch.cat([compute(batch.to(self.lm.device)) for batch in batches])
+        as_given = torch.from_numpy(np.argsort(np.concatenate(groups)))
+        computed = computed.index_select(0, as_given.to(computed.device, non_blocking=True))
+        # One product with the catalogue: its scores are then held once.
+        return self.lm.item_logits(computed) if atomic else computed
+
+    def sequences(
+        self, histories: Sequence[np.ndarray], query: str | None = None
+    ) -> list[TokenSequence]:
+        """The tokens that :meth:`scores` reads of its arguments; raises as it does."""
         if query is None and any(len(history) == 0 for history in histories):
             raise DataError("a history is empty; at least one item is needed to go on from.")
         asked = NOTHING if query is None else self.encode_query(query)
-        sequences = [self.builder.build(h, self.settings.use_text, asked) for h in histories]
-        device = self.lm.device
-        scores = torch.empty(len(sequences), self.catalog.item_num, device=device)
-        # A piece of the tree stands behind each history.
-        beside = 0 if self.settings.item_tokens == "atomic" else PIECE_SIZE
-        lengths = [len(s.input_ids) + beside for s in sequences]
-        for group in token_groups(lengths, self.settings.max_batch_tokens):
-            batch = collate([sequences[i] for i in group], self.pad_token_id).to(device)
-            scores[torch.tensor(group, device=device)] = self._batch_scores(batch)
-        return scores
+        return [self.builder.build(h, self.settings.use_text, asked) for h in histories]
 
     def encode_query(self, query: str) -> np.ndarray:
         """Token ids of a query behind its prompt, at most 64 of its own."""
@@ -285,17 +299,18 @@ class CatalogLM(nn.Module):
         rows = tokens - self.lm.config.item_token_offset
         return self.lm.item_loss(hidden_states, rows, excluded=self.untrained)
 
-    def _batch_scores(self, batch: SequenceBatch) -> torch.Tensor:
-        """Scores of every item after each sequence, ``(B, item_num)``."""
-        if self.settings.item_tokens == "atomic":
-            with self._autocast():
-                hidden_states = self._hidden_states(batch)[batch.predict_at]
-            return self.lm.item_logits(hidden_states)
+    def _last_states(self, batch: SequenceBatch) -> torch.Tensor:
+        """What the next item is predicted from after each sequence, ``(B, d)``."""
+        with self.autocast():
+            return self._hidden_states(batch)[batch.predict_at]
+
+    def _leaf_scores(self, batch: SequenceBatch) -> torch.Tensor:
+        """Scores of every item after each sequence, ``(B, item_num)``, by its whole code."""
         device = batch.input_ids.device
         if self._tree is None or self._tree.tokens.device != device:
             self._tree = PrefixTree(self.item_codes.codes[1:], device)
         history = batch.input_ids, batch.token_types, batch.lengths
-        with self._autocast(), sdpa_kernel(ATTENTION_KERNELS):
+        with self.autocast(), sdpa_kernel(ATTENTION_KERNELS):
             if self._in_text:
                 scores = rank_leaves(self.lm, self._tree, *history, self.lm.text_logits)
             else:
@@ -338,7 +353,8 @@ class CatalogLM(nn.Module):
         precision = self.settings.precision
         return precision == "bf16" or (precision == "auto" and self.lm.device.type == "cuda")
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Where the decoder is to compute in the precision that ``settings`` say."""
         return torch.autocast(self.lm.device.type, dtype=torch.bfloat16, enabled=self.uses_bf16)
 
     def _sequence_builder(self, catalog: Catalog, item_codes: ItemCodes) -> SequenceBuilder:

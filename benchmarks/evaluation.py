@@ -1,0 +1,198 @@
+"""Evaluation on the whole catalogue: how long it takes, and that its memory does not grow.
+
+    python benchmarks/evaluation.py --data_path=DATA --tokenizer=QWEN2.5 --device=cuda
+
+First, the test of a real data set at Qwen2.5-0.5B's shape (random weights: what is measured does
+not depend on them), from the loader to the metrics, beside RecBole's SASRec on the same users.
+Then memory with a synthetic catalogue and more and more users, beside evaluation without a bound on
+the scores that are held at once. Without --tokenizer the bundled one is taken, of 16,384 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import LargestTensor, markdown, peak_bytes, save_qwen, seconds, synchronize, where
+from recbole.data import data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader
+
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.evaluation import score_memory
+from recbole_idiomoe.evaluation.seen_items import SeenItemMask, mask_seen_items
+from recbole_idiomoe.registry import get_model, get_trainer
+
+EVERYTHING = 2**62  # scores held at once where nothing bounds them
+
+
+def prepare(model: str, dataset: str, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """A trainer of an untrained model, the test split's loader, and the configuration."""
+    config = RunConfig(model, dataset, settings=settings)
+    train, valid, test = data_preparation(config, load_dataset(config))
+    mask_seen_items(config, train, valid, test)
+    score_memory.bound_scores(test)
+    network = get_model(model)(config, train._dataset).to(config["device"])
+    return get_trainer(model)(config, network), test, config
+
+
+class Clocks:
+    """Seconds spent in functions, by name, the device's work included."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def watch(self, owner: Any, method: str, name: str) -> None:
+        """Time ``owner.method`` from now on, as ``name``."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            synchronize(self.device)
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        setattr(owner, method, timed)
+
+
+def measure_time(given: argparse.Namespace, settings: dict[str, Any]) -> str:
+    """A table of a whole evaluation and of its parts."""
+    runs = {}
+    for model in ("SASRec", "IDIOMoE"):
+        trainer, test, _ = prepare(model, given.dataset, settings)
+
+        def evaluate(trainer: Any = trainer, test: Any = test) -> None:
+            trainer.evaluate(test, load_best_model=False)
+
+        runs[model] = seconds(evaluate, given.device, repeats=1, warmup=1)
+    whole = runs["IDIOMoE"]
+
+    # Clocks wait for the device after each part, so that they have a run of their own.
+    clocks = Clocks(given.device)
+    language_model = trainer.catalog_lm
+    clocks.watch(language_model, "sequences", "histories to tokens")
+    clocks.watch(language_model.lm, "hidden_states", "trunk")
+    clocks.watch(language_model.lm, "item_logits", "scoring")
+    clocks.watch(trainer.eval_collector, "eval_batch_collect", "lists and metrics")
+    clocks.watch(trainer.evaluator, "evaluate", "lists and metrics")
+    clocked = seconds(evaluate, given.device, repeats=1, warmup=0)
+    parts = clocks.seconds | {"loader, masks and the rest": clocked - sum(clocks.seconds.values())}
+
+    header = ["", "share", *(["seconds"] if on_gpu(given) else [])]
+    rows = [["whole evaluation", "100%", f"{whole:.1f}"]]
+    rows += [[name, f"{s / clocked:.1%}", f"{s:.1f}"] for name, s in parts.items()]
+    users, items = len(test._dataset), test._dataset.item_num - 1
+    return "\n\n".join(
+        (
+            f"{given.dataset}: {users:,} users x {items:,} items",
+            markdown(header, [row[: len(header)] for row in rows]),
+            "The parts are those of a second run, which waits for the device after each of them. "
+            f"SASRec's whole evaluation takes {runs['SASRec'] / whole:.3f} of IDIOMoE's.",
+        )
+    )
+
+
+def write_catalogue(folder: Path, items: int, users: int, length: int) -> str:
+    """Atomic files of users with ``length`` random items each; returns the data set's name."""
+    name = "catalogue"
+    place = folder / name
+    place.mkdir()
+    drawn = np.random.default_rng(0).integers(items, size=(users, length)).tolist()
+    rows = (
+        f"u{user}\ti{item}\t{when}\n"
+        for user, history in enumerate(drawn)
+        for when, item in enumerate(history)
+    )
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (place / f"{name}.inter").write_text(header + "".join(rows))
+    listed = "".join(f"i{item}\n" for item in range(items))
+    (place / f"{name}.item").write_text("item_id:token\n" + listed)
+    return name
+
+
+def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: Path) -> str:
+    """A table of what evaluating more and more of a synthetic data set's users takes."""
+    counts = [128, 256, 512] if given.tiny else [512, 1024, 2048]
+    bound = score_memory.SCORES if given.items > 100_000 else given.items * 16
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]}
+    settings = settings | {"load_col": columns, "item_text_fields": None, "use_text": False}
+    settings |= {"user_inter_num_interval": None, "item_inter_num_interval": None}
+    settings |= {"data_path": str(folder), "eval_batch_size": counts[-1]}
+    name = write_catalogue(folder, given.items, counts[-1], 20)
+    trainer, test, config = prepare("IDIOMoE", name, settings)
+
+    def memory(users: int, scores: int) -> float:
+        """MiB: on a GPU all beyond the model, else the largest tensor."""
+        score_memory.SCORES = scores
+        part = test._dataset.copy(test._dataset.inter_feat[:users])
+        loader = FullSortEvalDataLoader(config, part, None)
+        loader.collate_fn = SeenItemMask(loader.collate_fn, test.collate_fn.seen, loader.uid_field)
+        score_memory.bound_scores(loader)
+
+        def evaluate() -> None:
+            trainer.evaluate(loader, load_best_model=False)
+
+        if on_gpu(given):
+            before = torch.cuda.memory_allocated(given.device)
+            return (peak_bytes(evaluate, given.device) - before) / 2**20
+        with LargestTensor() as largest:
+            evaluate()
+        return largest.bytes / 2**20
+
+    memory(counts[0], bound)  # kernels load
+    bounded = [memory(count, bound) for count in counts]
+    plain = [memory(count, EVERYTHING) for count in counts]
+    what = "peak memory" if on_gpu(given) else "largest tensor"
+    rows = [
+        [f"{count:,}", f"{mine:,.1f}", f"{mine / bounded[0]:.2f}", f"{all_:,.1f}"]
+        for count, mine, all_ in zip(counts, bounded, plain, strict=True)
+    ]
+    header = ["users", f"{what}, MiB", f"of {counts[0]} users'", "without a bound, MiB"]
+    width = trainer.catalog_lm.lm.config.hidden_size
+    title = f"{given.items:,} items, item table of width {width}"
+    return f"{title}\n\n{markdown(header, rows)}"
+
+
+def on_gpu(given: argparse.Namespace) -> bool:
+    return given.device.startswith("cuda")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", help="default: amazon-toys; with --tiny ml-100k, in part")
+    parser.add_argument("--data_path", help="folder that holds the data set's folder")
+    parser.add_argument("--tokenizer", help="folder of Qwen2.5's tokenizer")
+    parser.add_argument("--items", type=int, help="of the synthetic catalogue (500,000)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--tiny", action="store_true", help="a small model and small data")
+    given = parser.parse_args()
+    given.dataset = given.dataset or ("ml-100k" if given.tiny else "amazon-toys")
+    given.items = given.items or (5000 if given.tiny else 500_000)
+    if given.tokenizer:
+        given.tokenizer = str(Path(given.tokenizer).resolve())
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        save_qwen(folder / "backbone", given.tokenizer, given.tiny)
+        settings: dict[str, Any] = {"gpu_id": "0" if on_gpu(given) else "", "show_progress": False}
+        settings |= {"backbone": str(folder / "backbone"), "item_init": "random"}
+        real = {"data_path": str(Path(given.data_path).resolve())} if given.data_path else {}
+        if given.dataset == "ml-100k":
+            real["user_inter_num_interval"] = "[20,25]"
+        with contextlib.chdir(folder):  # RecBole writes logs where it stands
+            print(where(given.device), flush=True)
+            print(f"\n{measure_time(given, settings | real)}", flush=True)
+            print(f"\n{measure_memory(given, settings, folder)}")
+
+
+if __name__ == "__main__":
+    main()
