@@ -17,8 +17,8 @@ from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.progress import no_progress_bars
 
 
-def qwen(tiny: bool = False, layers: int | None = None) -> PreTrainedModel:
-    """Qwen2.5-0.5B's architecture with random weights, on the CPU; ``tiny``: a few thousand."""
+def qwen(tiny: bool = False, device: str = "cpu") -> PreTrainedModel:
+    """Qwen2.5-0.5B's architecture with random weights; ``tiny``: with few neurons."""
     shape = (
         {"vocab_size": 151_936, "hidden_size": 64, "intermediate_size": 128}
         | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -26,13 +26,12 @@ def qwen(tiny: bool = False, layers: int | None = None) -> PreTrainedModel:
         else {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864}
         | {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
     )
-    if layers is not None:
-        shape["num_hidden_layers"] = layers
     config = Qwen2Config(
         **shape, max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True
     )
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(config)
+    with torch.device(device):
+        return Qwen2ForCausalLM(config)
 
 
 def save_qwen(folder: Path, tokenizer: str | None = None, tiny: bool = False) -> None:

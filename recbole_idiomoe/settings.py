@@ -289,6 +289,12 @@ class Settings:
         low=8,
         group="training",
     )
+    compile: bool = _setting(
+        False,
+        "compile the decoder's blocks while training on a GPU: about a minute once, then each "
+        "step is faster, the more so the larger the backbone; changes no result but by rounding",
+        group="training",
+    )
     precision: str = _setting(
         "auto",
         "auto: bf16 on a GPU, fp32 on a CPU",

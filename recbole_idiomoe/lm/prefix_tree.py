@@ -109,6 +109,7 @@ class PrefixTree:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # its cache would compile every layer by itself
 def rank_leaves(
     lm: IdiomoeForCausalLM,
     tree: PrefixTree,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class TokenRouting:
@@ -27,8 +29,12 @@ class TokenRouting:
         """Send every position of any batch to the text expert."""
         self.shape: torch.Size | None = None
         self.sizes = (0, 0)
+        self.only_items = False
         self.order: Tensor | None = None
         self.inverse: Tensor | None = None
+        # Its length is the number of text positions, as a compiled layer can read it: a number
+        # here would be compiled in.
+        self.text_order: Tensor | None = None
 
     def set(self, token_types: Tensor, item_count: int | None = None) -> None:
         """Take the types of a batch.
@@ -43,10 +49,12 @@ class TokenRouting:
         self.clear()
         self.shape = token_types.shape
         self.sizes = (is_item.numel() - items, items)
+        self.only_items = self.sizes[0] == 0
         if all(self.sizes):
             self.order = torch.argsort(is_item, stable=True)
             self.inverse = torch.empty_like(self.order)
             self.inverse[self.order] = torch.arange(len(is_item), device=is_item.device)
+            self.text_order = self.order[: self.sizes[0]].clone()
 
     def dispatch(
         self, inputs: Tensor, text: Callable[[Tensor], Tensor], item: Callable[[Tensor], Tensor]
@@ -68,14 +76,40 @@ class TokenRouting:
         """
         if self.shape is None:
             return text(inputs)
-        if inputs.shape[:2] != self.shape:
+        # Compiled once for all shapes, a layer must not look at this one.
+        if not torch.compiler.is_compiling() and inputs.shape[:2] != self.shape:
             raise RuntimeError(
                 f"the routing holds a batch of shape {tuple(self.shape)}, not "
                 f"{tuple(inputs.shape[:2])}: call routing.set(token_types) before the trunk."
             )
-        if self.order is None or self.inverse is None:
-            return item(inputs) if self.sizes[1] else text(inputs)
-        sorted_inputs = inputs.flatten(0, 1).index_select(0, self.order)
-        text_inputs, item_inputs = sorted_inputs.split(self.sizes)
-        outputs = torch.cat((text(text_inputs), item(item_inputs)))
-        return outputs.index_select(0, self.inverse).unflatten(0, self.shape)
+        if self.order is None or self.inverse is None or self.text_order is None:
+            return item(inputs) if self.only_items else text(inputs)
+        by_type = _Reorder.apply(inputs.flatten(0, 1), self.order, self.inverse)
+        text_num = self.text_order.shape[0]
+        outputs = torch.cat((text(by_type[:text_num]), item(by_type[text_num:])))
+        inverse = self.inverse.unflatten(0, inputs.shape[:2])
+        return _Reorder.apply(outputs, inverse, self.order)
+
+
+class _Reorder(torch.autograd.Function):
+    """``rows[order]`` for a permutation, whose gradient is ``gradients[inverse]``.
+
+    Of any index autograd expects repetitions, and adds gradients up one by one.
+
+    Args:
+        rows: (N, ...).
+        order: (N,) or, for outputs of that shape, (B, T).
+        inverse: (N,).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.dims = order.dim()
+        return rows[order]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradients.flatten(0, ctx.dims - 1)[inverse], None, None

@@ -24,6 +24,7 @@ from recbole_idiomoe.data.query import item_queries
 from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.model.idiomoe import IDIOMoE
 from recbole_idiomoe.model.new_items import place_unseen_items
 from recbole_idiomoe.training.micro_batches import MicroBatches
@@ -165,6 +166,8 @@ class IdiomoeTrainer(Trainer):
             rates = self.scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+        if self.settings.compile and self.device.type == "cuda":
+            compile_blocks(self.catalog_lm.lm.backbone)
         self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.micro_batches = MicroBatches(self.loader, self._backward, self.optimizer.zero_grad)
 

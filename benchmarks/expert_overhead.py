@@ -1,0 +1,180 @@
+"""What item experts cost: IDIOMoE against the same model with one FFN (the paper's Table 12).
+
+    python benchmarks/expert_overhead.py --device=cuda
+
+Qwen2.5-0.5B's shape, random weights, 20% item tokens at random places, 11,924 items. A training
+step is forward, loss over the catalogue at every item, backward and fused AdamW, in bf16 over
+fp32 weights; inference is the trunk and the catalogue's scores after the last token, bf16
+weights. The text embedding does not train. The rows:
+
+    dense                 one FFN, trained
+    full width            two, the text expert frozen: as many trained parameters as dense
+    quarter width         the same, item experts of a quarter of the neurons
+    both experts trained  more trained parameters, and so more work for the optimizer
+
+Each side gets the same treatment: `eager`; `compiled` blocks; or `graph`, compiled blocks and
+the whole step replayed as one CUDA graph, so that launches cost neither side anything. On a CPU
+only ratios are printed, and memory is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from unittest import mock
+
+import torch
+from measuring import markdown, peak_bytes, qwen, seconds, where
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.compilation import compile_blocks
+
+ITEMS, ITEM_SHARE = 11_925, 0.2
+SIDES: dict[str, tuple[dict[str, object], str]] = {
+    "dense": ({"architecture": "dense"}, "none"),
+    "full width": ({}, "text_expert"),
+    "quarter width": ({"expert_width": 0.25}, "text_expert"),
+    "both experts trained": ({}, "none"),
+}
+PHASES = {"train": list(SIDES), "infer": list(SIDES)[:3]}
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+Batch = tuple[Tensor, Tensor, int]
+
+
+def make_batch(batch: int, length: int, device: str) -> Batch:
+    """Hybrid tokens and their types, (batch, length), and how many are items."""
+    generator = torch.Generator().manual_seed(length)
+    tokens = torch.randint(1, 151_936, (batch, length), generator=generator)
+    items = 151_936 + torch.randint(1, ITEMS, (batch, length), generator=generator)
+    chosen = torch.randperm(batch * length, generator=generator)
+    is_item = (chosen < ITEM_SHARE * batch * length).view(batch, length)
+    input_ids = torch.where(is_item, items, tokens).to(device)
+    return input_ids, is_item.to(device), int(is_item.sum())
+
+
+def training_step(lm: IdiomoeForCausalLM, batch: Batch, device: str) -> Callable[[], Tensor]:
+    input_ids, types, item_count = batch
+    flat = torch.arange(input_ids.numel(), device=device)
+    predicted = flat[types.flatten() & (flat % input_ids.shape[1] != 0)]
+    targets = input_ids.flatten()[predicted] - lm.config.item_token_offset
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in lm.parameters() if parameter.requires_grad],
+        lr=1e-5,
+        fused=True,
+        capturable=device.startswith("cuda"),
+    )
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(device.split(":")[0], torch.bfloat16), sdpa_kernel(KERNELS):
+            states = lm.hidden_states(input_ids, types, item_count=item_count).last_hidden_state
+            assert states is not None
+            loss = lm.item_loss(states.flatten(0, 1)[predicted - 1], targets)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def inference(lm: IdiomoeForCausalLM, batch: Batch, device: str) -> Callable[[], Tensor]:
+    input_ids, types, item_count = batch
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        with sdpa_kernel(KERNELS):
+            states = lm.hidden_states(input_ids, types, item_count=item_count).last_hidden_state
+        assert states is not None
+        return lm.item_logits(states[:, -1])
+
+    return step
+
+
+def graphed(step: Callable[[], object]) -> Callable[[], object]:
+    """``step`` as one CUDA graph; what it reads and writes stays where it is."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # While a graph is captured, some versions of transformers build a mask for causal attention.
+    no_mask = mock.patch("transformers.masking_utils.is_tracing", return_value=False)
+    with no_mask, torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def build(side: str, phase: str, given: argparse.Namespace) -> IdiomoeForCausalLM:
+    options, frozen = SIDES[side]
+    backbone = qwen(given.tiny, given.device)
+    lm = IdiomoeForCausalLM.from_backbone(backbone, ITEMS, **options).train()  # type: ignore[arg-type]
+    if phase == "infer":
+        return lm.to(torch.bfloat16).eval()
+    lm.freeze(frozen)
+    lm.get_input_embeddings().requires_grad_(False)
+    return lm
+
+
+def measured(side: str, phase: str, given: argparse.Namespace) -> Iterator[tuple[float, int, int]]:
+    """Seconds, peak bytes and bytes of all weights, for each length."""
+    lm = build(side, phase, given)
+    if given.treatment != "eager":
+        compile_blocks(lm.backbone)
+    weights = sum(p.numel() * p.element_size() for p in lm.parameters())
+    make = training_step if phase == "train" else inference
+    for length in given.lengths:
+        step = make(lm, make_batch(given.batch, length, given.device), given.device)
+        step()  # compiles, and makes the optimizer's state
+        peak = peak_bytes(step, given.device)
+        run = graphed(step) if given.treatment == "graph" else step
+        yield seconds(run, given.device, given.repeats), peak, weights
+        lm.zero_grad()
+        del step, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024])
+    parser.add_argument("--treatment", choices=["eager", "compiled", "graph"], default="graph")
+    parser.add_argument(
+        "--phases", nargs="+", choices=["train", "infer"], default=["train", "infer"]
+    )
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--tiny", action="store_true", help="a few neurons, to try the script")
+    given = parser.parse_args()
+    on_gpu = given.device.startswith("cuda")
+    if not on_gpu and given.treatment == "graph":
+        given.treatment = "compiled"
+    rows: list[list[object]] = []
+    for phase in given.phases:
+        found = {}
+        for side in PHASES[phase]:
+            found[side] = list(measured(side, phase, given))
+            gc.collect()
+            with torch.cuda.device(given.device) if on_gpu else nullcontext():
+                torch.cuda.empty_cache()
+            torch.compiler.reset()
+            for length, ours, dense in zip(given.lengths, found[side], found["dense"], strict=True):
+                row: list[object] = [f"{phase} {given.batch} x {length}, {side}"]
+                row.append(f"{1e3 * ours[0]:.2f}" if on_gpu else "-")
+                row.append("" if side == "dense" else f"{ours[0] / dense[0] - 1:+.1%}")
+                row.append(f"{ours[1] / 2**30:.2f}" if on_gpu else "-")
+                beyond = (ours[1] - ours[2]) / max(1, dense[1] - dense[2]) - 1
+                row.append("" if side == "dense" or not on_gpu else f"{beyond:+.1%}")
+                rows.append(row)
+                print(*row, sep=" | ", flush=True)
+    print(f"\n{where(given.device)}; {given.treatment}\n")
+    header = ["", "ms", "against dense", "peak GiB", "peak less weights, against dense"]
+    print(markdown(header, rows))
+
+
+if __name__ == "__main__":
+    main()
