@@ -78,9 +78,3 @@ def test_batches_come_pinned_and_ahead(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(WindowLoader, "__iter__", as_it_comes)
     assert_close(ahead, train(tmp_path, "as it comes"))
     assert pinned and all(pinned)
-
-
-@pytest.mark.parametrize("attention", ["causal", "intra_inter"])
-def test_compiled_blocks_train_alike(attention: str, tmp_path: Path) -> None:
-    plain = train(tmp_path, "plain", attention=attention)
-    assert_close(plain, train(tmp_path, "compiled", attention=attention, compile=True))
