@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from measuring import markdown, matrix_rate, qwen, where
 from training_sides import hf_trainer, naive, ours
 
@@ -88,9 +87,9 @@ def model_flops(config: Any, lengths: np.ndarray, predictions: int, items: int) 
 def measure(given: argparse.Namespace) -> Side:
     """One side, in this process."""
     epoch = SIDES[given.side](given)
-    with torch.device("meta"):
-        config = qwen(given.tiny).config
-    flops = model_flops(config, epoch.lengths, epoch.predictions, epoch.items)
+    flops = model_flops(
+        qwen(given.tiny, "meta").config, epoch.lengths, epoch.predictions, epoch.items
+    )
     rate = matrix_rate(given.device, 8192 if given.device == "cuda" else 1024)
     return Side(
         seconds=float(epoch.seconds),

@@ -77,7 +77,7 @@ class Epoch:
 def ours(given: Namespace) -> Epoch:
     """The package's own trainer, as a run makes it."""
     with TemporaryDirectory() as folder:
-        new_backbone(given).save_pretrained(folder)
+        qwen(given.tiny, given.device).save_pretrained(folder)
         AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(folder)
         config, train_data = load("IDIOMoE", given, backbone=folder, checkpoint_dir=folder)
         model = get_model("IDIOMoE")(config, train_data._dataset).to(config["device"])
@@ -114,7 +114,7 @@ def naive(given: Namespace) -> Epoch:
     def attempt(rows: int) -> tuple[int, float]:
         config["train_batch_size"] = rows
         loader = TrainDataLoader(config, dataset, train_data._sampler, shuffle=True)
-        backbone = new_backbone(given)
+        backbone = qwen(given.tiny, given.device)
         model = NaiveIdiomoe(config, dataset, backbone, builder, tokenizer.pad_token_id)
         trainer = RecBoleTrainer(config, model.to(given.device))
 
@@ -156,7 +156,7 @@ def hf_trainer(given: Namespace) -> Epoch:
     longest = [labelled(builder, windows[i]) for i in np.argsort(-lengths)[:in_step]]
 
     def attempt(rows: int) -> tuple[int, float, int]:
-        model = new_backbone(given)
+        model = qwen(given.tiny, given.device)
         vocabulary = builder.item_token_offset + dataset.item_num
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
@@ -213,15 +213,9 @@ def load(model: str, given: Namespace, **settings: Any) -> tuple[RunConfig, Any]
     return config, train_data
 
 
-def new_backbone(given: Namespace) -> PreTrainedModel:
-    """Random weights, drawn on the device, which is quicker there."""
-    with torch.device(given.device):
-        return qwen(given.tiny)
-
-
 def sequence_builder(config: RunConfig, dataset: Any, tokenizer: Any) -> SequenceBuilder:
     """That of ours, for a model that is not: the same sequences, token for token."""
-    settings, offset = config.settings, qwen(tiny=True).config.vocab_size
+    settings, offset = config.settings, qwen(True, "meta").config.vocab_size
     catalog = read_catalog(dataset, settings)
     instruction, *texts = encode_text(tokenizer, [settings.instruction or "", *catalog.texts])
     return SequenceBuilder(
