@@ -23,7 +23,6 @@ from recbole.trainer import Trainer as RecBoleTrainer
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
