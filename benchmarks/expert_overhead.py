@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
+from recbole_idiomoe.lm.training import halve_frozen
 
 ITEMS, ITEM_SHARE = 11_925, 0.2
 SIDES: dict[str, tuple[dict[str, object], str]] = {
@@ -118,6 +119,7 @@ def build(side: str, phase: str, given: argparse.Namespace) -> IdiomoeForCausalL
         return lm.to(torch.bfloat16).eval()
     lm.freeze(frozen)
     lm.get_input_embeddings().requires_grad_(False)
+    halve_frozen(lm)  # as the trainer does
     return lm
 
 

@@ -18,7 +18,10 @@ from recbole_idiomoe.lm.progress import no_progress_bars
 
 
 def qwen(tiny: bool = False, device: str = "cpu") -> PreTrainedModel:
-    """Qwen2.5-0.5B's architecture with random weights; ``tiny``: with few neurons."""
+    """Qwen2.5-0.5B's architecture with random weights; ``tiny``: with few neurons.
+
+    As in its checkpoint, weights are of bfloat16's precision, here held in float32.
+    """
     shape = (
         {"vocab_size": 151_936, "hidden_size": 64, "intermediate_size": 128}
         | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -31,7 +34,7 @@ def qwen(tiny: bool = False, device: str = "cpu") -> PreTrainedModel:
     )
     torch.manual_seed(0)
     with torch.device(device):
-        return Qwen2ForCausalLM(config)
+        return Qwen2ForCausalLM(config).to(torch.bfloat16).float()
 
 
 def save_qwen(folder: Path, tokenizer: str | None = None, tiny: bool = False) -> None:

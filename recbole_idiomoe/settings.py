@@ -289,10 +289,22 @@ class Settings:
         low=8,
         group="training",
     )
-    compile: bool = _setting(
+    compile: bool | None = _setting(
+        None,
+        "compile the decoder's blocks, in training on a GPU: half a minute once, then faster "
+        "steps, with the same result but for rounding; null: with a backbone of width 512 or more",
+        none=True,
+        group="training",
+    )
+    activation_checkpointing: bool = _setting(
         False,
-        "compile the decoder's blocks while training on a GPU: about a minute once, then each "
-        "step is faster, the more so the larger the backbone; changes no result but by rounding",
+        "compute every block again in the backward pass: less memory, a third more time",
+        group="training",
+    )
+    attn_implementation: str = _setting(
+        "sdpa",
+        "attention by PyTorch's fused kernels, or eager: plain products, for odd machines",
+        choices=("sdpa", "eager"),
         group="training",
     )
     precision: str = _setting(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm.decoder import attention_of, backbone_ffns, decoder_layers
@@ -53,6 +55,25 @@ def freeze(model: IdiomoeForCausalLM, policy: str) -> None:
     # What is new may sit inside what was just frozen.
     for module in _new_modules(model):
         module.requires_grad_(True)
+
+
+@torch.no_grad()
+def halve_frozen(model: IdiomoeForCausalLM) -> None:
+    """Hold projections that do not train in bfloat16, in place, where that loses nothing.
+
+    For training in bfloat16 over weights of float32: autocast would make the same copy of them
+    in every forward pass, and pretrained weights mostly were of that precision to begin with.
+    What is computed stays the same bit for bit. Embeddings, a head tied to one and norms are left
+    alone: the residual stream has their precision.
+    """
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if module is head or not isinstance(module, (nn.Linear, Conv1D)):
+            continue
+        for weight in module.parameters(recurse=False):
+            half = weight.to(torch.bfloat16)
+            if not weight.requires_grad and torch.equal(half.to(weight.dtype), weight):
+                weight.data = half
 
 
 def parameter_groups(

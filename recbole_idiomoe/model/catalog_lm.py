@@ -75,6 +75,7 @@ class CatalogLM(nn.Module):
         settings: Settings,
     ) -> None:
         super().__init__()
+        lm.backbone.set_attn_implementation(settings.attn_implementation)
         if lm.config.item_num != len(item_codes.names):
             raise CheckpointError(
                 f"the model knows {lm.config.item_num - 1} items, the catalogue has "

@@ -25,12 +25,15 @@ from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.lm.compilation import compile_blocks
+from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.model.idiomoe import IDIOMoE
 from recbole_idiomoe.model.new_items import place_unseen_items
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
 
 STATE_FILE = "training_state.pt"
+# A narrower decoder trains for shorter than it takes to compile.
+COMPILED_WIDTH = 512
 LOSS_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 
 
@@ -166,10 +169,24 @@ class IdiomoeTrainer(Trainer):
             rates = self.scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-        if self.settings.compile and self.device.type == "cuda":
-            compile_blocks(self.catalog_lm.lm.backbone)
+        self._make_fast()
         self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.micro_batches = MicroBatches(self.loader, self._backward, self.optimizer.zero_grad)
+
+    def _make_fast(self) -> None:
+        """Do to the model what changes its speed and its memory, and no result."""
+        lm, compiles = self.catalog_lm.lm, self.settings.compile
+        if self.catalog_lm.uses_bf16:
+            halve_frozen(lm)
+        if self.settings.activation_checkpointing:
+            # That of earlier releases of transformers 5.
+            older = "gradient_checkpointing_enable"
+            enable = getattr(lm, "activation_checkpointing_enable", None) or getattr(lm, older)
+            enable({"use_reentrant": False})
+        if compiles is None:
+            compiles = lm.config.backbone_config.hidden_size >= COMPILED_WIDTH
+        if compiles and self.device.type == "cuda":
+            compile_blocks(lm.backbone)
 
     def _train_epoch(
         self,
