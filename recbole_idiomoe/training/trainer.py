@@ -184,7 +184,7 @@ class IdiomoeTrainer(Trainer):
             enable = getattr(lm, "activation_checkpointing_enable", None) or getattr(lm, older)
             enable({"use_reentrant": False})
         if compiles is None:
-            compiles = lm.config.backbone_config.hidden_size >= COMPILED_WIDTH
+            compiles = lm.backbone.config.hidden_size >= COMPILED_WIDTH
         if compiles and self.device.type == "cuda":
             compile_blocks(lm.backbone)
 

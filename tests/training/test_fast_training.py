@@ -98,14 +98,11 @@ def test_large_backbones_are_compiled_on_a_gpu(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(trainer, "compile_blocks", seen.append)
-    lm = SimpleNamespace(
-        backbone="the backbone",
-        config=SimpleNamespace(backbone_config=SimpleNamespace(hidden_size=width)),
-    )
+    backbone = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
     stub: Any = SimpleNamespace(
         settings=Settings(compile=given),
         device=torch.device(device),
-        catalog_lm=SimpleNamespace(lm=lm, uses_bf16=False),
+        catalog_lm=SimpleNamespace(lm=SimpleNamespace(backbone=backbone), uses_bf16=False),
     )
     IdiomoeTrainer._make_fast(stub)
-    assert seen == (["the backbone"] if compiled else [])
+    assert seen == ([backbone] if compiled else [])
