@@ -13,8 +13,11 @@ weights. The text embedding does not train. The rows:
     both experts trained  more trained parameters, and so more work for the optimizer
 
 Each side gets the same treatment: `eager`; `compiled` blocks; or `graph`, compiled blocks and
-the whole step replayed as one CUDA graph, so that launches cost neither side anything. On a CPU
-only ratios are printed, and memory is not measured.
+the whole step replayed as one CUDA graph, so that launches cost neither side anything.
+
+Time is the difference from the dense model; so is working memory, what a step holds at most beyond
+weights and optimizer state, in parts of the dense model's peak. On a CPU neither absolute figures
+nor memory are printed.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -123,21 +126,41 @@ def build(side: str, phase: str, given: argparse.Namespace) -> IdiomoeForCausalL
     return lm
 
 
-def measured(side: str, phase: str, given: argparse.Namespace) -> Iterator[tuple[float, int, int]]:
-    """Seconds, peak bytes and bytes of all weights, for each length."""
+class Cost(NamedTuple):
+    """Of one step."""
+
+    seconds: float
+    peak: int
+    """Bytes at most, all that the model holds included."""
+    working: int
+    """Those beyond weights and optimizer state."""
+
+
+def measured(side: str, phase: str, given: argparse.Namespace) -> Iterator[Cost]:
+    """Costs of a side, for each length."""
     lm = build(side, phase, given)
     if given.treatment != "eager":
         compile_blocks(lm.backbone)
-    weights = sum(p.numel() * p.element_size() for p in lm.parameters())
     make = training_step if phase == "train" else inference
     for length in given.lengths:
         step = make(lm, make_batch(given.batch, length, given.device), given.device)
         step()  # compiles, and makes the optimizer's state
+        lm.zero_grad()
+        held = torch.cuda.memory_allocated() if given.device.startswith("cuda") else 0
         peak = peak_bytes(step, given.device)
         run = graphed(step) if given.treatment == "graph" else step
-        yield seconds(run, given.device, given.repeats), peak, weights
+        yield Cost(seconds(run, given.device, given.repeats), peak, peak - held)
         lm.zero_grad()
         del step, run
+
+
+def row(name: str, ours: Cost, dense: Cost, on_gpu: bool) -> list[str]:
+    """Of the table; absolute figures are of a GPU alone."""
+    slower = "" if ours is dense else f"{ours.seconds / dense.seconds - 1:+.1%}"
+    if not on_gpu:
+        return [name, slower]
+    more = "" if ours is dense else f"{(ours.working - dense.working) / dense.peak:+.1%}"
+    return [name, f"{1e3 * ours.seconds:.2f}", slower, f"{ours.peak / 2**30:.2f}", more]
 
 
 def main() -> None:
@@ -155,27 +178,21 @@ def main() -> None:
     on_gpu = given.device.startswith("cuda")
     if not on_gpu and given.treatment == "graph":
         given.treatment = "compiled"
-    rows: list[list[object]] = []
+    rows = []
     for phase in given.phases:
-        found = {}
+        found: dict[str, list[Cost]] = {}
         for side in PHASES[phase]:
             found[side] = list(measured(side, phase, given))
-            gc.collect()
-            with torch.cuda.device(given.device) if on_gpu else nullcontext():
-                torch.cuda.empty_cache()
             torch.compiler.reset()
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
             for length, ours, dense in zip(given.lengths, found[side], found["dense"], strict=True):
-                row: list[object] = [f"{phase} {given.batch} x {length}, {side}"]
-                row.append(f"{1e3 * ours[0]:.2f}" if on_gpu else "-")
-                row.append("" if side == "dense" else f"{ours[0] / dense[0] - 1:+.1%}")
-                row.append(f"{ours[1] / 2**30:.2f}" if on_gpu else "-")
-                beyond = (ours[1] - ours[2]) / max(1, dense[1] - dense[2]) - 1
-                row.append("" if side == "dense" or not on_gpu else f"{beyond:+.1%}")
-                rows.append(row)
-                print(*row, sep=" | ", flush=True)
+                rows.append(row(f"{phase} {given.batch} x {length}, {side}", ours, dense, on_gpu))
+                print(*rows[-1], sep=" | ", flush=True)
     print(f"\n{where(given.device)}; {given.treatment}\n")
-    header = ["", "ms", "against dense", "peak GiB", "peak less weights, against dense"]
-    print(markdown(header, rows))
+    absolute = ["ms", "time", "peak GiB", "working memory"] if on_gpu else ["time"]
+    print(markdown(["", *absolute], rows))
 
 
 if __name__ == "__main__":
