@@ -1,6 +1,8 @@
 """One thread: tiny models on many threads spend their time waiting for one another."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 # Before anything imports torch, so that it holds for data loader workers too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,3 +16,13 @@ def in_a_folder_of_its_own(
 ) -> None:
     """RecBole writes ./log, ./log_tensorboard and ./saved wherever it stands."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(autouse=True)
+def loud_as_it_was() -> Iterator[None]:
+    """RecBole sets how much is logged, for whatever runs after it too."""
+    loggers = [logging.getLogger(), logging.getLogger("recbole_idiomoe")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
