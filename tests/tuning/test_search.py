@@ -10,6 +10,7 @@ import pytest
 from recbole_idiomoe import quick_start, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.grid import Grid, cells_of
 from recbole_idiomoe.tuning import table, tune
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY, titles_of
@@ -98,6 +99,9 @@ def test_tuned_settings_are_taken_only_where_asked_for(validate: Validate) -> No
     given = {"tuned": "tuned", "n_layers": 1}
     config = RunConfig("SASRec", "ml-100k", settings=given, beside=["SASRec", "IDIOMoE"])
     assert config["learning_rate"] == rate and config["n_layers"] == 1
+    # The rows of a table, each its model's.
+    (cell,) = cells_of(Grid({"row": {"model": "SASRec"}}, "row", 1), ["ml-100k"], (), given)
+    assert cell.settings["learning_rate"] == rate and cell.settings["n_layers"] == 1
     with pytest.raises(SettingError, match=r"tuned=tuned has no GRU4Rec_ml-100k.yaml; make it"):
         RunConfig("GRU4Rec", "ml-100k", settings={"tuned": "tuned"})
     BEST.write_text("n_layer: 2\n")

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from recbole_idiomoe import registry, yaml_files
+from recbole_idiomoe import registry
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.tuning.space import read_search_space
@@ -75,7 +76,7 @@ def test_the_last_layer_says_the_whole_space(tmp_path: Path) -> None:
 )
 def test_a_wrong_entry_is_named_with_its_file(entry: Any, said: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml_files.yaml.safe_dump({"search_space": {"hidden_size": entry}}))
+    file.write_text(yaml.safe_dump({"search_space": {"hidden_size": entry}}))
     with pytest.raises(SettingError) as error:
         read_search_space("SASRec", "ml-100k", [file])
     assert f"{file}: search_space: hidden_size: " in str(error.value)
