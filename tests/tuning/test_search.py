@@ -248,7 +248,7 @@ def test_what_cannot_be_searched_is_said_before_anything_is_run(
 
 def write_walks(folder: Path, permuted: bool) -> Path:
     """The cycle's walks; ``permuted``: users' last items, and those alone, change places."""
-    users, items, length = 60, 40, 8
+    users, items, length = 30, 20, 6
     walks = [[f"i{(7 * user + step) % items}" for step in range(length)] for user in range(users)]
     last = [walk.pop() for walk in walks]
     if permuted:
