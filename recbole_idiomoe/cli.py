@@ -45,6 +45,9 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
                           included; all other settings are for all rows, and a
                           row's own win over them (see properties/ablations/)
   --baseline=NAME         the row that the others are compared with (the first)
+  --tune=N                search settings instead of testing: N trials of every
+                          model on every data set, its default settings first,
+                          chosen on validation (needs optuna; see --tuned)
   --jobs=N                runs of a table at a time, in processes that share the
                           machine (1)
   --list_models           names that --model takes
@@ -68,6 +71,7 @@ class Arguments:
     result_file: str | None = None
     resume: str | None = None
     jobs: int = 1
+    tune: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
 
@@ -82,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         if parsed.flags:
             print(_answer(parsed.flags), flush=True)
+            return 0
+        if parsed.tune is not None:
+            print(_tuned(parsed, parsed.tune))
             return 0
         from recbole_idiomoe.quick_start import run
         from recbole_idiomoe.report import table
@@ -126,6 +133,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
         if key in values:
             setattr(parsed, key, _text(key, values.pop(key)))
     parsed.jobs = values.pop("jobs", 1)
+    parsed.tune = values.pop("tune", None)
     for key, name in _LISTS.items():
         if key in values:
             setattr(parsed, name, _names(key, values.pop(key)))
@@ -205,6 +213,25 @@ def _answer(flags: set[str]) -> str:
     if "list_models" in flags:
         return "\n".join([*registry.MODELS, *registry.sequential_models()])
     return "\n".join(registry.list_datasets())
+
+
+def _tuned(parsed: Arguments, trials: int) -> str:
+    if parsed.result_file or parsed.resume or parsed.jobs != 1:
+        raise SettingError(
+            "--tune goes without result_file, resume and jobs: its trials are kept in the folder "
+            "that --tuned names, one is run at a time, and the same command goes on."
+        )
+    from recbole_idiomoe.tuning import table, tune
+
+    return table(
+        tune(
+            parsed.models,
+            parsed.datasets,
+            parsed.config_files,
+            parsed.settings,
+            trials=trials,
+        )
+    )
 
 
 def _setting_lines(f: Field[Any]) -> list[str]:

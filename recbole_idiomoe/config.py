@@ -38,7 +38,7 @@ from recbole_idiomoe.settings import Settings, defaults
 compat.apply()  # here, so that whoever has a configuration has a RecBole that works
 
 COMMAND = {"config_files", "dataset", "model", "result_file", "resume"}
-COMMAND |= {"variants", "baseline", "seeds"}
+COMMAND |= {"variants", "baseline", "seeds", "search_space"}
 """Entries of a settings file that say what is run, not how."""
 
 _MACHINE = {"gpu_id", "use_gpu"}
@@ -67,10 +67,10 @@ _LABEL_MODELS = ("DIEN", "DIN")
 class RunConfig(Config):  # type: ignore[misc]
     """RecBole's configuration of ``model`` on ``dataset``, checked when it is built.
 
-    From low to high: RecBole's YAML files, our ``properties/overall.yaml``, our
-    settings' defaults, our YAML of the model, of the data set and of both, then
-    ``config_files`` in their order, then ``settings``, then ``own``, then those that the model
-    is made of.
+    From low to high: RecBole's YAML files, our settings' defaults, our
+    ``properties/overall.yaml``, our YAML of the model, of the data set and of both, the tuned
+    settings that ``tuned`` asks for, then ``config_files`` in their order, then ``settings``,
+    then ``own``, then those that the model is made of.
     A model of ours that derives from another has that one's YAML below its own. A later
     value replaces an earlier one, but ``eval_args`` are merged: RecBole would fill a missing
     split with its own, a random one.
@@ -121,11 +121,11 @@ class RunConfig(Config):  # type: ignore[misc]
     def complete_settings(self) -> dict[str, Any]:
         """Every setting in force, fit for JSON; given as ``settings`` it makes the same run.
 
-        Left out is what follows from the rest, and the choice of a GPU unless the
-        user made one: a run may be repeated on another machine.
+        Left out is what follows from the rest, where tuned settings came from, and the choice
+        of a GPU unless the user made one: a run may be repeated on another machine.
         """
         final = self.final_config_dict
-        left_out = _COMPUTED | (_MACHINE - self.external_config_dict.keys())
+        left_out = _COMPUTED | {"tuned"} | (_MACHINE - self.external_config_dict.keys())
         complete = {key: _plain(final[key]) for key in sorted(self.known - left_out & final.keys())}
         complete["data_path"] = str(self.data_root)
         if final["train_neg_sample_args"]["distribution"] == "none":
@@ -170,19 +170,15 @@ class RunConfig(Config):  # type: ignore[misc]
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        internal = self.internal_config_dict
+        internal, external = self.internal_config_dict, self.external_config_dict
         sampled = internal["train_neg_sample_args"]
-        ours = yaml_files.properties_path()
-        overlay(internal, yaml_files.read_settings(ours / "overall.yaml"))
         overlay(internal, defaults())
-        family = _family(model, model_class)
-        for name in (
-            *(f"model/{member}" for member in family),
-            f"dataset/{dataset}",
-            *(f"quick_start_config/{member}_{dataset}" for member in family),
-        ):
-            if (ours / f"{name}.yaml").is_file():
-                overlay(internal, yaml_files.read_settings(ours / f"{name}.yaml"))
+        for file in own_files(model, dataset):
+            overlay(internal, yaml_files.read_settings(file))
+        internal.pop("search_space", None)
+        if isinstance(external.get("tuned"), str):
+            tuned = yaml_files.tuned_settings(external["tuned"], model, dataset)
+            self.external_config_dict = overlay(tuned, external)
         loss = self.external_config_dict.get("loss_type", internal.get("loss_type"))
         if _learns_from_negatives(model_class, loss) and not internal["train_neg_sample_args"]:
             internal["train_neg_sample_args"] = sampled
@@ -271,6 +267,19 @@ def overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
         merged["eval_args"] = {**base["eval_args"], **layer["eval_args"]}
     base.update(merged)
     return base
+
+
+def own_files(model: str, dataset: str) -> list[Path]:
+    """Our YAML files that say something of ``model`` on ``dataset``; later ones win."""
+    family = _family(model, registry.get_model(model))
+    names = (
+        "overall",
+        *(f"model/{member}" for member in family),
+        f"dataset/{dataset}",
+        *(f"quick_start_config/{member}_{dataset}" for member in family),
+    )
+    files = [yaml_files.properties_path() / f"{name}.yaml" for name in names]
+    return [file for file in files if file.is_file()]
 
 
 def _family(model: str, model_class: type[Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -87,12 +88,8 @@ def run(
         earlier = read_run(Path(resume))
         models, datasets = earlier["model"], earlier["dataset"]
         config_files = [Path(resume) / RUN_FILE, *config_files]
-    named = {"model": "IDIOMoE", "dataset": "ml-100k"}
     layers = [yaml_files.read_settings(file) for file in config_files]
-    for content in layers:
-        named.update({key: content[key] for key in named.keys() & content.keys()})
-    names = _names("model", named["model"] if models is None else models)
-    labels = _names("dataset", named["dataset"] if datasets is None else datasets)
+    names, labels = what_is_run(models, datasets, layers)
     grid = read_grid(names, [*layers, settings or {}])
     if resume is not None and (grid or jobs != 1):
         raise SettingError("resume goes on with one run; leave variants, seeds and jobs out.")
@@ -114,28 +111,105 @@ def run(
     return results
 
 
+def what_is_run(
+    models: str | Sequence[str] | None,
+    datasets: str | Sequence[str] | None,
+    layers: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[str]]:
+    """Names of models and data sets: those given, else those in ``layers``, else ours."""
+    named = {"model": "IDIOMoE", "dataset": "ml-100k"}
+    for content in layers:
+        named.update({key: content[key] for key in named.keys() & content.keys()})
+    return (
+        _names("model", named["model"] if models is None else models),
+        _names("dataset", named["dataset"] if datasets is None else datasets),
+    )
+
+
 def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     """Train and test one model on one dataset; see :func:`run`."""
-    init_seed(config["seed"], config["reproducibility"])
     name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
     folder = resume or new_folder(Path(config["checkpoint_dir"]), name)
+    splits = _load(config, folder)
+    fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
+    if config["cold_start"] and getattr(fitted.model, "ranks_unseen_items", False):
+        fitted.clock.timing("fit", fitted.trainer.place_unseen_items)()
+    tested = _test(config, fitted.trainer, splits.test, unseen_items(splits.dataset))
+    if config["model"] not in MODELS:
+        _save_weights(fitted.model, folder)
+    result = _result(config, splits, fitted, tested)
+    write_run(folder, result)
+    logger = logging.getLogger()
+    logger.info(f"best valid: {result['best_valid_result']}")
+    logger.info(f"test: {result['test_result']}")
+    return result
+
+
+def validate_one(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train one model into ``folder`` and validate it: all of a result but the test's part.
+
+    What runs on the way to it is not given the test split, so that whoever chooses by it, such
+    as a search for settings, cannot choose by the test.
+    """
+    splits = _load(config, folder)
+    fitted = _fit(config, splits.settings, splits.train, splits.valid, folder)
+    return _result(config, splits, fitted)
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """A data set, RecBole's loaders of its three parts, and the settings that made them."""
+
+    settings: dict[str, Any]
+    """Complete, as they were before RecBole changed some on the way."""
+    counts: dict[str, int]
+    """Users, items and interactions, before the split takes some of them for its own."""
+    dataset: Any
+    train: Any
+    valid: Any
+    test: Any
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A trained model, and what is to be said of its training."""
+
+    model: Any
+    trainer: Any
+    folder: Path
+    clock: Clock
+    valid_seconds: float
+    best_valid_result: Mapping[str, Any] | None
+
+
+def _load(config: RunConfig, folder: Path) -> _Splits:
+    """The data of a run that writes into ``folder``, whose log starts here."""
+    init_seed(config["seed"], config["reproducibility"])
     complete_settings = config.complete_settings()
     _start_log(config)
-    logger = logging.getLogger()
-
     dataset = load_dataset(config)
     counts = {
         "users": dataset.user_num - 1,
         "items": dataset.item_num - 1,
         "interactions": dataset.inter_num,
     }
-    logger.info(
+    logging.getLogger().info(
         f"{config['model']} on {config['dataset_label']}: {counts['users']:,} users, "
         f"{counts['items']:,} items, {counts['interactions']:,} interactions; "
         f"device {config['device']}; folder {folder}"
     )
-    train_data, valid_data, test_data = _split(config, dataset)
+    return _Splits(complete_settings, counts, dataset, *_split(config, dataset))
 
+
+def _fit(
+    config: RunConfig,
+    complete_settings: Mapping[str, Any],
+    train_data: Any,
+    valid_data: Any,
+    folder: Path,
+    resume: Path | None = None,
+) -> _Fitted:
+    """Train the model of ``config``, the best epoch on ``valid_data`` kept in ``folder``."""
     if config["model"] == "S3Rec":
         pretrain(config, train_data, folder)
     init_seed(config["seed"], config["reproducibility"])
@@ -153,8 +227,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
             _resume_recbole(trainer)
 
     folder.mkdir(parents=True, exist_ok=True)
-    identity = {"model": config["model"], "dataset": config["dataset_label"]}
-    write_run(folder, identity | {"settings": complete_settings})
+    write_run(folder, _identity(config) | {"settings": complete_settings})
     catalog.save(folder)
 
     clock = Clock()
@@ -166,36 +239,39 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
         if str(error) != "Training loss is nan":  # RecBole's
             raise
         raise IdiomoeError("the training loss became nan; lower learning_rate.") from error
-    if config["cold_start"] and getattr(model, "ranks_unseen_items", False):
-        clock.timing("fit", trainer.place_unseen_items)()
-    train_seconds = clock.seconds["fit"] - clock.seconds.get("evaluate", 0.0)
-    tested = _test(config, trainer, test_data, unseen_items(dataset))
-    if config["model"] not in MODELS:
-        _save_weights(model, folder)
+    valid_seconds = clock.seconds.get("evaluate", 0.0)
+    return _Fitted(model, trainer, folder, clock, valid_seconds, best_valid_result)
 
-    result = identity | {
-        "protocol": protocol(config, dataset.item_num - 1),
-        **counts,
-        "best_valid_result": plain(best_valid_result),
-        **tested,
+
+def _result(
+    config: RunConfig, splits: _Splits, fitted: _Fitted, tested: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a run says, with what the test says if there was one."""
+    trainer, seconds = fitted.trainer, fitted.clock.seconds
+    parameters = list(fitted.model.parameters())
+    return _identity(config) | {
+        "protocol": protocol(config, splits.dataset.item_num - 1),
+        **splits.counts,
+        "best_valid_result": plain(fitted.best_valid_result),
+        **(tested or {}),
         "epochs": max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1,
-        "train_seconds": round(train_seconds, 2),
-        "eval_seconds": round(clock.seconds["evaluate"], 2),
+        "train_seconds": round(seconds["fit"] - fitted.valid_seconds, 2),
+        "eval_seconds": round(seconds.get("evaluate", 0.0), 2),
         "parameters": {
-            "total": sum(p.numel() for p in model.parameters()),
-            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         },
         "peak_memory_mib": peak_memory_mib(config["device"]),
         "seed": config["seed"],
         "device": device_name(config["device"]),
         "versions": versions(),
-        "folder": str(folder),
-        "settings": complete_settings,
+        "folder": str(fitted.folder),
+        "settings": splits.settings,
     }
-    write_run(folder, result)
-    logger.info(f"best valid: {result['best_valid_result']}")
-    logger.info(f"test: {result['test_result']}")
-    return result
+
+
+def _identity(config: RunConfig) -> dict[str, str]:
+    return {"model": config["model"], "dataset": config["dataset_label"]}
 
 
 def _build_model(config: RunConfig, dataset: Any) -> Any:

@@ -242,6 +242,13 @@ class Settings:
     )
 
     # Training.
+    tuned: str | None = _setting(
+        None,
+        "folder of tuned settings: MODEL_DATASET.yaml in it, for each model its own, holds below "
+        "what else is given; where --tune=N puts them, tuned/ if null",
+        none=True,
+        group="training",
+    )
     freeze: str = _setting(
         "none",
         "pretrained weights that stay as they are",

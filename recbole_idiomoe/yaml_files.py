@@ -95,6 +95,26 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def tuned_file(folder: str | Path, model: str, dataset: str) -> Path:
+    """Where ``folder`` has the settings that were found best for ``model`` on ``dataset``."""
+    return Path(folder) / f"{model}_{dataset}.yaml"
+
+
+def tuned_settings(folder: str | Path, model: str, dataset: str) -> dict[str, Any]:
+    """The settings that were found best for ``model`` on ``dataset``, and nothing else.
+
+    Raises:
+        SettingError: ``folder`` has none for them, or its file cannot be read.
+    """
+    file = tuned_file(folder, model, dataset)
+    if not file.is_file():
+        raise SettingError(
+            f"tuned={folder} has no {file.name}; make it with --model={model} "
+            f"--dataset={dataset} --tune=20 --tuned={folder}, or leave tuned out."
+        )
+    return read_settings(file)
+
+
 def properties_path() -> Path:
     """The folder of our YAML files, in an installed package or in a checkout."""
     package = Path(__file__).parent

@@ -179,3 +179,20 @@ def test_the_script_helps_at_once_from_any_directory(tmp_path: Path) -> None:
     )
     assert "usage: recbole-idiomoe" in done.stdout
     assert time.perf_counter() - start < 2.0
+
+
+def test_tuning_takes_the_place_of_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from types import ModuleType
+
+    called = []
+    module = ModuleType("recbole_idiomoe.tuning")
+    vars(module)["tune"] = lambda *args, **options: called.append((*args, options))
+    vars(module)["table"] = lambda searches: "the best trials"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    words = ["--model=SASRec", "--dataset=ml-100k", "--tune=20", "--tuned=007", "--epochs=3"]
+    assert cli.main(words) == 0
+    settings = {"tuned": "007", "epochs": 3}
+    assert called == [(["SASRec"], ["ml-100k"], [], settings, {"trials": 20})]
+    assert capsys.readouterr().out == "the best trials\n"
+    assert cli.main([*words, "--jobs=2"]) == 2
+    assert "--tune goes without result_file, resume and jobs" in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""What a search keeps: a file of all its trials, and one with the settings of the best."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.files import write_text
+
+Trial = dict[str, Any]
+"""``number`` from 1, ``settings`` that are searched, ``seconds``, and either ``valid`` (metrics),
+``epochs``, ``data`` (counts) and ``device``, or ``failed``: why."""
+
+# Of settings that do not change a result, or that another machine has another of.
+_NOT_COMPARED = {"given", "checkpoint_dir", "data_path", "gpu_id", "show_progress", "use_gpu"}
+
+
+def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
+    """The trials that ``file`` has of ``search``; none if there is no file.
+
+    Args:
+        file: as :func:`write_trials` writes it.
+        search: what the trials are of, fit for JSON: ``settings``, complete, and more.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        SettingError: it has trials of another search.
+    """
+    if not file.exists():
+        return []
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        trials: list[Trial] = kept["trials"]
+        theirs, ours = ({**each, **each["settings"]} for each in (kept, search))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read as the trials of a search ({type(error).__name__}); remove it, "
+            "or name another folder with --tuned."
+        ) from error
+    compared = (theirs.keys() | ours.keys()) - _NOT_COMPARED - {"settings", "trials"}
+    differing = sorted(name for name in compared if theirs.get(name) != ours.get(name))
+    if differing:
+        raise SettingError(
+            f"{file} has trials of another search ({', '.join(differing)}): they do not compare; "
+            "give the same settings, or name another folder with --tuned."
+        )
+    return trials
+
+
+def write_trials(file: Path, search: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+    """Keep ``trials`` of ``search``, all or none."""
+    content = {**search, "trials": trials}
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def value_of(trial: Trial, search: Mapping[str, Any]) -> float | None:
+    """What a trial is judged by: ``valid_metric`` on validation; None if it failed."""
+    return trial["valid"][search["valid_metric"].lower()] if "valid" in trial else None
+
+
+def ranked(trials: Sequence[Trial], search: Mapping[str, Any]) -> list[Trial]:
+    """Those of ``trials`` that did not fail, best first; of equals, the earlier."""
+    sign = -1 if search["bigger_is_better"] else 1
+    valued = [(value_of(trial, search), trial) for trial in trials]
+    succeeded = [(sign * value, trial) for value, trial in valued if value is not None]
+    return [trial for _, trial in sorted(succeeded, key=lambda pair: pair[0])]
+
+
+def best_of(trials: Sequence[Trial], search: Mapping[str, Any]) -> Trial:
+    """The first of :func:`ranked`."""
+    return ranked(trials, search)[0]
+
+
+def write_best(file: Path, search: Mapping[str, Any], trials: Sequence[Trial], best: Trial) -> None:
+    """Write the settings of ``best`` as a settings file that says where they come from."""
+    metric = search["valid_metric"]
+    value, default = (f"{value_of(trial, search):.6f}" for trial in (best, trials[0]))
+    failed = sum("failed" in trial for trial in trials)
+    given = yaml.safe_dump(search["given"], default_flow_style=True, width=10**6).strip()
+    said = [
+        f"{search['model']} on {search['dataset']}: the best of {len(trials)} trials"
+        f"{f' ({failed} failed)' if failed else ''}, by {metric} on validation.",
+        f"{metric} on validation: {value}, trial {best['number']}; default settings: {default}.",
+        f"Seed {search['seed']}, of the runs and of the search (TPE of optuna "
+        f"{importlib.metadata.version('optuna')}); {datetime.date.today().isoformat()}.",
+        f"Not searched, because given: {given}",
+        f"All trials: {file.with_suffix('.json').name}",
+    ]
+    lines = [line for part in said for line in textwrap.wrap(part, 96, subsequent_indent="  ")]
+    settings = best["settings"]
+    body = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True) if settings else ""
+    write_text(file, "".join(f"# {line}\n" for line in lines) + body)
