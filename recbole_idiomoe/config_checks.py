@@ -23,9 +23,15 @@ _AMOUNTS = (
     "MAX_ITEM_LIST_LENGTH",
     "pretrain_epochs",
     "save_step",
+    "hidden_size",
+    "n_layers",
+    "n_heads",
+    "negatives",
+    "transition_steps",
 )
-_POSITIVE = (*_AMOUNTS, "learning_rate")
-_NOT_NEGATIVE = ("weight_decay", "worker", "seed", "metric_decimal_place")
+_POSITIVE = (*_AMOUNTS, "learning_rate", "temperature")
+_NOT_NEGATIVE = ("weight_decay", "worker", "seed", "metric_decimal_place", "step_decay")
+_NOT_NEGATIVE += ("reverse_weight", "popularity_damping")
 _WHOLE = (*_AMOUNTS, "stopping_step", "eval_step", "worker", "seed", "metric_decimal_place")
 _TEXT = (
     "checkpoint_dir",

@@ -35,7 +35,7 @@ from recbole_idiomoe.measures import (
     protocol,
     versions,
 )
-from recbole_idiomoe.registry import MODELS, get_model, get_trainer
+from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model, get_trainer
 from recbole_idiomoe.report import check_writable, write_result
 from recbole_idiomoe.run_folder import (
     CHECKPOINT_FILE,
@@ -135,7 +135,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     if config["cold_start"] and getattr(fitted.model, "ranks_unseen_items", False):
         fitted.clock.timing("fit", fitted.trainer.place_unseen_items)()
     tested = _test(config, fitted.trainer, splits.test, unseen_items(splits.dataset))
-    if config["model"] not in MODELS:
+    if config["model"] not in LANGUAGE_MODELS:
         _save_weights(fitted.model, folder)
     result = _result(config, splits, fitted, tested)
     write_run(folder, result)
@@ -221,7 +221,7 @@ def _fit(
     catalog = read_catalog(train_data._dataset, config.settings)
     if resume is not None:
         _check_same_catalog(catalog, resume)
-        if config["model"] in MODELS:
+        if config["model"] in LANGUAGE_MODELS:
             trainer.resume_checkpoint(resume)
         else:
             _resume_recbole(trainer)
@@ -275,12 +275,14 @@ def _identity(config: RunConfig) -> dict[str, str]:
 
 
 def _build_model(config: RunConfig, dataset: Any) -> Any:
-    """The model; what one of RecBole's says against its own settings becomes one line."""
+    """The model; what RecBole's or a baseline says against its settings becomes one line."""
     model_class = get_model(config["model"])
-    if config["model"] in MODELS:
+    if config["model"] in LANGUAGE_MODELS:
         return model_class(config, dataset)
     try:
         return model_class(config, dataset)
+    except IdiomoeError:
+        raise
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingError(f"{config['model']} cannot be built: {reason}") from error
@@ -369,6 +371,6 @@ def _check_same_catalog(catalog: Catalog, folder: Path) -> None:
 
 
 def _save_weights(model: torch.nn.Module, folder: Path) -> None:
-    """A RecBole model's weights as safetensors, for ``load``."""
+    """The weights of RecBole's models and of baselines as safetensors, for ``load``."""
     with written_aside(folder / "model.safetensors") as aside:
         save_model(model, str(aside))

@@ -217,12 +217,12 @@ class Recommender:
 
         Raises:
             CheckpointError: the folder holds something already.
-            SettingError: a model of RecBole's, whose folder is what its run left.
+            SettingError: a model of RecBole's or a baseline, whose folder is what its run left.
         """
         if self.catalog_lm is None:
             raise SettingError(
-                f"{self.run['model']} is RecBole's, and nothing here changes it; copy the folder "
-                "of its run."
+                f"{self.run['model']} is no language model, and nothing here changes it; copy the "
+                "folder of its run."
             )
         folder = Path(folder)
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -234,8 +234,8 @@ class Recommender:
 def load(folder: str | Path, device: torch.device | str | None = None) -> Recommender:
     """A recommender from the folder of a run, whichever model it trained.
 
-    A language model needs nothing but the folder. A RecBole model is built from its dataset,
-    whose files must still be where they were.
+    A language model needs nothing but the folder. RecBole's models and baselines are built from
+    their dataset, whose files must still be where they were.
 
     Args:
         folder: what a run printed and its result names, under ``saved/``.
@@ -244,13 +244,13 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
     Raises:
         CheckpointError: the folder is not that of a finished run.
     """
-    from recbole_idiomoe.registry import MODELS
+    from recbole_idiomoe.registry import LANGUAGE_MODELS
 
     folder = Path(folder)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     run = read_run(folder)
     max_history = run["settings"]["MAX_ITEM_LIST_LENGTH"]
-    if run["model"] in MODELS:
+    if run["model"] in LANGUAGE_MODELS:
         from recbole_idiomoe.model.catalog_lm import CatalogLM
 
         settings = Settings.from_mapping(run["settings"])
@@ -261,7 +261,7 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
 
 
 def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
-    """The scores of a RecBole model, rebuilt from its dataset and its saved weights.
+    """The scores of a model of RecBole's or a baseline, rebuilt from dataset and saved weights.
 
     A model that reads the user beside the history (FPMC, HGN) is given RecBole's padding user.
     """

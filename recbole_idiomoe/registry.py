@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recbole_idiomoe import yaml_files
 from recbole_idiomoe.errors import SettingError
@@ -32,15 +32,52 @@ _CONTROLS = (
     "MoT",
     "SwitchRouting",
 )
-MODELS: dict[str, str] = {
-    "IDIOMoE": "recbole_idiomoe.model.idiomoe:IDIOMoE",
-    **{name: f"recbole_idiomoe.model.controls:{name}" for name in _CONTROLS},
-}
-"""Our models, each as ``module:class``."""
 
-TRAINER = "recbole_idiomoe.training.trainer:IdiomoeTrainer"
-DATASET = "recbole_idiomoe.data.dataset:HistoryDataset"
-"""Trainer and dataset of every model of ours."""
+
+class Entry(NamedTuple):
+    """A model of ours: its class, and the trainer and dataset that it is run with.
+
+    Each is written ``module:class``. Unless an entry says otherwise, RecBole's own trainer
+    trains the model, one row a training window.
+    """
+
+    model: str
+    trainer: str = "recbole.trainer:Trainer"
+    dataset: str = "recbole_idiomoe.baselines.windows:WindowDataset"
+
+
+def _language_model(place: str) -> Entry:
+    return Entry(
+        f"recbole_idiomoe.model.{place}",
+        trainer="recbole_idiomoe.training.trainer:IdiomoeTrainer",
+        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
+    )
+
+
+def _untrained(place: str) -> Entry:
+    return Entry(
+        f"recbole_idiomoe.baselines.{place}",
+        trainer="recbole_idiomoe.baselines.untrained:UntrainedTrainer",
+        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
+    )
+
+
+LANGUAGE_MODELS: dict[str, Entry] = {
+    "IDIOMoE": _language_model("idiomoe:IDIOMoE"),
+    **{name: _language_model(f"controls:{name}") for name in _CONTROLS},
+}
+"""Ours that are a language model with a catalogue: a run's folder is all that they need."""
+
+BASELINES: dict[str, Entry] = {
+    "Popularity": _untrained("popularity:Popularity"),
+    "TransitionCounter": _untrained("transition_counter:TransitionCounter"),
+    "SASRecCE": Entry("recbole_idiomoe.baselines.sasrec:SASRecCE"),
+    "SASRecSS": Entry("recbole_idiomoe.baselines.sasrec:SASRecSS"),
+    "HSTU": Entry("recbole_idiomoe.baselines.hstu:HSTU"),
+}
+"""Ours that run, are saved and are loaded as RecBole's models are."""
+
+MODELS: dict[str, Entry] = LANGUAGE_MODELS | BASELINES
 
 
 def get_model(name: str) -> type[Any]:
@@ -51,7 +88,7 @@ def get_model(name: str) -> type[Any]:
     """
     check_model(name)
     if name in MODELS:
-        return _load(MODELS[name])
+        return _load(MODELS[name].model)
     return _load(f"recbole.model.sequential_recommender.{name.lower()}:{name}")
 
 
@@ -63,7 +100,7 @@ def get_trainer(name: str) -> type[Any]:
     """
     check_model(name)
     if name in MODELS:
-        return _load(TRAINER)
+        return _load(MODELS[name].trainer)
     from recbole.utils import ModelType
     from recbole.utils import get_trainer as recbole_trainer
 
@@ -79,7 +116,7 @@ def get_dataset_class(name: str) -> type[Any]:
     """
     check_model(name)
     if name in MODELS:
-        return _load(DATASET)
+        return _load(MODELS[name].dataset)
     module = importlib.import_module("recbole.data.dataset")
     chosen: type[Any] = getattr(module, f"{name}Dataset", module.SequentialDataset)
     return chosen

@@ -27,9 +27,11 @@ class HistoryDataset(SequentialDataset):
     Attributes:
         history_items: every interaction's item, grouped by user and in time order, shape
             ``(interactions,)``.
+        history_times: when they were, shape ``(interactions,)``, as RecBole reads them: float32.
     """
 
     history_items: np.ndarray
+    history_times: np.ndarray
     inter_feat: Any  # a table when loaded, an Interaction once split
 
     def __init__(self, config: Config) -> None:
@@ -48,6 +50,7 @@ class HistoryDataset(SequentialDataset):
 
         users = self.inter_feat[self.uid_field].numpy()
         self.history_items = self.inter_feat[self.iid_field].numpy()
+        self.history_times = self.inter_feat[self.time_field].numpy()
         position = np.arange(len(users))
         is_first = np.r_[True, users[1:] != users[:-1]] if len(users) else np.zeros(0, dtype=bool)
         first = np.maximum.accumulate(np.where(is_first, position, 0))
@@ -68,14 +71,27 @@ class HistoryDataset(SequentialDataset):
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
         rows = super().__getitem__(index, join)
+        histories = self.before(rows, self.history_items)
+        rows.update(Interaction({self.item_id_list_field: histories}))
+        return rows
+
+    def before(self, rows: Interaction, values: np.ndarray) -> torch.Tensor:
+        """What ``values``, one for each of ``history_items``, are in the histories of ``rows``.
+
+        Returns:
+            Shape ``(rows, max length)``, oldest first, zero after a history's end.
+        """
         ends = np.atleast_1d(rows[HISTORY_END].numpy())
         lengths = np.atleast_1d(rows[self.item_list_length_field].numpy())
         offset = np.arange(self.max_item_list_len)
         inside = offset < lengths[:, None]
         where = np.where(inside, (ends - lengths)[:, None] + offset, 0)
-        histories = np.where(inside, self.history_items[where], 0)
-        rows.update(Interaction({self.item_id_list_field: torch.from_numpy(histories)}))
-        return rows
+        return torch.from_numpy(np.where(inside, values[where], 0))
+
+    def split_items(self) -> np.ndarray:
+        """The items of this split's interactions: of the training split, its users' first too."""
+        ends = self.inter_feat[HISTORY_END].numpy()
+        return self.history_items[np.union1d(ends - 1, ends)]
 
     def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> list[np.ndarray]:
         """This split's interactions as windows of items, every target in exactly one.

@@ -278,7 +278,7 @@ def test_a_model_that_cannot_is_named(model: str, folders: dict[str, Path], tmp_
         recommender.add_items(NEW)
     assert "\n" not in str(error.value)
     if model == "GRU4Rec":
-        with pytest.raises(SettingError, match="GRU4Rec is RecBole's"):
+        with pytest.raises(SettingError, match="GRU4Rec is no language model"):
             recommender.save(tmp_path / "copy")
     else:
         recommender.save(tmp_path / "copy")

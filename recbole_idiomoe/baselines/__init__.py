@@ -1,0 +1,1 @@
+"""Baselines of ours, for those that RecBole lacks or has in a weaker form."""

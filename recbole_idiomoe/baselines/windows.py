@@ -1,0 +1,44 @@
+"""Training rows in which every position is supervised, for RecBole's own loaders and trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_idiomoe.data.dataset import HISTORY_END, HistoryDataset
+
+
+class WindowDataset(HistoryDataset):
+    """A :class:`HistoryDataset` that trains on windows of histories instead of all their prefixes.
+
+    A row of RecBole's holds a history and the one item after it. Of a user's training rows those
+    stay whose histories, their items shifted by one and the row's own as targets, have every
+    training target once: the user's last, the one ``MAX_ITEM_LIST_LENGTH`` before it, and so on.
+    They are the windows of :meth:`HistoryDataset.training_windows`, but never cut by length in
+    tokens. Validation and test keep RecBole's rows. All rows have the times of their histories
+    too, ``timestamp_list`` beside ``item_id_list``.
+    """
+
+    def build(self) -> list[WindowDataset]:
+        """Training, validation and test split."""
+        train, *others = super().build()
+        train.inter_feat = train.inter_feat[train.window_ends()]
+        return [train, *others]
+
+    def window_ends(self) -> torch.Tensor:
+        """Which rows of this split end a window, a mask."""
+        ends = self.inter_feat[HISTORY_END].numpy()
+        users = self.inter_feat[self.uid_field].numpy()
+        last = np.zeros(self.user_num, dtype=ends.dtype)
+        np.maximum.at(last, users, ends)
+        return torch.from_numpy((last[users] - ends) % self.max_item_list_len == 0)
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Rows with their padded histories and the times of these, both (rows, max length)."""
+        rows = super().__getitem__(index, join)
+        times = getattr(self, f"{self.time_field}_list_field")
+        rows.update(Interaction({times: self.before(rows, self.history_times)}))
+        return rows
