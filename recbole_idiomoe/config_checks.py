@@ -30,8 +30,15 @@ _AMOUNTS = (
     "transition_steps",
 )
 _POSITIVE = (*_AMOUNTS, "learning_rate", "temperature")
-_NOT_NEGATIVE = ("weight_decay", "worker", "seed", "metric_decimal_place", "step_decay")
-_NOT_NEGATIVE += ("reverse_weight", "popularity_damping")
+_NOT_NEGATIVE = (
+    "weight_decay",
+    "worker",
+    "seed",
+    "metric_decimal_place",
+    "step_decay",
+    "reverse_weight",
+    "popularity_damping",
+)
 _WHOLE = (*_AMOUNTS, "stopping_step", "eval_step", "worker", "seed", "metric_decimal_place")
 _TEXT = (
     "checkpoint_dir",

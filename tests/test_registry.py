@@ -22,13 +22,23 @@ def test_recbole_models_keep_their_classes(name: str) -> None:
         ("SASRec", "Trainer", "SequentialDataset"),
         ("S3Rec", "S3RecTrainer", "SequentialDataset"),
         ("DIEN", "Trainer", "DIENDataset"),
+        ("IDIOMoE", "IdiomoeTrainer", "HistoryDataset"),
+        ("MoT", "IdiomoeTrainer", "HistoryDataset"),
+        ("TransitionCounter", "UntrainedTrainer", "HistoryDataset"),
+        ("SASRecSS", "Trainer", "WindowDataset"),
     ],
 )
-def test_recbole_models_keep_their_trainer_and_dataset(
-    name: str, trainer: str, dataset: str
-) -> None:
+def test_every_model_has_its_trainer_and_dataset(name: str, trainer: str, dataset: str) -> None:
     assert registry.get_trainer(name).__name__ == trainer
     assert registry.get_dataset_class(name).__name__ == dataset
+
+
+def test_each_model_of_ours_can_be_loaded() -> None:
+    assert not set(registry.LANGUAGE_MODELS) & set(registry.BASELINES)
+    for name in registry.MODELS:
+        assert registry.get_model(name).__name__ == name
+        assert registry.get_trainer(name) and registry.get_dataset_class(name)
+    assert not set(registry.MODELS) & set(registry.sequential_models())
 
 
 def test_every_sequential_model_that_is_listed_can_be_loaded() -> None:

@@ -17,9 +17,9 @@ from recbole_idiomoe.data.dataset import HISTORY_END
 class TransitionCounter(UntrainedRecommender):
     """Counts of transitions between items, decayed with the steps between them.
 
-    The ``k``-th last item of a history, up to ``transition_steps``, gives every item ``d ** (k - 1)``
+    The ``k``-th last item of a history, up to ``transition_steps``, gives every item ``d ** (k-1)``
     times how often that item followed it; ``d`` is ``step_decay``. Of what followed, a transition
-    over ``k`` steps counts ``d ** (k - 1)`` too, and ``reverse_weight`` times that for the way back;
+    over ``k`` steps counts ``d ** (k-1)`` too, and ``reverse_weight`` times that for the way back;
     a pair's count is divided by each item's training interactions to the power of
     ``popularity_damping``. Only training interactions are counted.
 

@@ -35,9 +35,11 @@ class SeenItems:
                 row_users = rows[split.uid_field].numpy()
                 users += [row_users, row_users[row]]
                 items += [rows[split.iid_field].numpy(), history[row, column]]
-        pairs = np.unique(np.stack([np.concatenate(users), np.concatenate(items)]), axis=1)
-        self.items = pairs[1]
-        self.offsets = np.searchsorted(pairs[0], np.arange(splits[0].user_num + 1))
+        # One number a pair: sorting numbers is ten times as fast as sorting columns.
+        item_num = splits[0].item_num
+        pairs = np.unique(np.concatenate(users) * item_num + np.concatenate(items))
+        self.items = pairs % item_num
+        self.offsets = np.searchsorted(pairs // item_num, np.arange(splits[0].user_num + 1))
 
     def of(self, user: int) -> np.ndarray:
         """Item rows that ``user`` had, sorted, each once."""
