@@ -86,7 +86,10 @@ def sampled_softmax(
     size = (len(targets), negatives)
     drawn = torch.randint(1, len(item_vectors), size, device=states.device)
     of_targets = (states * item_vectors[targets]).sum(dim=1, keepdim=True)
-    of_drawn = (item_vectors[drawn] @ states.unsqueeze(2)).squeeze(2)
+    if len(item_vectors) < negatives * states.shape[1]:  # all products take less room than rows
+        of_drawn = (states @ item_vectors.T).gather(1, drawn)
+    else:
+        of_drawn = (item_vectors[drawn] @ states.unsqueeze(2)).squeeze(2)
     of_drawn = of_drawn.masked_fill(drawn == targets.unsqueeze(1), -torch.inf)
     logits = torch.cat((of_targets, of_drawn), dim=1)
     return functional.cross_entropy(logits, torch.zeros_like(targets))

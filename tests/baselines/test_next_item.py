@@ -79,8 +79,11 @@ def test_cross_entropy_is_over_all_items_at_every_position(tmp_path: Path) -> No
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
-def test_sampled_softmax_is_that_of_the_items_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, states = torch.randn(6, 4), torch.randn(3, 4)
+@pytest.mark.parametrize("items", [6, 60], ids=["small catalogue", "large catalogue"])
+def test_sampled_softmax_is_that_of_the_items_drawn(
+    items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, states = torch.randn(items, 4), torch.randn(3, 4)
     targets = torch.tensor([2, 5, 1])
     drawn = torch.tensor([[1, 2, 3, 3], [4, 4, 1, 2], [1, 1, 1, 1]])
     monkeypatch.setattr(torch, "randint", lambda low, high, size, device: drawn)
