@@ -21,6 +21,7 @@ from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.cold_start import evaluate_apart, leave_out_items
+from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.files import refusal, written_aside
@@ -28,16 +29,19 @@ from recbole_idiomoe.grid import read_grid
 from recbole_idiomoe.grid_runs import run_grid
 from recbole_idiomoe.measures import (
     Clock,
+    LearningCurve,
     device_name,
     peak_memory_mib,
     plain,
     protocol,
+    reset_peak_memory,
     versions,
 )
 from recbole_idiomoe.registry import MODELS, get_model, get_trainer
 from recbole_idiomoe.report import check_writable, write_result
 from recbole_idiomoe.run_folder import (
     CHECKPOINT_FILE,
+    RANKS_FILE,
     RUN_FILE,
     new_folder,
     read_run,
@@ -134,14 +138,14 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
         f"{counts['items']:,} items, {counts['interactions']:,} interactions; "
         f"device {config['device']}; folder {folder}"
     )
+    counted = item_counts(dataset)
     train_data, valid_data, test_data = _split(config, dataset)
 
     if config["model"] == "S3Rec":
         pretrain(config, train_data, folder)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset).to(config["device"])
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory(config["device"])
     trainer = get_trainer(config["model"])(config, model)
     trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
     catalog = read_catalog(train_data._dataset, config.settings)
@@ -157,7 +161,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     write_run(folder, identity | {"settings": complete_settings})
     catalog.save(folder)
 
-    clock = Clock()
+    clock, curve = Clock(), LearningCurve(trainer)
     trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
     fit = clock.timing("fit", trainer.fit)
     try:
@@ -169,7 +173,8 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     if config["cold_start"] and getattr(model, "ranks_unseen_items", False):
         clock.timing("fit", trainer.place_unseen_items)()
     train_seconds = clock.seconds["fit"] - clock.seconds.get("evaluate", 0.0)
-    tested = _test(config, trainer, test_data, unseen_items(dataset))
+    with ranks_kept(folder / RANKS_FILE, trainer, test_data, counted, valid_data):
+        tested = _test(config, trainer, test_data, unseen_items(dataset))
     if config["model"] not in MODELS:
         _save_weights(model, folder)
 
@@ -178,6 +183,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
         **counts,
         "best_valid_result": plain(best_valid_result),
         **tested,
+        "learning_curve": curve.points,
         "epochs": max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1,
         "train_seconds": round(train_seconds, 2),
         "eval_seconds": round(clock.seconds["evaluate"], 2),
