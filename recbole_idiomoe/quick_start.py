@@ -25,8 +25,9 @@ from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.files import refusal, written_aside
-from recbole_idiomoe.grid import read_grid
+from recbole_idiomoe.grid import Grid, read_grid
 from recbole_idiomoe.grid_runs import run_grid
+from recbole_idiomoe.leaderboard.running import run_leaderboard
 from recbole_idiomoe.measures import (
     Clock,
     LearningCurve,
@@ -58,6 +59,7 @@ def run(
     *,
     result_file: str | Path | None = None,
     resume: str | Path | None = None,
+    leaderboard: str | Path | None = None,
     jobs: int = 1,
 ) -> list[dict[str, Any]]:
     """Train and test every model on every dataset, one after another, under one protocol.
@@ -75,12 +77,15 @@ def run(
         result_file: where the results go as JSON. It is written after every run; that of a
             table when all its runs are there, which are kept beside it until then.
         resume: folder of an unfinished run to go on with; its model and dataset are taken.
+        leaderboard: folder of a leaderboard: what it lacks is run, every run stays in it, and its
+            tables are written anew. It is made if it is not there.
         jobs: how many runs of a table go on at a time, each in a process of its own if more
             than one.
 
     Returns:
         One result a run, with its protocol, metrics, costs and complete settings; or the one
-        result of a table, which holds what is compared of its ``runs``.
+        result of a table, which holds what is compared of its ``runs``, or of a leaderboard, which
+        holds its ``rows``.
 
     Raises:
         IdiomoeError: a setting, file or machine that does not do; the message is one line.
@@ -98,8 +103,19 @@ def run(
     names = _names("model", named["model"] if models is None else models)
     labels = _names("dataset", named["dataset"] if datasets is None else datasets)
     grid = read_grid(names, [*layers, settings or {}])
-    if resume is not None and (grid or jobs != 1):
-        raise SettingError("resume goes on with one run; leave variants, seeds and jobs out.")
+    if resume is not None and (grid or leaderboard or jobs != 1):
+        raise SettingError(
+            "resume goes on with one run; leave variants, seeds, leaderboard and jobs out."
+        )
+    if leaderboard is not None:
+        if result_file is not None:
+            raise SettingError("leaderboard has files of its own; leave result_file out.")
+        rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
+        return [
+            run_leaderboard(
+                rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
+            )
+        ]
     if grid:
         return [
             run_grid(
