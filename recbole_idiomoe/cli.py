@@ -45,10 +45,10 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
                           included; all other settings are for all rows, and a
                           row's own win over them (see properties/ablations/)
   --baseline=NAME         the row that the others are compared with (the first)
-  --leaderboard=FOLDER    run what is not there yet, keep every run there for good,
-                          and write tables, statistics and a page with pictures of
-                          all of them; more models, data sets and seeds are added
-                          by later commands, one that was cut off is typed again
+  --leaderboard=FOLDER    run what is not there yet, keep every run there for
+                          good, and write tables, statistics and a page with
+                          pictures; later commands add models, data sets and
+                          seeds, and one that was cut off is typed again
   --jobs=N                runs of a table at a time, in processes that share the
                           machine (1)
   --list_models           names that --model takes

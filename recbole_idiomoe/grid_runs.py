@@ -239,7 +239,7 @@ def _start(cell: Cell, jobs: int, gpu: str, folder: Path, log: Path) -> subproce
     chosen = {} if "gpu_id" in cell.settings else {"CUDA_VISIBLE_DEVICES": gpu}
     with open(log, "wb") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "recbole_idiomoe.grid_cell", str(folder)],
+            [sys.executable, "-m", "recbole_idiomoe.grid_cell", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,

@@ -45,7 +45,7 @@ def markdown(table: Table) -> str:
     marked = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
     lines = [
         [_md(title) for title in table.header],
-        ["---", "---", *["---:"] * (len(table.header) - 2)],
+        ["---", *["---:"] * (len(table.header) - 1)],
         *([marked[cell.mark].format(_md(cell.text)) for cell in row] for row in table.rows),
     ]
     shown = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -89,7 +89,7 @@ def latex(table: Table) -> str:
         [
             r"\begin{table}",
             r"\centering\small",
-            rf"\begin{{tabular}}{{ll{'r' * (len(table.header) - 2)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
             r"\toprule",
             *lines,
             r"\bottomrule",

@@ -82,10 +82,9 @@ def pictures(table: Table) -> list[Picture]:
 
 def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """``values`` (n,), whole numbers, in at most five groups of about equal size: names, masks."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1), method="nearest"))
-    # A group ends with its edge; the first is of the smallest value up to the second edge.
-    uppers = edges[1:] if len(edges) > 1 else edges
-    lowers = np.concatenate(([edges[0]], uppers[:-1] + 1))
+    shares = np.arange(1, BINS + 1) / BINS
+    uppers = np.unique(np.quantile(values, shares, method="inverted_cdf"))
+    lowers = np.concatenate(([values.min()], uppers[:-1] + 1))
     return [
         (str(low) if low == high else f"{low} to {high}", (values >= low) & (values <= high))
         for low, high in zip(lowers.tolist(), uppers.tolist(), strict=True)
@@ -102,8 +101,7 @@ def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> N
             capsize=2,
             **_style(index, standing),
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    _logarithmic(axes.xaxis)
     axes.set_xlabel("training, seconds")
     axes.set_ylabel(metric_title(metric))
 
@@ -115,22 +113,31 @@ def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
             epochs = [point["epoch"] for point in curve]
             found = [point["valid"] for point in curve]
             axes.plot(epochs, found, **_style(index, standing))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:.0f}")
+    _logarithmic(axes.xaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"validation {title}")
 
 
 def _by_group(axes: Any, ran: Sequence[Standing], metric: str, values: np.ndarray) -> None:
-    groups = groups_of(values)
+    groups, highest = groups_of(values), 0.0
     for index, standing in enumerate(ran):
         found = standing.by_user(metric)
         means = [found[inside].mean() for _, inside in groups]
+        highest = max(highest, *means)
         axes.plot(range(len(groups)), means, **_style(index, standing))
     names = [f"{name}\nn={inside.sum():,}" for name, inside in groups]
     axes.set_xticks(range(len(groups)), names)
     axes.set_ylabel(metric_title(metric))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * highest or None)
+
+
+def _logarithmic(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.axes.set_xscale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _style(index: int, standing: Standing) -> dict[str, Any]:

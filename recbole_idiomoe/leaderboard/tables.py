@@ -57,7 +57,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     if baseline is not None:
         others = [standing for standing in ran if standing is not baseline]
         comparisons = {s.name: compare(s, baseline, metric) for s in others}
-    columns: dict[str, Callable[[Standing], Cell]] = {"row": _name, "kind": _kind}
+    columns: dict[str, Callable[[Standing], Cell]] = {"row": _name}
     for name in _shown(metric, ran):
         columns[metric_title(name)] = _metric_column(name, ran)
     if baseline is not None:
@@ -66,7 +66,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     cited = {s.name: published(s.row.model, dataset, metric) for s in standings}
     if any(cited.values()):
         columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
-    columns |= _COSTS
+    columns |= _COSTS | {"kind": _kind}
     devices = list(dict.fromkeys(run["device"] for s in ran for run in s.runs))
     if len(devices) > 1:
         columns["device"] = _device
