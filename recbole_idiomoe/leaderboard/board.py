@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from recbole_idiomoe.registry import get_model
 
 INDEX = "leaderboard.json"
 RUNS = "runs"
-_LOCK = ".lock"
 _VERSION = 1
 _DATA = (".inter", ".item")
 _PLACES = ("checkpoint_dir", "data_path")
@@ -185,22 +185,26 @@ def opened(folder: Path) -> Iterator[Board]:
     Raises:
         SettingError: ``folder`` holds something else, cannot be written, or is in use.
     """
-    found = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    board = read_board(folder) if found else Board(folder)
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new:
+        read_board(folder)
     if reason := refusal(folder):
         raise SettingError(f"leaderboard={folder} cannot be written ({reason}); name another.")
-    (folder / RUNS).mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as lock:
+    if is_new:
+        Board(folder).save()
+    (folder / RUNS).mkdir(exist_ok=True)
+    lock = os.open(folder / RUNS, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise SettingError(
                 f"leaderboard={folder} is being written by another process; wait for it, or name "
                 "another folder."
             ) from error
-        if not found:
-            board.save()
-        yield board
+        yield read_board(folder)  # as whoever held it last has left it
+    finally:
+        os.close(lock)
 
 
 def read_board(folder: Path) -> Board:
