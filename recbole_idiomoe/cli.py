@@ -48,6 +48,10 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
   --tune=N                search settings instead of testing: N trials of every
                           model on every data set, its default settings first,
                           chosen on validation (needs optuna; see --tuned)
+  --leaderboard=FOLDER    run what is not there yet, keep every run there for
+                          good, and write tables, statistics and a page with
+                          pictures; later commands add models, data sets and
+                          seeds, and one that was cut off is typed again
   --jobs=N                runs of a table at a time, in processes that share the
                           machine (1)
   --list_models           names that --model takes
@@ -70,6 +74,7 @@ class Arguments:
     config_files: list[str] = field(default_factory=list)
     result_file: str | None = None
     resume: str | None = None
+    leaderboard: str | None = None
     jobs: int = 1
     tune: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed.settings,
             result_file=parsed.result_file,
             resume=parsed.resume,
+            leaderboard=parsed.leaderboard,
             jobs=parsed.jobs,
         )
         print(table(results))
@@ -129,7 +135,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
             raise SettingError(f"--{key} is given twice, as {values[key]!r} and {value!r}.")
         values[key] = value
     parsed = Arguments(flags={key for key in _FLAGS if values.pop(key, False)})
-    for key in ("result_file", "resume"):
+    for key in ("result_file", "resume", "leaderboard"):
         if key in values:
             setattr(parsed, key, _text(key, values.pop(key)))
     parsed.jobs = values.pop("jobs", 1)
@@ -251,6 +257,14 @@ def _setting_lines(f: Field[Any]) -> list[str]:
 
 
 _LISTS = {"model": "models", "dataset": "datasets", "config_files": "config_files"}
-_TEXTS = {*_LISTS, "result_file", "resume", "data_path", "checkpoint_dir", "baseline"}
+_TEXTS = {
+    *_LISTS,
+    "result_file",
+    "resume",
+    "leaderboard",
+    "data_path",
+    "checkpoint_dir",
+    "baseline",
+}
 _TEXTS |= {f.name for f in fields(Settings) if f.type == "str"}
 _TEXTS_OR_NULL = {f.name for f in fields(Settings) if f.type == "str | None"}

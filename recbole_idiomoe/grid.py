@@ -13,8 +13,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from recbole_idiomoe import registry, yaml_files
 from recbole_idiomoe.config import COMMAND, RunConfig, overlay
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.measures import protocol, versions
+from recbole_idiomoe.settings import Settings
 
 _MOST_SEEDS = 100
 
@@ -47,27 +48,38 @@ class Cell:
     dataset: str
     settings: dict[str, Any]
     """Complete, as :meth:`RunConfig.complete_settings` gives them."""
-    files: tuple[tuple[str, int, int], ...] = ()
-    """Name, size and time of change of what it reads, where that is the user's own."""
+    files: tuple[tuple[str, str], ...] = ()
+    """Name and digest of what it reads, where that is the user's own."""
 
     def __str__(self) -> str:
         return f"{self.variant} on {self.dataset}, seed {self.settings['seed']}"
 
     @cached_property
-    def key(self) -> str:
-        """A file's name for the run: another model, setting, file or version, another name.
+    def identity(self) -> str:
+        """What is run but for the seed: another model, setting, file or version, another text.
 
-        The row's name is not in it. Nor is what has no effect on a result.
+        The row's name is not in it. Nor is what has no effect on a result, so that a run is known
+        again on another machine and where its data lie elsewhere; of our settings, RecBole's
+        models heed those of the protocol alone.
         """
-        effective = {k: v for k, v in self.settings.items() if k not in _WITHOUT_EFFECT}
-        read = [self.model, self.dataset, effective, versions(), self.files]
-        identity = json.dumps(read, sort_keys=True)
+        without_effect = _WITHOUT_EFFECT
+        if self.model in registry.sequential_models():
+            without_effect = without_effect | _OF_OUR_MODELS
+        effective = {k: v for k, v in self.settings.items() if k not in without_effect}
+        installed = versions()
+        makers = {name: installed[name] for name in ("recbole", "recbole_idiomoe")}
+        read = [self.model, self.dataset, effective, makers, self.files]
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:12]
+
+    @cached_property
+    def key(self) -> str:
+        """A file's name for the run, in which its :attr:`identity` and its seed are."""
         name = f"{self.model}-{self.dataset}-{self.settings['seed']}"
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        return re.sub(r"[^\w.-]", "_", f"{name}-{digest}")
+        return re.sub(r"[^\w.-]", "_", f"{name}-{self.identity}")
 
 
-_WITHOUT_EFFECT = {"checkpoint_dir", "show_progress"}
+_WITHOUT_EFFECT = {"checkpoint_dir", "data_path", "seed", "show_progress"}
+_OF_OUR_MODELS = {f.name for f in fields(Settings) if f.metadata["group"] != "protocol"}
 
 
 def read_grid(models: Sequence[str], layers: Iterable[Mapping[str, Any]]) -> Grid | None:
@@ -209,13 +221,20 @@ def check_same_protocol(
         )
 
 
-def _files(config: RunConfig) -> tuple[tuple[str, int, int], ...]:
+def _files(config: RunConfig) -> tuple[tuple[str, str], ...]:
     """The data set's and the text encoder's own files, as :attr:`Cell.files` has them."""
     paths = sorted((config.data_root / config["dataset_label"]).glob("*"))
     if str(config["text_encoder"]).endswith(".npz"):
         paths.append(Path(config["text_encoder"]))
-    found = [(path.name, path.stat()) for path in paths if path.is_file()]
-    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
+    found = [(path, path.stat()) for path in paths if path.is_file()]
+    return tuple((path.name, _digest(path, at.st_size, at.st_mtime_ns)) for path, at in found)
+
+
+@lru_cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """Of the content alone: a copy of a file has times of its own. Read once if unchanged."""
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
+    """What became of a run that has no result."""
+
     reason: str
     """The last line of what the run said."""
 
 
-_Outcomes = Generator[tuple[Cell, dict[str, Any] | _Failure]]
+Outcomes = Generator[tuple[Cell, dict[str, Any] | Failure]]
 
 
 def run_grid(
@@ -70,22 +72,54 @@ def run_grid(
         IdiomoeError: the grid cannot be run, or some of its runs failed; the others have been
             run then, and the message names what failed.
     """
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-        raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
+    check_jobs(jobs)
     cells = cells_of(grid, datasets, config_files, settings)
-    checkpoints = Path(cells[0].settings["checkpoint_dir"])
-    scratch = new_folder(checkpoints, f"grid-{get_local_time()}-{os.getpid()}")
-    scratch.mkdir(parents=True)
-    kept = Path(f"{result_file}.runs") if result_file is not None else scratch
-    try:
+    with scratch_folder(cells) as scratch:
+        kept = Path(f"{result_file}.runs") if result_file is not None else scratch
         runs = _run_cells(cells, run_one, jobs, scratch, kept)
         result = grid_result(grid, shared_settings(config_files, settings), runs)
         if result_file is not None:
             write_result(result_file, [result])
             shutil.rmtree(kept)
         return result
+
+
+def check_jobs(jobs: int) -> None:
+    """``jobs`` is a number of runs.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
+
+
+@contextmanager
+def scratch_folder(cells: Sequence[Cell]) -> Iterator[Path]:
+    """A folder for what runs write, under their ``checkpoint_dir``; it goes after use."""
+    checkpoints = Path(cells[0].settings["checkpoint_dir"])
+    scratch = new_folder(checkpoints, f"grid-{get_local_time()}-{os.getpid()}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch)
+
+
+def outcomes_of(
+    cells: Iterable[Cell], run_one: RunOne, jobs: int, scratch: Path, logs: Path
+) -> Outcomes:
+    """Run ``cells``, here if ``jobs`` is 1, else in processes; each with what became of it.
+
+    A run's folder, in ``scratch``, is there until the next outcome is asked for. Close the
+    generator: that ends the processes.
+
+    Args:
+        logs: where the log of a process that failed stays.
+    """
+    if jobs == 1:
+        return _run_here(cells, run_one, scratch)
+    return _run_in_processes(cells, jobs, scratch, logs)
 
 
 def _run_cells(
@@ -97,15 +131,11 @@ def _run_cells(
     # A run that stands in several rows is one run.
     left = {cell.key: cell for cell in cells if not files[cell.key].exists()}
     done, failures = len(files) - len(left), []
-    if jobs == 1:
-        outcomes = _run_here(left.values(), run_one, scratch)
-    else:
-        outcomes = _run_in_processes(left.values(), jobs, scratch, kept)
-    with closing(outcomes):
+    with closing(outcomes_of(left.values(), run_one, jobs, scratch, kept)) as outcomes:
         for cell, outcome in outcomes:
             done += 1
             said = ""
-            if isinstance(outcome, _Failure):
+            if isinstance(outcome, Failure):
                 failures.append(f"{cell}: {outcome.reason}")
                 said = f" failed: {outcome.reason}"
             else:
@@ -142,25 +172,25 @@ def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
     return run | {key: result[key] for key in ("protocol", "device", "versions")}
 
 
-def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path) -> _Outcomes:
+def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path) -> Outcomes:
     for cell in cells:
         folder = scratch / cell.key
-        outcome: dict[str, Any] | _Failure
+        outcome: dict[str, Any] | Failure
         try:
             settings = {**cell.settings, "checkpoint_dir": str(folder)}
             outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
         except IdiomoeError as error:
-            outcome = _Failure(str(error))
+            outcome = Failure(str(error))
         # The other runs are worth having, whatever ends this one.
         except Exception as error:
             logging.getLogger().exception(f"{cell} failed")
             last = traceback.format_exception_only(error)[-1].strip()
-            outcome = _Failure(last.splitlines()[-1])
-        shutil.rmtree(folder, ignore_errors=True)
+            outcome = Failure(last.splitlines()[-1])
         yield cell, outcome
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> _Outcomes:
+def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
     waiting = deque(cells)
     running: dict[subprocess.Popen[bytes], Cell] = {}
     gpus = itertools.cycle(visible_gpus())
@@ -209,7 +239,7 @@ def _start(cell: Cell, jobs: int, gpu: str, folder: Path, log: Path) -> subproce
     chosen = {} if "gpu_id" in cell.settings else {"CUDA_VISIBLE_DEVICES": gpu}
     with open(log, "wb") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "recbole_idiomoe.grid_cell", str(folder)],
+            [sys.executable, "-m", "recbole_idiomoe.grid_cell", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -217,12 +247,12 @@ def _start(cell: Cell, jobs: int, gpu: str, folder: Path, log: Path) -> subproce
         )
 
 
-def _outcome(code: int, result: Path, log: Path) -> dict[str, Any] | _Failure:
+def _outcome(code: int, result: Path, log: Path) -> dict[str, Any] | Failure:
     if code == 0:
         log.unlink()
         read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return read
     if code < 0:
-        return _Failure(f"ended by signal {-code}")
+        return Failure(f"ended by signal {-code}")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return _Failure(lines[-1] if lines else f"ended with exit code {code}")
+    return Failure(lines[-1] if lines else f"ended with exit code {code}")

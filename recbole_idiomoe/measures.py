@@ -7,6 +7,8 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,8 +78,40 @@ def plain(result: Mapping[str, Any] | None) -> dict[str, float]:
     return {name: float(value) for name, value in (result or {}).items()}
 
 
+class LearningCurve:
+    """Notes what validation found after which epoch, for every trainer of RecBole's or ours.
+
+    Attributes:
+        points: ``epoch`` from 1, ``train_loss`` and ``valid``, the metric that selects; a run that
+            was resumed has those since.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.points: list[dict[str, float]] = []
+        self._trainer, self._validate = trainer, trainer._valid_epoch
+        trainer._valid_epoch = self._note
+
+    def _note(self, *args: Any, **kwargs: Any) -> Any:
+        score, result = self._validate(*args, **kwargs)
+        losses = self._trainer.train_loss_dict
+        if losses:
+            epoch = max(losses)
+            point = {"epoch": epoch + 1, "train_loss": float(losses[epoch]), "valid": float(score)}
+            self.points.append(point)
+        return score, result
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Have :func:`peak_memory_mib` tell the peak from now on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):  # Linux's; elsewhere the peak is that of all runs so far
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of the device, on a CPU of the process, since it started."""
+    """Peak memory of the device, on a CPU of the process, since it was reset."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

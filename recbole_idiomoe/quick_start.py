@@ -22,23 +22,28 @@ from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.cold_start import evaluate_apart, leave_out_items
+from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.files import refusal, written_aside
-from recbole_idiomoe.grid import read_grid
+from recbole_idiomoe.grid import Grid, read_grid
 from recbole_idiomoe.grid_runs import run_grid
+from recbole_idiomoe.leaderboard.running import run_leaderboard
 from recbole_idiomoe.measures import (
     Clock,
+    LearningCurve,
     device_name,
     peak_memory_mib,
     plain,
     protocol,
+    reset_peak_memory,
     versions,
 )
 from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model, get_trainer
 from recbole_idiomoe.report import check_writable, write_result
 from recbole_idiomoe.run_folder import (
     CHECKPOINT_FILE,
+    RANKS_FILE,
     RUN_FILE,
     new_folder,
     read_run,
@@ -55,6 +60,7 @@ def run(
     *,
     result_file: str | Path | None = None,
     resume: str | Path | None = None,
+    leaderboard: str | Path | None = None,
     jobs: int = 1,
 ) -> list[dict[str, Any]]:
     """Train and test every model on every dataset, one after another, under one protocol.
@@ -72,12 +78,15 @@ def run(
         result_file: where the results go as JSON. It is written after every run; that of a
             table when all its runs are there, which are kept beside it until then.
         resume: folder of an unfinished run to go on with; its model and dataset are taken.
+        leaderboard: folder of a leaderboard: what it lacks is run, every run stays in it, and its
+            tables are written anew. It is made if it is not there.
         jobs: how many runs of a table go on at a time, each in a process of its own if more
             than one.
 
     Returns:
         One result a run, with its protocol, metrics, costs and complete settings; or the one
-        result of a table, which holds what is compared of its ``runs``.
+        result of a table, which holds what is compared of its ``runs``, or of a leaderboard, which
+        holds its ``rows``.
 
     Raises:
         IdiomoeError: a setting, file or machine that does not do; the message is one line.
@@ -91,8 +100,19 @@ def run(
     layers = [yaml_files.read_settings(file) for file in config_files]
     names, labels = what_is_run(models, datasets, layers)
     grid = read_grid(names, [*layers, settings or {}])
-    if resume is not None and (grid or jobs != 1):
-        raise SettingError("resume goes on with one run; leave variants, seeds and jobs out.")
+    if resume is not None and (grid or leaderboard or jobs != 1):
+        raise SettingError(
+            "resume goes on with one run; leave variants, seeds, leaderboard and jobs out."
+        )
+    if leaderboard is not None:
+        if result_file is not None:
+            raise SettingError("leaderboard has files of its own; leave result_file out.")
+        rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
+        return [
+            run_leaderboard(
+                rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
+            )
+        ]
     if grid:
         return [
             run_grid(
@@ -134,7 +154,9 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
     if config["cold_start"] and getattr(fitted.model, "ranks_unseen_items", False):
         fitted.clock.timing("fit", fitted.trainer.place_unseen_items)()
-    tested = _test(config, fitted.trainer, splits.test, unseen_items(splits.dataset))
+    ranks = folder / RANKS_FILE
+    with ranks_kept(ranks, fitted.trainer, splits.test, splits.item_counts, splits.valid):
+        tested = _test(config, fitted.trainer, splits.test, unseen_items(splits.dataset))
     if config["model"] not in LANGUAGE_MODELS:
         _save_weights(fitted.model, folder)
     result = _result(config, splits, fitted, tested)
@@ -164,6 +186,8 @@ class _Splits:
     """Complete, as they were before RecBole changed some on the way."""
     counts: dict[str, int]
     """Users, items and interactions, before the split takes some of them for its own."""
+    item_counts: np.ndarray
+    """Likewise every item's interactions."""
     dataset: Any
     train: Any
     valid: Any
@@ -178,6 +202,7 @@ class _Fitted:
     trainer: Any
     folder: Path
     clock: Clock
+    curve: LearningCurve
     valid_seconds: float
     best_valid_result: Mapping[str, Any] | None
 
@@ -198,7 +223,8 @@ def _load(config: RunConfig, folder: Path) -> _Splits:
         f"{counts['items']:,} items, {counts['interactions']:,} interactions; "
         f"device {config['device']}; folder {folder}"
     )
-    return _Splits(complete_settings, counts, dataset, *_split(config, dataset))
+    counted = item_counts(dataset)  # the split takes some of them for its own
+    return _Splits(complete_settings, counts, counted, dataset, *_split(config, dataset))
 
 
 def _fit(
@@ -214,8 +240,7 @@ def _fit(
         pretrain(config, train_data, folder)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset).to(config["device"])
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory(config["device"])
     trainer = get_trainer(config["model"])(config, model)
     trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
     catalog = read_catalog(train_data._dataset, config.settings)
@@ -230,7 +255,7 @@ def _fit(
     write_run(folder, _identity(config) | {"settings": complete_settings})
     catalog.save(folder)
 
-    clock = Clock()
+    clock, curve = Clock(), LearningCurve(trainer)
     trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
     fit = clock.timing("fit", trainer.fit)
     try:
@@ -240,7 +265,7 @@ def _fit(
             raise
         raise IdiomoeError("the training loss became nan; lower learning_rate.") from error
     valid_seconds = clock.seconds.get("evaluate", 0.0)
-    return _Fitted(model, trainer, folder, clock, valid_seconds, best_valid_result)
+    return _Fitted(model, trainer, folder, clock, curve, valid_seconds, best_valid_result)
 
 
 def _result(
@@ -254,6 +279,7 @@ def _result(
         **splits.counts,
         "best_valid_result": plain(fitted.best_valid_result),
         **(tested or {}),
+        "learning_curve": fitted.curve.points,
         "epochs": max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1,
         "train_seconds": round(seconds["fit"] - fitted.valid_seconds, 2),
         "eval_seconds": round(seconds.get("evaluate", 0.0), 2),

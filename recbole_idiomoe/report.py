@@ -27,18 +27,20 @@ def table(results: Sequence[Result]) -> str:
     The first data set that was run comes first, and so with its models. Where not
     all metrics fit into 80 columns, those at 10 are shown; the result file has all.
     The result of a grid is a table a data set, one row a variant: means over the seeds, and
-    differences from its baseline.
+    differences from its baseline; that of a leaderboard has its table with it.
     """
+    if boards := [result["table"] for result in results if "table" in result]:
+        return "\n".join(boards)
     if grids := [result for result in results if "runs" in result]:
         return "\n".join(line for grid in grids for line in _grid_lines(grid))
     lines: list[str] = []
     for dataset in dict.fromkeys(result["dataset"] for result in results):
         lines += [*_dataset_table(dataset, [r for r in results if r["dataset"] == dataset]), ""]
-    protocols = list(dict.fromkeys(_protocol_line(result["protocol"]) for result in results))
+    protocols = list(dict.fromkeys(protocol_line(result["protocol"]) for result in results))
     if len(protocols) > 1:
         lines.append("Protocols differ: the numbers above do not compare.")
     for line in protocols:
-        lines += _wrapped(f"Protocol: {line}")
+        lines += wrapped(f"Protocol: {line}")
     return "\n".join(lines)
 
 
@@ -116,12 +118,12 @@ def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
         metrics = [m for m in metrics if m.endswith("@10")] or metrics
         rows = _rows(dataset, results, metrics)
     cold_starts = [result for result in results if "cold_start" in result]
-    return [*_aligned(rows), *(_unseen_table(cold_starts, metrics) if cold_starts else [])]
+    return [*aligned(rows), *(_unseen_table(cold_starts, metrics) if cold_starts else [])]
 
 
 def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str]:
     """The metrics of test targets that were held out for a cold start."""
-    rows = [["unseen items", *map(_metric_title, metrics), "items", "targets"]]
+    rows = [["unseen items", *map(_recbole_title, metrics), "items", "targets"]]
     unable = []
     for result in results:
         cold_start = result["cold_start"]
@@ -136,7 +138,7 @@ def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str
                 str(cold_start["unseen_targets"]),
             ]
         )
-    return ["", *_aligned(rows), *(_wrapped(_cannot_rank(unable)) if unable else [])]
+    return ["", *aligned(rows), *(wrapped(_cannot_rank(unable)) if unable else [])]
 
 
 def _cannot_rank(names: Sequence[str]) -> str:
@@ -144,7 +146,7 @@ def _cannot_rank(names: Sequence[str]) -> str:
     return f"Unseen items are no candidates of a model that cannot rank them: {listed}."
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows as lines: the first column to the left, the others to the right, a rule below."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -160,9 +162,9 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def _grid_lines(grid: Result) -> Iterator[str]:
     for dataset, runs in _by("dataset", grid["runs"]).items():
         for rows in _grid_tables(grid, dataset, runs):
-            yield from (*_aligned(_with_folded_names(rows)), "")
+            yield from (*aligned(_with_folded_names(rows)), "")
         for note in _grid_notes(grid, dataset, runs):
-            yield from _wrapped(note)
+            yield from wrapped(note)
         yield ""
 
 
@@ -191,9 +193,9 @@ def _grid_rows(
     variants = _by("variant", runs)
     header = [dataset]
     for metric in metrics:
-        header += [_grid_title(metric), "Δ"]
+        header += [metric_title(metric), "Δ"]
     header += ["params"]
-    header += [f"validation {_grid_title(chooses)}"] if validation else []
+    header += [f"validation {metric_title(chooses)}"] if validation else []
     rows = []
     for name, own in variants.items():
         row = [name]
@@ -201,7 +203,7 @@ def _grid_rows(
             values = [run["test"][metric] for run in own]
             base = [run["test"][metric] for run in variants.get(grid["baseline"], ())]
             row += [_mean(values), "-" if name == grid["baseline"] else _difference(values, base)]
-        row += [_count(own[0]["parameters"]["total"])]
+        row += [count(own[0]["parameters"]["total"])]
         row += [_mean([run["valid"][chooses] for run in own])] if validation else []
         rows.append(row)
     return [header, *rows]
@@ -216,7 +218,7 @@ def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]
     return [
         f"{means}; Δ: difference from {grid['baseline']}.",
         *([_cannot_rank(unable)] if unable else []),
-        f"Protocol: {_protocol_line(grid['protocol'][dataset])}",
+        f"Protocol: {protocol_line(grid['protocol'][dataset])}",
     ]
 
 
@@ -247,19 +249,20 @@ def _difference(values: Sequence[float], baseline: Sequence[float]) -> str:
     return f"{statistics.mean(values) / base - 1:+.1%}" if base else "-"
 
 
-def _grid_title(metric: str) -> str:
-    return _metric_title(metric).replace("Hit", "HR")  # as the paper's tables have it
+def metric_title(metric: str) -> str:
+    """``metric`` as the paper's tables have it: HR@10 for ``hit@10``."""
+    return _recbole_title(metric).replace("Hit", "HR")
 
 
 def _rows(dataset: str, results: Sequence[Result], metrics: Sequence[str]) -> list[list[str]]:
-    header = [dataset, *(_metric_title(name) for name in metrics), "epochs", "train", "params"]
+    header = [dataset, *(_recbole_title(name) for name in metrics), "epochs", "train", "params"]
     rows = [
         [
             str(result["model"]),
             *(_number(result["test_result"].get(name)) for name in metrics),
             str(result.get("epochs", "-")),
             _seconds(result.get("train_seconds")),
-            _count(result.get("parameters", {}).get("total")),
+            count(result.get("parameters", {}).get("total")),
         ]
         for result in results
     ]
@@ -271,7 +274,7 @@ def _width(rows: Sequence[Sequence[str]]) -> int:
     return sum(max(map(len, column)) for column in columns) + 2 * (len(columns) - 1)
 
 
-def _metric_title(name: str) -> str:
+def _recbole_title(name: str) -> str:
     metric, at, cutoff = name.partition("@")
     known = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC", "gauc": "GAUC"}
     return known.get(metric, metric.capitalize()) + at + cutoff
@@ -285,7 +288,8 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}s"
 
 
-def _count(value: int | None) -> str:
+def count(value: int | None) -> str:
+    """A large number in short: 13.2M."""
     if value is None:
         return "-"
     return next((f"{value / n:.1f}{unit}" for n, unit in _UNITS if value >= n), str(value))
@@ -294,7 +298,7 @@ def _count(value: int | None) -> str:
 _UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def _protocol_line(protocol: Mapping[str, Any]) -> str:
+def protocol_line(protocol: Mapping[str, Any]) -> str:
     """What the numbers depend on; entries that are not set are left out."""
     parts = []
     for name, value in protocol.items():
@@ -307,7 +311,8 @@ def _protocol_line(protocol: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
+    """``line`` in lines that a terminal holds."""
     return textwrap.wrap(line, WIDTH, subsequent_indent="  ")
 
 

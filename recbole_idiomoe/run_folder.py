@@ -13,6 +13,9 @@ from recbole_idiomoe.files import refusal, write_text
 RUN_FILE = "run.json"
 """Model, dataset and complete settings; after the run, its whole result."""
 
+RANKS_FILE = "ranks.npz"
+"""The rank of every test target: :class:`recbole_idiomoe.evaluation.ranks.Ranks`."""
+
 CHECKPOINT_FILE = "checkpoint.pth"
 """RecBole's own checkpoint, for RecBole's models."""
 

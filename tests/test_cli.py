@@ -21,6 +21,9 @@ RESULT = {
 }
 
 
+OPTIONS = {"result_file": None, "resume": None, "leaderboard": None}
+
+
 class Run:
     """Stands in for ``quick_start.run``: notes how it was called."""
 
@@ -44,14 +47,19 @@ def test_no_arguments_is_idiomoe_on_ml_100k(monkeypatch: pytest.MonkeyPatch) -> 
     run = Run(monkeypatch)
     assert cli.main([]) == 0
     # None: quick_start then takes what the files name, else these two, as its own tests show.
-    assert run.called == (None, None, [], {}, {"result_file": None, "resume": None, "jobs": 1})
+    assert run.called == (None, None, [], {}, {**OPTIONS, "jobs": 1})
 
 
 def test_everything_reaches_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     run = Run(monkeypatch)
     words = ["--model=SASRec,IDIOMoE", "--dataset", "x, y", "--config_files=a.yaml b.yaml,c.json"]
     words += ["--result_file=r.json", "--resume=saved/1", "--epochs=3", "--mask_seen", "--jobs=2"]
-    words += ["--seeds=3", "--baseline=8", "--variants={8: {epochs: 1}, b: {model: SASRec}}"]
+    words += [
+        "--leaderboard=board",
+        "--seeds=3",
+        "--baseline=8",
+        "--variants={8: {epochs: 1}, b: {model: SASRec}}",
+    ]
     assert cli.main(words) == 0
     assert run.called == (
         ["SASRec", "IDIOMoE"],
@@ -64,7 +72,7 @@ def test_everything_reaches_the_run(monkeypatch: pytest.MonkeyPatch, capsys: Any
             "baseline": "8",
             "variants": {8: {"epochs": 1}, "b": {"model": "SASRec"}},
         },
-        {"result_file": "r.json", "resume": "saved/1", "jobs": 2},
+        {"result_file": "r.json", "resume": "saved/1", "leaderboard": "board", "jobs": 2},
     )
     assert "0.5000" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from recbole_idiomoe import yaml_files
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.grid import Cell, Grid, cells_of, grid_result, read_grid
 from recbole_idiomoe.report import table
+from tests.helpers import write_dataset
 
 RESULTS = Path(__file__).parent.parent / "results"
 ABLATIONS = sorted((yaml_files.properties_path() / "ablations").glob("*.yaml"))
@@ -145,6 +147,25 @@ def test_a_run_is_known_by_what_it_runs_and_not_by_its_row() -> None:
     assert wide.key == renamed.key != narrow.key
     assert wide.key not in {cell.key for cell in cells(ROWS, seed=1)}
     assert "/" not in dataclasses.replace(wide, dataset="a/b c").key
+
+
+def test_a_run_is_known_again_where_its_data_are_copied_to_until_they_change(
+    tmp_path: Path,
+) -> None:
+    def key(place: str, **settings: Any) -> str:
+        grid = Grid({"a": {"model": "SASRec"}}, "a", 1)
+        (cell,) = cells_of(grid, ["shop"], [], {"data_path": str(tmp_path / place)} | settings)
+        return cell.key
+
+    for place, when in (("here", 1), ("there", 2)):
+        write_dataset(tmp_path / place / "shop", [("u", "i", 1.0)])
+        os.utime(tmp_path / place / "shop" / "shop.inter", (when, when))
+    known = key("here")
+    assert known == key("there") == key("here", expert_width=0.5)  # which SASRec does not heed
+    assert known != key("here", mask_seen=False)
+    with (tmp_path / "there" / "shop" / "shop.inter").open("a") as table:
+        table.write("u\tj\t2\n")
+    assert known != key("there")
 
 
 def test_runs_of_different_protocols_make_no_result() -> None:

@@ -1,6 +1,7 @@
 """Running a grid: here, in processes, after a failure, and again from its file."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe import grid_runs, quick_start
+from recbole_idiomoe import grid_cell, grid_runs, quick_start
 from recbole_idiomoe.errors import IdiomoeError, SettingError
 from tests.helpers import TINY_IDIOMOE
 from tests.training.cycle import TINY, write_cycle
@@ -207,6 +208,16 @@ def test_an_interruption_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> 
         quick_start.run(settings=settings, jobs=2)
     assert len(started) == 2 and all(process.returncode for process in started)
     assert not list(Path("saved").iterdir())
+
+
+def test_a_process_whose_grid_was_killed_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(grid_cell, "_WATCH_S", 0)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        grid_cell._end_with(7)
+    assert ended.value.code == 1 and not list(parents)
 
 
 @pytest.mark.parametrize("given", [{}, {"gpu_id": ""}], ids=["in turn", "as asked"])

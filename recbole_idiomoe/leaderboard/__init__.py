@@ -1,0 +1,1 @@
+"""Leaderboards: many models' runs, kept for good, and tables, statistics and pictures of them."""

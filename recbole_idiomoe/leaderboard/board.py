@@ -1,0 +1,265 @@
+"""A leaderboard's folder: which runs its tables are made of, and these runs, kept for good.
+
+``leaderboard.json`` names the protocol and the rows, ``runs/`` has a JSON and the ranks of every
+run. A row that is given other settings leaves its earlier runs there, and is found again with the
+earlier settings. Every step leaves the folder whole: a run's ranks are written before its JSON,
+which says that it is there, and both before the index names it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.evaluation.ranks import Ranks, is_ranked
+from recbole_idiomoe.files import refusal, write_text, written_aside
+from recbole_idiomoe.grid import Cell, Grid
+from recbole_idiomoe.measures import protocol
+from recbole_idiomoe.registry import get_model
+
+INDEX = "leaderboard.json"
+RUNS = "runs"
+_VERSION = 1
+_DATA = (".inter", ".item")
+_PLACES = ("checkpoint_dir", "data_path")
+
+
+@dataclass
+class Row:
+    """A row of the table on one data set."""
+
+    model: str
+    ours: bool
+    """Whether the model is of this package's own kind; else it is a baseline."""
+    own: dict[str, Any]
+    """Settings that only this row has."""
+    identity: str
+    """That of its runs: :attr:`recbole_idiomoe.grid.Cell.identity`."""
+    runs: dict[str, str] = field(default_factory=dict)
+    """Names of its runs in ``runs/``, by seed."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why runs failed, by seed, until they succeed."""
+
+
+@dataclass
+class Board:
+    """What ``leaderboard.json`` says."""
+
+    folder: Path
+    protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """That of every data set's runs; how many candidates there are is known after the first."""
+    data: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Digests of every data set's files."""
+    rows: dict[str, dict[str, Row]] = field(default_factory=dict)
+    """By data set and name."""
+
+    def enter(self, grid: Grid, cells: Sequence[Cell]) -> list[str]:
+        """Make ``cells`` the runs of their rows, with those that are kept already.
+
+        Returns:
+            Names of rows that had other settings so far.
+
+        Raises:
+            SettingError: their protocol or their data are not those of the board, or give
+                targets no rank.
+        """
+        for dataset, cell in {cell.dataset: cell for cell in cells}.items():
+            self._check(dataset, cell)
+        changed = []
+        for cell in cells:
+            rows = self.rows.setdefault(cell.dataset, {})
+            row = rows.get(cell.variant)
+            if row is None or row.identity != cell.identity:
+                if row is not None:
+                    changed.append(f"{cell.variant} on {cell.dataset}")
+                own = {k: v for k, v in grid.variants[cell.variant].items() if k != "model"}
+                row = rows[cell.variant] = Row(cell.model, is_ours(cell.model), own, cell.identity)
+            if self.has(cell):
+                self._count(cell, row)
+        self.save()
+        return changed
+
+    def has(self, cell: Cell) -> bool:
+        """Whether the run is kept."""
+        return self._run_file(cell.key).exists()
+
+    def keep(self, cell: Cell, result: Mapping[str, Any], alone: bool) -> None:
+        """Keep a finished run, and count it in every row that it is a run of.
+
+        Args:
+            result: as ``quick_start.run_one`` gives it, its folder still there.
+            alone: whether no other run went on meanwhile.
+
+        Raises:
+            SettingError: its protocol is not that of the other runs.
+        """
+        found = dict(result["protocol"])
+        _check_same(f"{cell.variant!r}", self.folder, found, self.protocol[cell.dataset])
+        self.protocol[cell.dataset] = found
+        folder = Path(result["folder"])
+        ranks = self._run_file(cell.key).with_suffix(".npz")
+        with written_aside(ranks) as aside:
+            shutil.copyfile(folder / "ranks.npz", aside)
+        kept = {key: value for key, value in result.items() if key != "folder"}
+        # Where it ran is nobody else's affair.
+        settings = {k: v for k, v in result["settings"].items() if k not in _PLACES}
+        kept |= {"settings": settings, "alone": alone}
+        write_text(self._run_file(cell.key), json.dumps(kept, indent=1))
+        for row in self.rows[cell.dataset].values():
+            if row.identity == cell.identity:
+                self._count(cell, row)
+        self.save()
+
+    def fail(self, cell: Cell, reason: str) -> None:
+        """Note that a run failed, and why."""
+        for row in self.rows[cell.dataset].values():
+            if row.identity == cell.identity:
+                row.failed[str(cell.settings["seed"])] = reason
+        self.save()
+
+    def results(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
+        """The kept runs of ``row`` and their ranks, by seed.
+
+        Raises:
+            IdiomoeError: one cannot be read.
+        """
+        found = []
+        for _, key in sorted(row.runs.items(), key=lambda item: int(item[0])):
+            path = self._run_file(key)
+            try:
+                run = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise IdiomoeError(
+                    f"{path} cannot be read ({type(error).__name__}); the command that made it "
+                    "runs it anew once it is deleted."
+                ) from error
+            found.append((run, Ranks.load(path.with_suffix(".npz"))))
+        return found
+
+    def save(self) -> None:
+        """Write the index."""
+        content = asdict(self) | {"version": _VERSION}
+        del content["folder"]
+        write_text(self.folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def _check(self, dataset: str, cell: Cell) -> None:
+        config = RunConfig(cell.model, dataset, settings=cell.settings)
+        found = protocol(config, 0)
+        if reason := _without_ranks(config, found):
+            raise SettingError(f"leaderboard={self.folder}: {reason}")
+        del found["candidates"]  # How many there are is known when the data are loaded.
+        known = self.protocol.setdefault(dataset, found)
+        expected = {name: value for name, value in known.items() if name in found}
+        _check_same(f"the {dataset} asked for", self.folder, found, expected)
+        data = {name: digest for name, digest in cell.files if name.endswith(_DATA)}
+        known_data = self.data.setdefault(dataset, data)
+        if data != known_data:
+            names = sorted({name for name, _ in data.items() ^ known_data.items()})
+            raise SettingError(
+                f"leaderboard={self.folder} was made with other data of {dataset} "
+                f"({', '.join(names)}): the numbers do not compare; name another folder."
+            )
+
+    def _count(self, cell: Cell, row: Row) -> None:
+        seed = str(cell.settings["seed"])
+        row.runs[seed] = cell.key
+        row.failed.pop(seed, None)
+
+    def _run_file(self, key: str) -> Path:
+        return self.folder / RUNS / f"{key}.json"
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Board]:
+    """The leaderboard in ``folder``, to be written to by nobody else meanwhile; made if need be.
+
+    Raises:
+        SettingError: ``folder`` holds something else, cannot be written, or is in use.
+    """
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new:
+        read_board(folder)
+    if reason := refusal(folder):
+        raise SettingError(f"leaderboard={folder} cannot be written ({reason}); name another.")
+    if is_new:
+        Board(folder).save()
+    (folder / RUNS).mkdir(exist_ok=True)
+    lock = os.open(folder / RUNS, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingError(
+                f"leaderboard={folder} is being written by another process; wait for it, or name "
+                "another folder."
+            ) from error
+        yield read_board(folder)  # as whoever held it last has left it
+    finally:
+        os.close(lock)
+
+
+def read_board(folder: Path) -> Board:
+    """The leaderboard in ``folder``.
+
+    Raises:
+        SettingError: there is none.
+    """
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            raise ValueError("another version")
+        rows = {
+            dataset: {name: Row(**row) for name, row in named.items()}
+            for dataset, named in content["rows"].items()
+        }
+        return Board(folder, content["protocol"], content["data"], rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingError(
+            f"leaderboard={folder} is no leaderboard: its {INDEX} cannot be read "
+            f"({type(error).__name__}); name another folder, or one that is not there yet."
+        ) from error
+
+
+def is_ours(model: str) -> bool:
+    """Whether ``model`` is IDIOMoE or one of its controls; RecBole's and others' are baselines."""
+    return get_model(model).__module__.startswith("recbole_idiomoe.model.")
+
+
+def _without_ranks(config: RunConfig, found: Mapping[str, Any]) -> str | None:
+    """Why the targets of such a run have no rank, or none that the tables could use."""
+    if config["cold_start"]:
+        return (
+            f"cold_start={config['cold_start']} gives a target another rank in each length of "
+            "list; leave it out, or use seeds and result_file."
+        )
+    if not str(found["candidates"]).startswith("all "):
+        return (
+            f"eval_args: mode={found['candidates']} ranks sampled candidates, which reorders "
+            "models; set it to full."
+        )
+    if not is_ranked(config["valid_metric"]):
+        return (
+            f"valid_metric={config['valid_metric']} does not follow from a target's rank; take "
+            "NDCG@10 or another of Hit, Recall, NDCG, MRR, MAP, Precision."
+        )
+    return None
+
+
+def _check_same(
+    what: str, folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    if differing:
+        raise SettingError(
+            f"leaderboard={folder} has another protocol than {what} ({', '.join(differing)}): the "
+            "numbers do not compare; name another folder."
+        )

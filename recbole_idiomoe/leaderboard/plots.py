@@ -1,0 +1,187 @@
+"""Pictures of a leaderboard as SVG text, in colours that do on light ground and on dark.
+
+matplotlib draws them; where it is not installed there are none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recbole_idiomoe.leaderboard.standings import Standing
+from recbole_idiomoe.leaderboard.tables import Table
+from recbole_idiomoe.report import metric_title
+
+WITHOUT = "Pictures need matplotlib: pip install recbole_idiomoe[plots], then the same command."
+BINS = 5
+
+# Told apart by people who see few colours, and on either ground (after Okabe and Ito).
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
+_MARKERS = "osD^vP*X<>"
+_INK = "#0a0b0c"  # stands for the colour of the page's text, whatever that is
+_SIZE = (5.2, 3.6)  # inches: its letters can be read on a telephone
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of one data set."""
+
+    title: str
+    caption: str
+    svg: str
+    """An ``<svg>`` element."""
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def pictures(table: Table) -> list[Picture]:
+    """All pictures of ``table``; none without matplotlib, or without a run."""
+    ran = [standing for standing in table.standings if standing.runs]
+    if not ran or not can_draw():
+        return []
+    title = metric_title(table.metric)
+    cost_note = "" if all(s.alone for s in ran) else " Some runs were not alone (see the table)."
+    drawn: list[tuple[str, str, Callable[[Any], None]]] = [
+        (
+            f"{title} against training time",
+            f"Means over seeds; bars: standard deviation.{cost_note}",
+            lambda axes: _accuracy_against_cost(axes, ran, table.metric),
+        ),
+        (
+            f"Validation {title} by epoch",
+            "The first seed of each row.",
+            lambda axes: _learning_curves(axes, ran, title),
+        ),
+        (
+            f"{title} by history length",
+            "Test targets in groups of about equal size, by the items of history that models are "
+            "given; n: targets.",
+            lambda axes: _by_group(axes, ran, table.metric, ran[0].ranks[0].history),
+        ),
+        (
+            f"{title} by popularity of the target",
+            "Test targets in groups of about equal size, by the target's training interactions; n: "
+            "targets.",
+            lambda axes: _by_group(axes, ran, table.metric, ran[0].ranks[0].popularity),
+        ),
+    ]
+    return [
+        Picture(name, caption, _svg(f"{name}, {table.dataset}", draw))
+        for name, caption, draw in drawn
+    ]
+
+
+def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """``values`` (n,), whole numbers, in at most five groups of about equal size: names, masks."""
+    shares = np.arange(1, BINS + 1) / BINS
+    uppers = np.unique(np.quantile(values, shares, method="inverted_cdf"))
+    lowers = np.concatenate(([values.min()], uppers[:-1] + 1))
+    return [
+        (str(low) if low == high else f"{low} to {high}", (values >= low) & (values <= high))
+        for low, high in zip(lowers.tolist(), uppers.tolist(), strict=True)
+    ]
+
+
+def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> None:
+    for index, standing in enumerate(ran):
+        axes.errorbar(
+            max(standing.cost("train_seconds"), 0.1),  # counting models take next to none
+            standing.mean(metric),
+            yerr=standing.deviation(metric),
+            linestyle="none",
+            capsize=2,
+            **_style(index, standing),
+        )
+    _logarithmic(axes.xaxis)
+    axes.set_xlabel("training, seconds")
+    axes.set_ylabel(metric_title(metric))
+
+
+def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
+    for index, standing in enumerate(ran):
+        curve = standing.runs[0]["learning_curve"]
+        if curve:
+            epochs = [point["epoch"] for point in curve]
+            found = [point["valid"] for point in curve]
+            axes.plot(epochs, found, **_style(index, standing))
+    _logarithmic(axes.xaxis)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"validation {title}")
+
+
+def _by_group(axes: Any, ran: Sequence[Standing], metric: str, values: np.ndarray) -> None:
+    groups, highest = groups_of(values), 0.0
+    for index, standing in enumerate(ran):
+        found = standing.by_user(metric)
+        means = [found[inside].mean() for _, inside in groups]
+        highest = max(highest, *means)
+        axes.plot(range(len(groups)), means, **_style(index, standing))
+    names = [f"{name}\nn={inside.sum():,}" for name, inside in groups]
+    axes.set_xticks(range(len(groups)), names)
+    axes.set_ylabel(metric_title(metric))
+    axes.set_ylim(0, 1.05 * highest or None)
+
+
+def _logarithmic(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.axes.set_xscale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def _style(index: int, standing: Standing) -> dict[str, Any]:
+    return {
+        "label": standing.name,
+        "color": _COLOURS[index % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markersize": 6 if standing.row.ours else 4,
+        "linewidth": 2 if standing.row.ours else 1,
+    }
+
+
+def _svg(title: str, draw: Callable[[Any], None]) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "text.parse_math": False,  # a row's name may have a dollar sign
+        "svg.fonttype": "none",  # letters stay text, in the page's own type
+        "svg.hashsalt": title,  # so that the same picture is the same file
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
+        ),
+    }
+    with rc_context(settings):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.grid(alpha=0.25)
+        handles, _ = axes.get_legend_handles_labels()
+        if handles:
+            figure.legend(
+                handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8
+            )
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    element = text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", element)
+    return element.replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

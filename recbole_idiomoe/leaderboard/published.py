@@ -1,0 +1,36 @@
+"""What others printed of a model on a data set: ``properties/published.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recbole_idiomoe import yaml_files
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number, and where it is from."""
+
+    value: float
+    source: str
+    """The source's short name."""
+
+
+def published(model: str, dataset: str, metric: str) -> list[Published]:
+    """What is printed of ``metric``, as ``ndcg@10``, in the order of the file."""
+    found = _content()["numbers"].get(dataset, {}).get(model, {})
+    return [
+        Published(numbers[metric], source) for source, numbers in found.items() if metric in numbers
+    ]
+
+
+def sources() -> dict[str, str]:
+    """What each source is and what is known of its protocol, by its short name."""
+    return {
+        name: f"{about['cite']}: {about['protocol']}"
+        for name, about in _content()["sources"].items()
+    }
+
+
+def _content() -> dict[str, dict[str, dict]]:  # type: ignore[type-arg]
+    return yaml_files.read_settings(yaml_files.properties_path() / "published.yaml")

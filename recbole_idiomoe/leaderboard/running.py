@@ -1,0 +1,100 @@
+"""Running what a leaderboard lacks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.grid import Cell, Grid, cells_of
+from recbole_idiomoe.grid_runs import Failure, RunOne, check_jobs, outcomes_of, scratch_folder
+from recbole_idiomoe.leaderboard.board import RUNS, Board, opened
+from recbole_idiomoe.leaderboard.outputs import write_outputs
+
+
+def run_leaderboard(
+    grid: Grid,
+    datasets: Sequence[str],
+    config_files: Sequence[str | Path],
+    settings: Mapping[str, Any] | None,
+    run_one: RunOne,
+    *,
+    folder: str | Path,
+    jobs: int = 1,
+) -> dict[str, Any]:
+    """Run those of ``grid`` that the leaderboard lacks, and write its tables and its page.
+
+    Rows that are there already stay. Every finished run is kept at once, so that the same call
+    goes on after an interruption; one that was cut off starts over.
+
+    Args:
+        grid: rows to add, or to give more seeds; their baseline has no say, since rows are
+            compared with the best baseline.
+        datasets: each row runs on each.
+        config_files: YAML files or result files, for all rows.
+        settings: for all rows; they win over the files.
+        run_one: trains and tests one configuration; used where ``jobs`` is 1.
+        folder: a leaderboard's, or one that is not there yet.
+        jobs: runs at a time, each in a process of its own if more than one.
+
+    Returns:
+        ``leaderboard``, its folder, ``table``, its text, and ``rows``: what the tables say.
+
+    Raises:
+        IdiomoeError: what is asked for cannot be run or does not compare with what is there, or
+            some runs failed; the others have been run then, the tables are written, and the
+            message names what failed.
+    """
+    check_jobs(jobs)
+    cells = cells_of(grid, datasets, config_files, settings)
+    with opened(Path(folder)) as board:
+        for row in dict.fromkeys(board.enter(grid, cells)):
+            _say(f"{row} has other settings now; its earlier runs leave the table")
+        failures = _run_missing(board, cells, run_one, jobs)
+        result = write_outputs(board)
+    if failures:
+        first, *others = failures
+        more = f", and {len(others)} more" if others else ""
+        raise IdiomoeError(
+            f"{len(failures)} of {len({cell.key for cell in cells})} runs failed: "
+            f"{first}{more}. The others are in {folder}; the same command tries these again."
+        )
+    return result
+
+
+def _run_missing(board: Board, cells: Sequence[Cell], run_one: RunOne, jobs: int) -> list[str]:
+    """Run what is not kept; returns what failed, and why."""
+    every = {cell.key: cell for cell in cells}
+    left = [cell for cell in every.values() if not board.has(cell)]
+    done, failures, start = len(every) - len(left), [], time.perf_counter()
+    _say(f"{done} of {len(every)} runs are in {board.folder}, {len(left)} to go")
+    if not left:
+        return []
+    with (
+        scratch_folder(left) as scratch,
+        closing(outcomes_of(left, run_one, jobs, scratch, board.folder / RUNS)) as outcomes,
+    ):
+        for finished, (cell, outcome) in enumerate(outcomes, start=1):
+            said = ""
+            if not isinstance(outcome, Failure):
+                try:
+                    board.keep(cell, outcome, alone=jobs == 1)
+                except SettingError as error:  # such as other candidates than the others'
+                    outcome = Failure(str(error))
+            if isinstance(outcome, Failure):
+                board.fail(cell, outcome.reason)
+                failures.append(f"{cell}: {outcome.reason}")
+                said = f" failed: {outcome.reason}"
+            mean = (time.perf_counter() - start) / finished
+            rest = timedelta(seconds=round(mean * (len(left) - finished)))
+            _say(f"run {done + finished} of {len(every)}, {cell}{said}; about {rest} left")
+    return failures
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,228 @@
+"""A leaderboard's numbers as one table a data set, whatever it is written in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_idiomoe.leaderboard.published import published, sources
+from recbole_idiomoe.leaderboard.standings import (
+    PERMUTATIONS,
+    TEST_SEED,
+    Comparison,
+    Standing,
+    best_baseline,
+    compare,
+    marks,
+)
+from recbole_idiomoe.report import count, metric_title
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table says in one place."""
+
+    text: str
+    value: float | str = ""
+    """What it is sorted by."""
+    mark: str = ""
+    """``best``, ``second`` or nothing."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that is said of one data set."""
+
+    dataset: str
+    metric: str
+    """The one that rows are ordered and tested by, and that chose the epochs."""
+    header: list[str]
+    rows: list[list[Cell]]
+    notes: list[str]
+    standings: list[Standing]
+    comparisons: dict[str, Comparison]
+    """Rows' names to what they are against the best baseline."""
+
+
+NOT_ALONE = "*"
+
+
+def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
+    """The table of rows that are ordered best first, as ``standings_of`` gives them."""
+    ran = [standing for standing in standings if standing.runs]
+    baseline = best_baseline(standings)
+    comparisons = {}
+    if baseline is not None:
+        others = [standing for standing in ran if standing is not baseline]
+        comparisons = {s.name: compare(s, baseline, metric) for s in others}
+    columns: dict[str, Callable[[Standing], Cell]] = {"row": _name}
+    for name in _shown(metric, ran):
+        columns[metric_title(name)] = _metric_column(name, ran)
+    if baseline is not None:
+        columns["Δ"] = lambda standing: _difference(comparisons.get(standing.name))
+        columns["p"] = lambda standing: _p(comparisons.get(standing.name))
+    cited = {s.name: published(s.row.model, dataset, metric) for s in standings}
+    if any(cited.values()):
+        columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
+    columns |= _COSTS | {"kind": _kind}
+    devices = list(dict.fromkeys(run["device"] for s in ran for run in s.runs))
+    if len(devices) > 1:
+        columns["device"] = _device
+    rows = [[column(standing) for column in columns.values()] for standing in standings]
+    notes = [
+        *_statistics_notes(metric, ran, baseline),
+        *_cost_notes(ran, devices),
+        *(
+            f"Published, of another protocol, {name}: {sources()[name]}."
+            for name in dict.fromkeys(p.source for found in cited.values() for p in found)
+        ),
+        *(note for standing in standings for note in _failure_notes(standing)),
+        *(_settings_note(standing) for standing in standings if standing.row.own),
+    ]
+    return Table(dataset, metric, list(columns), rows, notes, list(standings), comparisons)
+
+
+def _shown(metric: str, ran: Sequence[Standing]) -> list[str]:
+    """The metrics at the cut-off of ``metric``, this first; all of them are in the CSV."""
+    cutoff = metric.partition("@")[1:]
+    measured = dict.fromkeys(name for standing in ran for name in standing.metrics)
+    same = [name for name in measured if name.partition("@")[1:] == cutoff]
+    return [metric, *(name for name in same if name != metric)]
+
+
+def _name(standing: Standing) -> Cell:
+    return Cell(standing.name, standing.name.lower())
+
+
+def _kind(standing: Standing) -> Cell:
+    kind = "ours" if standing.row.ours else "baseline"
+    return Cell(kind, kind)
+
+
+def _metric_column(name: str, ran: Sequence[Standing]) -> Callable[[Standing], Cell]:
+    means = [s.mean(name) if name in s.metrics else float("nan") for s in ran]
+    marked = dict(zip((s.name for s in ran), marks(means), strict=True))
+
+    def column(standing: Standing) -> Cell:
+        if not standing.runs:
+            return Cell("failed")
+        if name not in standing.metrics:
+            return Cell("-")
+        mean, deviation = standing.mean(name), standing.deviation(name)
+        spread = "" if deviation is None else f" ± {deviation:.4f}"
+        return Cell(f"{mean:.4f}{spread}", mean, marked[standing.name])
+
+    return column
+
+
+def _difference(found: Comparison | None) -> Cell:
+    if found is None or math.isnan(found.difference):
+        return Cell("-")
+    return Cell(f"{found.difference:+.1%}", found.difference)
+
+
+def _p(found: Comparison | None) -> Cell:
+    if found is None:
+        return Cell("-")
+    return Cell("< .001" if found.p < 0.001 else f"{found.p:.3f}".lstrip("0"), found.p)
+
+
+def _cited(standing: Standing, cited: Mapping[str, Sequence[Any]]) -> Cell:
+    found = cited[standing.name]
+    if not found:
+        return Cell("-")
+    return Cell("; ".join(f"{p.value:.4f} ({p.source})" for p in found), found[0].value)
+
+
+def _cost(name: str, shown: Callable[[Standing, float], str]) -> Callable[[Standing], Cell]:
+    def column(standing: Standing) -> Cell:
+        if not standing.runs:
+            return Cell("-")
+        value = standing.cost(name)
+        return Cell(shown(standing, value), value)
+
+    return column
+
+
+def _seconds(standing: Standing, value: float) -> str:
+    return f"{value:,.1f}{'' if standing.alone else NOT_ALONE}"
+
+
+def _parameters(standing: Standing) -> Cell:
+    if not standing.runs:
+        return Cell("-")
+    total = standing.runs[0]["parameters"]["total"]
+    return Cell(count(total), total)
+
+
+def _seeds(standing: Standing) -> Cell:
+    return Cell(str(len(standing.runs)), len(standing.runs))
+
+
+def _device(standing: Standing) -> Cell:
+    names = "; ".join(dict.fromkeys(run["device"] for run in standing.runs)) or "-"
+    return Cell(names, names)
+
+
+_COSTS: dict[str, Callable[[Standing], Cell]] = {
+    "train s": _cost("train_seconds", _seconds),
+    "eval s": _cost("eval_seconds", _seconds),
+    "epochs": _cost("epochs", lambda _, value: f"{value:.0f}"),
+    "params": _parameters,
+    "MiB": _cost("peak_memory_mib", lambda _, value: f"{value:,.0f}"),
+    "seeds": _seeds,
+}
+
+
+def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing | None) -> list[str]:
+    if not ran:
+        return []
+    title = metric_title(metric)
+    seeds = sorted({len(standing.runs) for standing in ran})
+    said = f"Mean ± standard deviation over {' to '.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))}"
+    notes = ["One seed." if seeds == [1] else f"{said} seeds."]
+    notes[0] += " The best is bold, the second best underlined."
+    if baseline is None:
+        return [*notes, "There is no baseline to compare with."]
+    return [
+        *notes,
+        f"Δ, p: {title} against {baseline.name}, the best baseline here; two-sided sign-flip "
+        f"permutation test on the {title} of {len(baseline.ranks[0].rank):,} test targets, each "
+        f"averaged over seeds ({PERMUTATIONS:,} permutations, seed {TEST_SEED}), not corrected for "
+        "the number of rows.",
+    ]
+
+
+def _failure_notes(standing: Standing) -> list[str]:
+    seeds: dict[str, list[str]] = {}
+    for seed, reason in standing.row.failed.items():
+        seeds.setdefault(reason, []).append(seed)
+    return [
+        f"{standing.name} failed with seed {', '.join(failed)}: {reason}"
+        for reason, failed in seeds.items()
+    ]
+
+
+def _settings_note(standing: Standing) -> str:
+    name, row = standing.name, standing.row
+    own = ", ".join(f"{setting}={value}" for setting, value in row.own.items())
+    return f"{name}: {own}." if name == row.model else f"{name}: {row.model} with {own}."
+
+
+def _cost_notes(ran: Sequence[Standing], devices: Sequence[str]) -> list[str]:
+    if not ran:
+        return []
+    notes = [
+        f"train s: without validation; eval s: all validation and the test; MiB: peak memory of "
+        f"the device, on a CPU of the process. Means over seeds, on {'; '.join(devices)}."
+    ]
+    if shared := [s.name for s in ran if not s.alone]:
+        notes.append(
+            f"{NOT_ALONE} Other runs went on meanwhile (jobs): the seconds of "
+            f"{', '.join(shared)} do not compare."
+        )
+    elif len(devices) > 1:
+        notes.append("Seconds and memory compare on one device alone.")
+    return notes

@@ -1,0 +1,110 @@
+"""The page and its pictures: complete in themselves, well formed, and honest."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from recbole_idiomoe.leaderboard import plots
+from recbole_idiomoe.leaderboard.plots import WITHOUT, groups_of
+from tests.leaderboard.boards import Runner
+from tests.leaderboard.conftest import Lead
+
+DRAWN = plots.can_draw
+TITLES = [
+    "NDCG@10 against training time",
+    "Validation NDCG@10 by epoch",
+    "NDCG@10 by history length",
+    "NDCG@10 by popularity of the target",
+]
+
+
+class Elements(HTMLParser):
+    """Every start tag and its attributes; refuses tags that are not closed in turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, Any]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(
+    lead: Lead, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plots, "can_draw", DRAWN)
+    name = '<i> & "$x$"'
+    lead("IDIOMoE", variants={name: {"model": "SASRec"}, "IDIOMoE": {}}, seeds=2)
+    text = Path("board/leaderboard.html").read_text()
+    elements = Elements(text)
+    for tag, attributes in elements.found:
+        assert tag not in ("link", "iframe", "img") and "src" not in attributes
+        for key in ("href", "xlink:href"):
+            assert attributes.get(key, "#").startswith("#"), (tag, attributes)
+    assert not re.search(r"@import|url\((?!#)", text) and WITHOUT not in text
+    assert '<meta name="viewport" content="width=device-width' in text
+    assert "prefers-color-scheme: dark" in text
+    assert "<i>" not in text and text.count("&lt;i&gt; &amp;") > 5
+
+    drawn = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
+    pictures = [ElementTree.fromstring(svg) for svg in drawn]
+    assert [picture.attrib["aria-label"] for picture in pictures] == [
+        f"{title}, amazon-toys" for title in TITLES
+    ]
+    for picture, svg in zip(pictures, drawn, strict=True):
+        words = [element.text for element in picture.iter() if element.tag.endswith("text")]
+        assert name in words and "IDIOMoE" in words
+        # Nothing is black, which a dark ground would hide.
+        assert "currentColor" in svg and not re.search(r"#000000|: ?black", svg)
+    # Written again from the same runs it is the same page.
+    lead("IDIOMoE", variants={name: {"model": "SASRec"}, "IDIOMoE": {}}, seeds=2)
+    assert Path("board/leaderboard.html").read_text() == text
+
+
+def test_cells_sort_by_their_numbers_and_failures_have_none(lead: Lead, runner: Runner) -> None:
+    runner.failing = {"GRU4Rec"}
+    with pytest.raises(ValueError, match="GRU4Rec has no luck"):
+        lead("SASRec,IDIOMoE,GRU4Rec")
+    elements = Elements(Path("board/leaderboard.html").read_text())
+    values = [found["data-value"] for tag, found in elements.found if "data-value" in found]
+    width = len(values) // 3
+    names, ndcg = values[::width], values[1::width]
+    assert names == ["idiomoe", "sasrec", "gru4rec"]
+    assert float(ndcg[0]) > float(ndcg[1]) and ndcg[2] == ""
+
+
+def test_without_matplotlib_the_page_says_so(lead: Lead) -> None:
+    lead("SASRec")
+    text = Path("board/leaderboard.html").read_text()
+    assert "<svg" not in text and text.count("Pictures need matplotlib") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([4] * 9, ["4"]),
+        ([0] * 50 + list(range(1, 51)), ["0", "1 to 10", "11 to 30", "31 to 50"]),
+        (list(range(1, 11)), ["1 to 2", "3 to 4", "5 to 6", "7 to 8", "9 to 10"]),
+        ([1, 2] * 5, ["1", "2"]),
+    ],
+)
+def test_groups_are_of_about_equal_size_and_hold_everything_once(
+    values: list[int], names: list[str]
+) -> None:
+    groups = groups_of(np.array(values))
+    assert [name for name, _ in groups] == names
+    assert np.sum([inside for _, inside in groups], axis=0).tolist() == [1] * len(values)
