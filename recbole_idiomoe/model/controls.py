@@ -22,7 +22,7 @@ class IDTransformer(ItemLLM):
     """A decoder of the backbone's sizes with random weights, on item tokens alone."""
 
     pretrained = False
-    forced_settings: ClassVar[dict[str, Any]] = {"use_text": False, "item_init": "random"}
+    forced_settings: ClassVar[dict[str, Any]] = {"use_text": False}
 
 
 class TextAttrLLM(ItemLLM):

@@ -105,6 +105,8 @@ def test_what_a_model_is_made_of_cannot_be_changed() -> None:
     beside = {"settings": {"use_text": True}, "beside": ("IDTransformer", "ItemLLM")}
     assert RunConfig("IDTransformer", "ml-100k", **beside)["use_text"] is False
     assert RunConfig("ItemLLM", "ml-100k", **beside)["use_text"] is True
+    from_text = RunConfig("IDTransformer", "ml-100k", settings={"item_init": "text"})
+    assert from_text["item_init"] == "text"  # a start that it has not, but may be given
     again = RunConfig("IDTransformer", "ml-100k").complete_settings()
     assert RunConfig("IDTransformer", "ml-100k", settings=again)["use_text"] is False
 
