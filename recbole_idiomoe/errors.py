@@ -8,6 +8,8 @@ an ordinary exception.
 
 from __future__ import annotations
 
+import traceback
+
 
 class IdiomoeError(ValueError):
     """A fault that its reader can mend; the message is one line."""
@@ -31,3 +33,10 @@ class MissingLibraryError(IdiomoeError):
 
 class CheckpointError(IdiomoeError):
     """A saved model that is incomplete, altered or made for something else."""
+
+
+def reason_of(error: Exception) -> str:
+    """One line on what went wrong: our own message, or another error's last line with its class."""
+    if isinstance(error, IdiomoeError):
+        return str(error)
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -23,7 +22,7 @@ from recbole.utils import get_local_time
 
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.location import locate
-from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError
+from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError, reason_of
 from recbole_idiomoe.files import write_text
 from recbole_idiomoe.grid import Cell, Grid, cells_of, grid_result, shared_settings
 from recbole_idiomoe.report import write_result
@@ -180,12 +179,11 @@ def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path) -> Outcomes
             settings = {**cell.settings, "checkpoint_dir": str(folder)}
             outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
         except IdiomoeError as error:
-            outcome = Failure(str(error))
+            outcome = Failure(reason_of(error))
         # The other runs are worth having, whatever ends this one.
         except Exception as error:
             logging.getLogger().exception(f"{cell} failed")
-            last = traceback.format_exception_only(error)[-1].strip()
-            outcome = Failure(last.splitlines()[-1])
+            outcome = Failure(reason_of(error))
         yield cell, outcome
         shutil.rmtree(folder, ignore_errors=True)
 

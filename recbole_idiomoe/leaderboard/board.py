@@ -25,6 +25,7 @@ from recbole_idiomoe.files import refusal, write_text, written_aside
 from recbole_idiomoe.grid import Cell, Grid
 from recbole_idiomoe.measures import protocol
 from recbole_idiomoe.registry import get_model
+from recbole_idiomoe.run_folder import RANKS_FILE
 
 INDEX = "leaderboard.json"
 RUNS = "runs"
@@ -108,7 +109,7 @@ class Board:
         folder = Path(result["folder"])
         ranks = self._run_file(cell.key).with_suffix(".npz")
         with written_aside(ranks) as aside:
-            shutil.copyfile(folder / "ranks.npz", aside)
+            shutil.copyfile(folder / RANKS_FILE, aside)
         kept = {key: value for key, value in result.items() if key != "folder"}
         # Where it ran is nobody else's affair.
         settings = {k: v for k, v in result["settings"].items() if k not in _PLACES}

@@ -54,6 +54,7 @@ class TokenRouting:
             self.order = torch.argsort(is_item, stable=True)
             self.inverse = torch.empty_like(self.order)
             self.inverse[self.order] = torch.arange(len(is_item), device=is_item.device)
+            # A copy: of a view, torch.compile would not know where the length comes from.
             self.text_order = self.order[: self.sizes[0]].clone()
 
     def dispatch(

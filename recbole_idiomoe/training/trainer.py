@@ -179,10 +179,9 @@ class IdiomoeTrainer(Trainer):
         if self.catalog_lm.uses_bf16:
             halve_frozen(lm)
         if self.settings.activation_checkpointing:
-            # That of earlier releases of transformers 5.
-            older = "gradient_checkpointing_enable"
-            enable = getattr(lm, "activation_checkpointing_enable", None) or getattr(lm, older)
-            enable({"use_reentrant": False})
+            # Earlier releases of transformers 5 have the older name alone.
+            enable = getattr(lm, "activation_checkpointing_enable", None)
+            (enable or lm.gradient_checkpointing_enable)({"use_reentrant": False})
         if compiles is None:
             compiles = lm.backbone.config.hidden_size >= COMPILED_WIDTH
         if compiles and self.device.type == "cuda":

@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import (
     BackboneError,
     DataError,
-    IdiomoeError,
     MissingLibraryError,
     SettingError,
+    reason_of,
 )
 from recbole_idiomoe.files import refusal
 from recbole_idiomoe.grid import read_grid
@@ -182,9 +181,7 @@ class _Search:
             if not earlier:
                 raise
             logging.getLogger().exception(f"a trial of {self} failed")
-            last = traceback.format_exception_only(error)[-1].strip()
-            reason = str(error) if isinstance(error, IdiomoeError) else last.splitlines()[-1]
-            outcome = {"failed": reason}
+            outcome = {"failed": reason_of(error)}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         seconds = round(time.perf_counter() - start, 1)

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from recbole_idiomoe.report import WIDTH
 from recbole_idiomoe.tuning.trials import ranked, value_of
 
-WIDTH = 80
 _SHOWN = 5
 
 
