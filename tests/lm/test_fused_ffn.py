@@ -1,6 +1,7 @@
 """The experts in two kernels: the same numbers as the plain path, and only where they apply.
 
-Without a GPU the kernels themselves run in Triton's interpreter, where Triton is installed:
+Without a GPU the kernels run in Triton's interpreter, where Triton is installed (3.6's does not
+know numpy 2.4's scalars, so with an older numpy, nor products in bf16):
 
     TRITON_INTERPRET=1 python -m pytest tests/lm/test_fused_ffn.py
 """
