@@ -32,7 +32,12 @@ class TwoExpertFFN(ExtendedFFN):
         item_expert: the FFN of item tokens, of the same input and output width.
         routing: the model's, shared by all layers.
         dropout: probability on the output, in training.
+
+    Attributes:
+        fused: whether inference runs both in fused kernels where it can.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class TwoExpertFFN(ExtendedFFN):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
         sides = hidden_states, self.routing, self.text_expert, self.item_expert
-        if not self.training and applies(*sides):
+        if self.fused and not self.training and applies(*sides):
             return fused_ffn(*sides)
         outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
         return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
