@@ -4,6 +4,7 @@
 
 First, the test of a real data set at Qwen2.5-0.5B's shape (random weights: what is measured does
 not depend on them), from the loader to the metrics, beside RecBole's SASRec on the same users.
+The model is made fast as it is for training: --setting compile False shows what that is worth.
 Then memory with a synthetic catalogue and more and more users, beside evaluation without a bound on
 the scores that are held at once. Without --tokenizer the bundled one is taken, of 16,384 tokens.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from measuring import LargestTensor, markdown, peak_bytes, save_qwen, seconds, synchronize, where
 from recbole.data import data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
@@ -29,6 +31,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.evaluation import score_memory
 from recbole_idiomoe.evaluation.seen_items import SeenItemMask, mask_seen_items
 from recbole_idiomoe.registry import get_model, get_trainer
+from recbole_idiomoe.training.trainer import IdiomoeTrainer
 
 EVERYTHING = 2**62  # scores held at once where nothing bounds them
 
@@ -40,7 +43,10 @@ def prepare(model: str, dataset: str, settings: dict[str, Any]) -> tuple[Any, An
     mask_seen_items(config, train, valid, test)
     score_memory.bound_scores(test)
     network = get_model(model)(config, train._dataset).to(config["device"])
-    return get_trainer(model)(config, network), test, config
+    trainer = get_trainer(model)(config, network)
+    if isinstance(trainer, IdiomoeTrainer):
+        trainer._make_fast()  # before it trains, and so before it evaluates
+    return trainer, test, config
 
 
 class Clocks:
@@ -175,6 +181,14 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="of the synthetic catalogue (500,000)")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--tiny", action="store_true", help="a small model and small data")
+    parser.add_argument(
+        "--setting",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="of the package; may be given again",
+    )
     given = parser.parse_args()
     given.dataset = given.dataset or ("ml-100k" if given.tiny else "amazon-toys")
     given.items = given.items or (5000 if given.tiny else 500_000)
@@ -185,6 +199,7 @@ def main() -> None:
         save_qwen(folder / "backbone", given.tokenizer, given.tiny)
         settings: dict[str, Any] = {"gpu_id": "0" if on_gpu(given) else "", "show_progress": False}
         settings |= {"backbone": str(folder / "backbone"), "item_init": "random"}
+        settings |= {name: yaml.safe_load(value) for name, value in given.setting}
         real = {"data_path": str(Path(given.data_path).resolve())} if given.data_path else {}
         if given.dataset == "ml-100k":
             real["user_inter_num_interval"] = "[20,25]"

@@ -11,6 +11,8 @@ weights. The text embedding does not train. The rows:
     full width            two, the text expert frozen: as many trained parameters as dense
     quarter width         the same, item experts of a quarter of the neurons
     both experts trained  more trained parameters, and so more work for the optimizer
+    ..., split            with --split: inference with both FFNs as they are, where compiled
+                          blocks otherwise run them in fused kernels
 
 Each side gets the same treatment: `eager`; `compiled` blocks; or `graph`, compiled blocks and
 the whole step replayed as one CUDA graph, so that launches cost neither side anything.
@@ -33,7 +35,7 @@ from measuring import markdown, peak_bytes, qwen, seconds, where
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm import IdiomoeForCausalLM, TwoExpertFFN
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
 
@@ -45,6 +47,7 @@ SIDES: dict[str, tuple[dict[str, object], str]] = {
     "both experts trained": ({}, "none"),
 }
 PHASES = {"train": list(SIDES), "infer": list(SIDES)[:3]}
+SPLIT = ", split"
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 Batch = tuple[Tensor, Tensor, int]
 
@@ -115,7 +118,7 @@ def graphed(step: Callable[[], object]) -> Callable[[], object]:
 
 
 def build(side: str, phase: str, given: argparse.Namespace) -> IdiomoeForCausalLM:
-    options, frozen = SIDES[side]
+    options, frozen = SIDES[side.removesuffix(SPLIT)]
     backbone = qwen(given.tiny, given.device)
     lm = IdiomoeForCausalLM.from_backbone(backbone, ITEMS, **options).train()  # type: ignore[arg-type]
     if phase == "infer":
@@ -141,6 +144,10 @@ def measured(side: str, phase: str, given: argparse.Namespace) -> Iterator[Cost]
     lm = build(side, phase, given)
     if given.treatment != "eager":
         compile_blocks(lm.backbone)
+    if side.endswith(SPLIT):
+        for module in lm.modules():
+            if isinstance(module, TwoExpertFFN):
+                module.fused = False
     make = training_step if phase == "train" else inference
     for length in given.lengths:
         step = make(lm, make_batch(given.batch, length, given.device), given.device)
@@ -172,6 +179,7 @@ def main() -> None:
     parser.add_argument(
         "--phases", nargs="+", choices=["train", "infer"], default=["train", "infer"]
     )
+    parser.add_argument("--split", action="store_true", help="inference not fused, too")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--tiny", action="store_true", help="a few neurons, to try the script")
     given = parser.parse_args()
@@ -181,7 +189,10 @@ def main() -> None:
     rows = []
     for phase in given.phases:
         found: dict[str, list[Cost]] = {}
-        for side in PHASES[phase]:
+        sides = PHASES[phase]
+        if given.split and phase == "infer":
+            sides = sides + [side + SPLIT for side in sides if side != "dense"]
+        for side in sides:
             found[side] = list(measured(side, phase, given))
             torch.compiler.reset()
             gc.collect()

@@ -298,8 +298,9 @@ class Settings:
     )
     compile: bool | None = _setting(
         None,
-        "compile the decoder's blocks, in training on a GPU: half a minute once, then faster "
-        "steps, with the same result but for rounding; null: with a backbone of width 512 or more",
+        "on a GPU, compile the decoder's blocks for training and its evaluations, which then run "
+        "both experts in fused kernels: half a minute once, then faster, with the same result but "
+        "for rounding; null: with a backbone of width 512 or more",
         none=True,
         group="training",
     )

@@ -20,6 +20,7 @@ from recbole_idiomoe.lm.decoder import (
     ffn_layout,
     ffn_names,
 )
+from recbole_idiomoe.lm.fused_ffn import applies, fused_ffn
 from recbole_idiomoe.lm.routing import TokenRouting
 
 
@@ -31,7 +32,12 @@ class TwoExpertFFN(ExtendedFFN):
         item_expert: the FFN of item tokens, of the same input and output width.
         routing: the model's, shared by all layers.
         dropout: probability on the output, in training.
+
+    Attributes:
+        fused: whether inference runs both in fused kernels where it can.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -52,6 +58,9 @@ class TwoExpertFFN(ExtendedFFN):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
+        sides = hidden_states, self.routing, self.text_expert, self.item_expert
+        if self.fused and not self.training and applies(*sides):
+            return fused_ffn(*sides)
         outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
         return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
 

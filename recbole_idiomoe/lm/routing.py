@@ -57,6 +57,17 @@ class TokenRouting:
             # A copy: of a view, torch.compile would not know where the length comes from.
             self.text_order = self.order[: self.sizes[0]].clone()
 
+    def check(self, inputs: Tensor) -> None:
+        """Raise a RuntimeError if ``inputs``, (B, T, ...), are not of the batch that was set."""
+        # Compiled once for all shapes, a layer must not look at this one.
+        if torch.compiler.is_compiling() or self.shape is None:
+            return
+        if inputs.shape[:2] != self.shape:
+            raise RuntimeError(
+                f"the routing holds a batch of shape {tuple(self.shape)}, not "
+                f"{tuple(inputs.shape[:2])}: call routing.set(token_types) before the trunk."
+            )
+
     def dispatch(
         self, inputs: Tensor, text: Callable[[Tensor], Tensor], item: Callable[[Tensor], Tensor]
     ) -> Tensor:
@@ -75,14 +86,7 @@ class TokenRouting:
         Raises:
             RuntimeError: ``inputs`` is not of the batch that was :meth:`set`.
         """
-        if self.shape is None:
-            return text(inputs)
-        # Compiled once for all shapes, a layer must not look at this one.
-        if not torch.compiler.is_compiling() and inputs.shape[:2] != self.shape:
-            raise RuntimeError(
-                f"the routing holds a batch of shape {tuple(self.shape)}, not "
-                f"{tuple(inputs.shape[:2])}: call routing.set(token_types) before the trunk."
-            )
+        self.check(inputs)
         if self.order is None or self.inverse is None or self.text_order is None:
             return item(inputs) if self.only_items else text(inputs)
         by_type = _Reorder.apply(inputs.flatten(0, 1), self.order, self.inverse)

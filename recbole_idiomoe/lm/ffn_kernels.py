@@ -1,0 +1,195 @@
+"""Triton kernels of the two-expert FFN; imported only where Triton is.
+
+Both are a matrix product whose row blocks hold tokens of one type: first those of text, then
+those of items, each with its own expert's weights as ``nn.Linear`` holds them, (out, in). All
+arrays are contiguous and of half precision; sums are of fp32. Capitals are compiled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def _config(rows: int, columns: int, stages: int, warps: int) -> triton.Config:
+    blocks = {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns}
+    return triton.Config(blocks, num_stages=stages, num_warps=warps)
+
+
+# The best on an H100 for many rows, and for few. The first need more shared memory than some GPUs
+# have, where Triton passes over them; the second do with the 99 KB that all have.
+GATE_UP_BLOCKS = [_config(128, 128, stages=4, warps=8), _config(64, 128, stages=3, warps=4)]
+DOWN_BLOCKS = [_config(128, 128, stages=4, warps=4), _config(64, 128, stages=4, warps=4)]
+# Blocks are chosen anew for each power of two of rows between these; beyond, the same are best.
+TUNED_ROWS = (512, 2048)
+# Row blocks whose programs follow each other, to find weights and rows in the L2 cache.
+GROUP = tl.constexpr(8)
+
+
+def two_expert_ffn(
+    inputs: Tensor, order: Tensor, text_rows: int, text: Sequence[Tensor], item: Sequence[Tensor]
+) -> Tensor:
+    """down(silu(gate(x)) * up(x)) of each row's expert, (N, d) -> (N, d).
+
+    Args:
+        inputs: (N, d).
+        order: (N,), int64: the rows of text, then those of items.
+        text_rows: how many are of text.
+        text, item: weights of gate and up, (neurons, d), and down, (d, neurons).
+    """
+    rows, width = inputs.shape
+    text_neurons, item_neurons = len(text[0]), len(item[0])
+    activations = inputs.new_empty(rows, max(text_neurons, item_neurons))
+    outputs = torch.empty_like(inputs)
+    fewest, most = TUNED_ROWS
+    sizes = {
+        "text_rows": text_rows,
+        "rows": rows,
+        "tuned_for": min(max(triton.next_power_of_2(rows), fewest), most),
+        "WIDTH": width,
+        "TEXT_NEURONS": text_neurons,
+        "ITEM_NEURONS": item_neurons,
+    }
+
+    def programs(text_columns: int, item_columns: int) -> Callable[[dict[str, int]], tuple[int]]:
+        def grid(blocks: dict[str, int]) -> tuple[int]:
+            tall, wide = blocks["BLOCK_ROWS"], blocks["BLOCK_COLUMNS"]
+            of_text = triton.cdiv(text_rows, tall) * triton.cdiv(text_columns, wide)
+            of_items = triton.cdiv(rows - text_rows, tall) * triton.cdiv(item_columns, wide)
+            return (of_text + of_items,)
+
+        return grid
+
+    with torch.cuda.device_of(inputs):  # where Triton launches
+        _gate_up[programs(text_neurons, item_neurons)](
+            inputs, order, text[0], text[1], item[0], item[1], activations, **sizes
+        )
+        _down[programs(width, width)](activations, order, text[2], item[2], outputs, **sizes)
+    return outputs
+
+
+@triton.jit
+def _block(
+    text_rows,
+    rows,
+    TEXT_COLUMNS: tl.constexpr,
+    ITEM_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """This program's type, first row, end of the type's rows, and first column."""
+    text_blocks = tl.cdiv(text_rows, BLOCK_ROWS)
+    text_programs = text_blocks * tl.cdiv(TEXT_COLUMNS, BLOCK_COLUMNS)
+    program = tl.program_id(0)
+    is_text = program < text_programs
+    program = tl.where(is_text, program, program - text_programs)
+    row_blocks = tl.where(is_text, text_blocks, tl.cdiv(rows - text_rows, BLOCK_ROWS))
+    columns = tl.where(is_text, TEXT_COLUMNS, ITEM_COLUMNS)
+    start = tl.where(is_text, 0, text_rows)
+    end = tl.where(is_text, text_rows, rows)
+
+    in_group = GROUP * tl.cdiv(columns, BLOCK_COLUMNS)
+    first_block = program // in_group * GROUP
+    group_rows = tl.minimum(row_blocks - first_block, GROUP)
+    row = start + (first_block + program % in_group % group_rows) * BLOCK_ROWS
+    column = program % in_group // group_rows * BLOCK_COLUMNS
+    return is_text, row, end, column
+
+
+@triton.jit
+def _load(pointers, inside, WHOLE: tl.constexpr):
+    """What ``pointers`` point to, zero where not ``inside``; ``WHOLE``: they all are."""
+    return tl.load(pointers) if WHOLE else tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.autotune(GATE_UP_BLOCKS, key=["tuned_for", "WIDTH", "TEXT_NEURONS", "ITEM_NEURONS"])
+@triton.jit(do_not_specialize=["text_rows", "rows", "tuned_for"])
+def _gate_up(
+    inputs,  # (N, d)
+    order,  # (N,)
+    text_gate,
+    text_up,
+    item_gate,
+    item_up,
+    activations,  # (N, TEXT_NEURONS or ITEM_NEURONS, whichever is more), by type
+    text_rows,
+    rows,
+    tuned_for,
+    WIDTH: tl.constexpr,
+    TEXT_NEURONS: tl.constexpr,
+    ITEM_NEURONS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr = 64,  # summands
+):
+    is_text, row, end, column = _block(
+        text_rows, rows, TEXT_NEURONS, ITEM_NEURONS, BLOCK_ROWS, BLOCK_COLUMNS
+    )
+    gate_weight = tl.where(is_text, text_gate, item_gate)
+    up_weight = tl.where(is_text, text_up, item_up)
+    neurons = tl.where(is_text, TEXT_NEURONS, ITEM_NEURONS)
+
+    # Past the edge the last row or neuron is read again, and not stored: no mask in the loop.
+    row = row + tl.arange(0, BLOCK_ROWS)
+    neuron = column + tl.arange(0, BLOCK_COLUMNS)
+    inner = tl.arange(0, BLOCK_INNER)
+    token = tl.load(order + tl.minimum(row, end - 1))
+    x_at = token[:, None] * WIDTH + inner[None, :]
+    w_at = tl.minimum(neuron, neurons - 1)[None, :] * WIDTH + inner[:, None]
+    WHOLE: tl.constexpr = WIDTH % BLOCK_INNER == 0
+    gate = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    up = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for k in range(0, WIDTH, BLOCK_INNER):
+        x = _load(inputs + x_at + k, inner[None, :] < WIDTH - k, WHOLE)
+        gate = tl.dot(x, _load(gate_weight + w_at + k, inner[:, None] < WIDTH - k, WHOLE), gate)
+        up = tl.dot(x, _load(up_weight + w_at + k, inner[:, None] < WIDTH - k, WHOLE), up)
+
+    activation = gate * tl.sigmoid(gate) * up
+    at = row.to(tl.int64)[:, None] * max(TEXT_NEURONS, ITEM_NEURONS) + neuron[None, :]
+    inside = (row < end)[:, None] & (neuron < neurons)[None, :]
+    tl.store(activations + at, activation.to(activations.dtype.element_ty), mask=inside)
+
+
+@triton.autotune(DOWN_BLOCKS, key=["tuned_for", "WIDTH", "TEXT_NEURONS", "ITEM_NEURONS"])
+@triton.jit(do_not_specialize=["text_rows", "rows", "tuned_for"])
+def _down(
+    activations,  # (N, TEXT_NEURONS or ITEM_NEURONS, whichever is more), by type
+    order,  # (N,)
+    text_down,
+    item_down,
+    outputs,  # (N, d)
+    text_rows,
+    rows,
+    tuned_for,
+    WIDTH: tl.constexpr,
+    TEXT_NEURONS: tl.constexpr,
+    ITEM_NEURONS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr = 64,  # summands
+):
+    is_text, row, end, column = _block(text_rows, rows, WIDTH, WIDTH, BLOCK_ROWS, BLOCK_COLUMNS)
+    weight = tl.where(is_text, text_down, item_down)
+    neurons = tl.where(is_text, TEXT_NEURONS, ITEM_NEURONS)
+
+    row = row + tl.arange(0, BLOCK_ROWS)
+    column = column + tl.arange(0, BLOCK_COLUMNS)
+    inner = tl.arange(0, BLOCK_INNER)
+    stride = max(TEXT_NEURONS, ITEM_NEURONS)
+    x_at = tl.minimum(row, end - 1).to(tl.int64)[:, None] * stride + inner[None, :]
+    w_at = tl.minimum(column, WIDTH - 1)[None, :] * neurons + inner[:, None]
+    WHOLE: tl.constexpr = TEXT_NEURONS % BLOCK_INNER == 0 and ITEM_NEURONS % BLOCK_INNER == 0
+    total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    for k in range(0, neurons, BLOCK_INNER):
+        x = _load(activations + x_at + k, inner[None, :] < neurons - k, WHOLE)
+        w = _load(weight + w_at + k, inner[:, None] < neurons - k, WHOLE)
+        total = tl.dot(x, w, total)
+
+    token = tl.load(order + row, mask=row < end, other=0)
+    at = token[:, None] * WIDTH + column[None, :]
+    inside = (row < end)[:, None] & (column < WIDTH)[None, :]
+    tl.store(outputs + at, total.to(outputs.dtype.element_ty), mask=inside)
