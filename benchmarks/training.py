@@ -41,6 +41,8 @@ import numpy as np
 from measuring import markdown, matrix_rate, qwen, where
 from training_sides import hf_trainer, naive, ours
 
+from recbole_idiomoe.config import let_gpu_memory_grow
+
 SIDES = {"ours": ours, "naive": naive, "trainer": hf_trainer}
 
 
@@ -152,6 +154,7 @@ def main() -> None:
     if given.here:
         print(json.dumps(asdict(measure(given))))
         return
+    let_gpu_memory_grow()  # as a run of ours does: for all sides
     sides = {}
     for name in [given.side] if given.side else SIDES:
         command = [sys.executable, *sys.argv, f"--side={name}", "--here"]

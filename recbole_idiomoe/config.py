@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -228,6 +229,7 @@ class RunConfig(Config):  # type: ignore[misc]
         index = str(final["gpu_id"])
         wanted = final["use_gpu"] and index != ""
         asked = wanted and bool(_MACHINE & external.keys())
+        let_gpu_memory_grow()
         available = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if asked and not available:
             raise SettingError(
@@ -311,6 +313,16 @@ def _keys_read_by(model_class: type[Any]) -> set[str]:
         if name.startswith(("recbole.", "recbole_idiomoe."))
     )
     return {key for text in sources for key in re.findall(r"config\[[\"'](\w+)[\"']\]", text)}
+
+
+def let_gpu_memory_grow() -> None:
+    """Have torch lengthen the blocks of GPU memory that it holds, unless told how it should.
+
+    Batches differ in length: of blocks that stay as they are, few fit again. Where it is too late,
+    the GPU being in use, nothing changes.
+    """
+    if sys.platform == "linux" and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def _plain(value: Any) -> Any:

@@ -231,7 +231,9 @@ class Recommender:
         write_run(folder, {**self.run, "folder": str(folder)})
 
 
-def load(folder: str | Path, device: torch.device | str | None = None) -> Recommender:
+def load(
+    folder: str | Path, device: torch.device | str | None = None, *, compile: bool = False
+) -> Recommender:
     """A recommender from the folder of a run, whichever model it trained.
 
     A language model needs nothing but the folder. RecBole's models and baselines are built from
@@ -240,6 +242,8 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
     Args:
         folder: what a run printed and its result names, under ``saved/``.
         device: where to run; by default a GPU if there is one.
+        compile: compile a language model's blocks, as the setting does for training, where
+            ``device`` is a GPU: a service that goes on for long waits for it once.
 
     Raises:
         CheckpointError: the folder is not that of a finished run.
@@ -251,10 +255,13 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Recomm
     run = read_run(folder)
     max_history = run["settings"]["MAX_ITEM_LIST_LENGTH"]
     if run["model"] in LANGUAGE_MODELS:
+        from recbole_idiomoe.lm.compilation import compile_blocks
         from recbole_idiomoe.model.catalog_lm import CatalogLM
 
         settings = Settings.from_mapping(run["settings"])
         catalog_lm = CatalogLM.load(folder, settings, device)
+        if compile and device.type == "cuda":
+            compile_blocks(catalog_lm.lm.backbone)
         return Recommender(catalog_lm.catalog, catalog_lm.scores, max_history, run, catalog_lm)
     scorer = _recbole_scorer(run, folder, device)
     return Recommender(Catalog.load(folder), scorer, max_history, run)

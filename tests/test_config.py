@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -280,3 +281,19 @@ def test_a_setting_of_a_model_beside_is_left_to_that_model() -> None:
         RunConfig("SASRec", "ml-100k", settings=settings)
     with pytest.raises(SettingError, match="nm_layers"):
         RunConfig("SASRec", "ml-100k", settings={"nm_layers": 2}, beside=both)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's allocator does it on Linux alone")
+@pytest.mark.parametrize("named", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", None])
+def test_gpu_memory_may_grow_unless_the_user_has_a_say(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what a run sets is taken back
+        monkeypatch.delenv(name)
+    if named:
+        monkeypatch.setenv(named, "max_split_size_mb:64")
+    RunConfig("IDIOMoE", "ml-100k")
+    found = os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    wanted = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64", "PYTORCH_ALLOC_CONF": None}
+    assert found == wanted.get(named or "", "expandable_segments:True")

@@ -38,6 +38,7 @@ class HistoryCache:
         return model.settings.item_tokens == "atomic" and model.lm.item_attention is None
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # its cache would compile every layer by itself
     def scores(self, histories: Sequence[np.ndarray], query: str | None = None) -> torch.Tensor:
         """As :meth:`CatalogLM.scores`, of one history: ``(1, item_num)``."""
         model, lm = self.model, self.model.lm
