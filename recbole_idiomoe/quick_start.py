@@ -236,8 +236,8 @@ def _fit(
     resume: Path | None = None,
 ) -> _Fitted:
     """Train the model of ``config``, the best epoch on ``valid_data`` kept in ``folder``."""
-    if config["model"] == "S3Rec":
-        pretrain(config, train_data, folder)
+    clock = Clock()
+    clock.timing("fit", pretrain)(config, train_data, valid_data, folder)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset).to(config["device"])
     reset_peak_memory(config["device"])
@@ -255,7 +255,7 @@ def _fit(
     write_run(folder, _identity(config) | {"settings": complete_settings})
     catalog.save(folder)
 
-    clock, curve = Clock(), LearningCurve(trainer)
+    curve = LearningCurve(trainer)
     trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
     fit = clock.timing("fit", trainer.fit)
     try:

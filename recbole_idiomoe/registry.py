@@ -65,8 +65,13 @@ def _untrained(place: str) -> Entry:
 LANGUAGE_MODELS: dict[str, Entry] = {
     "IDIOMoE": _language_model("idiomoe:IDIOMoE"),
     **{name: _language_model(f"controls:{name}") for name in _CONTROLS},
+    "E4SRec": _language_model("e4srec:E4SRec"),
+    "CoVE": _language_model("cove:CoVE"),
 }
 """Ours that are a language model with a catalogue: a run's folder is all that they need."""
+
+FAMILY = ("IDIOMoE", *_CONTROLS)
+"""IDIOMoE and its controls; every other model is a baseline to them."""
 
 BASELINES: dict[str, Entry] = {
     "Popularity": _untrained("popularity:Popularity"),

@@ -227,6 +227,31 @@ class Settings:
     load_balancing: float = _setting(
         0.01, "weight of SwitchRouting's load-balancing loss", low=0.0, group="model"
     )
+    lora_rank: int = _setting(
+        16, "rank of the adapters of E4SRec (16) and CoVE (8)", low=1, group="model"
+    )
+    lora_alpha: int = _setting(
+        16, "those adapters count lora_alpha / lora_rank times", low=1, group="model"
+    )
+    item_hashes: int = _setting(
+        4, "CoVE: rows whose mean is an item's vector", low=1, high=16, group="model"
+    )
+    item_compression: int = _setting(
+        2, "CoVE: items for each row of the item table (1: a row for each)", low=1, group="model"
+    )
+    id_vectors: str | None = _setting(
+        None,
+        "E4SRec: a .npz file of item_ids and vectors to read items by; null: the vectors of a "
+        "SASRecCE that is trained first",
+        none=True,
+        group="model",
+    )
+    id_encoder: dict[str, Any] | None = _setting(
+        None,
+        "E4SRec: settings in which that SASRecCE differs from its own, as {hidden_size: 128}",
+        none=True,
+        group="model",
+    )
     softmax: str = _setting(
         "item",
         "candidates of the item loss: the catalogue, or catalogue and vocabulary together",

@@ -24,6 +24,7 @@ def test_recbole_models_keep_their_classes(name: str) -> None:
         ("DIEN", "Trainer", "DIENDataset"),
         ("IDIOMoE", "IdiomoeTrainer", "HistoryDataset"),
         ("MoT", "IdiomoeTrainer", "HistoryDataset"),
+        ("CoVE", "IdiomoeTrainer", "HistoryDataset"),
         ("TransitionCounter", "UntrainedTrainer", "HistoryDataset"),
         ("SASRecSS", "Trainer", "WindowDataset"),
     ],

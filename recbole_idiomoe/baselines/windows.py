@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from recbole.data.interaction import Interaction
 
-from recbole_idiomoe.data.dataset import HISTORY_END, HistoryDataset
+from recbole_idiomoe.data.dataset import HistoryDataset
 
 
 class WindowDataset(HistoryDataset):
@@ -27,14 +25,6 @@ class WindowDataset(HistoryDataset):
         train, *others = super().build()
         train.inter_feat = train.inter_feat[train.window_ends()]
         return [train, *others]
-
-    def window_ends(self) -> torch.Tensor:
-        """Which rows of this split end a window, a mask."""
-        ends = self.inter_feat[HISTORY_END].numpy()
-        users = self.inter_feat[self.uid_field].numpy()
-        last = np.zeros(self.user_num, dtype=ends.dtype)
-        np.maximum.at(last, users, ends)
-        return torch.from_numpy((last[users] - ends) % self.max_item_list_len == 0)
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their padded histories and the times of these, both (rows, max length)."""

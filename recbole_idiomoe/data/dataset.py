@@ -93,6 +93,14 @@ class HistoryDataset(SequentialDataset):
         ends = self.inter_feat[HISTORY_END].numpy()
         return self.history_items[np.union1d(ends - 1, ends)]
 
+    def window_ends(self) -> torch.Tensor:
+        """Which rows of this split end a window of ``MAX_ITEM_LIST_LENGTH`` inputs, a mask."""
+        ends = self.inter_feat[HISTORY_END].numpy()
+        users = self.inter_feat[self.uid_field].numpy()
+        last = np.zeros(self.user_num, dtype=ends.dtype)
+        np.maximum.at(last, users, ends)
+        return torch.from_numpy((last[users] - ends) % self.max_item_list_len == 0)
+
     def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> list[np.ndarray]:
         """This split's interactions as windows of items, every target in exactly one.
 

@@ -149,9 +149,11 @@ class WindowLoader:
             collate([sequences[i] for i in group], self.pad_token_id)
             for group in token_groups([len(s.input_ids) for s in sequences], self.max_batch_tokens)
         ]
-        items = sum(batch.item_count for batch in batches)
-        text = sum(batch.text_count for batch in batches)
-        return [replace(batch, item_count=items, text_count=text) for batch in batches]
+        of_step = {
+            name: sum(getattr(batch, name) for batch in batches)
+            for name in ("item_count", "text_count", "token_count")
+        }
+        return [replace(batch, **of_step) for batch in batches]
 
     def _query(self, rng: np.random.Generator, window: np.ndarray, share: float) -> np.ndarray:
         # As many draws for every window: one item's queries then change no other's.

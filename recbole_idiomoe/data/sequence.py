@@ -210,6 +210,8 @@ class SequenceBatch:
     """Targets of the optimizer step that this batch is a part of; ``N`` if it is the whole."""
     text_count: int
     """Predictions of text in that step."""
+    token_count: int
+    """Tokens of all sequences in that step."""
     item_tokens: int
     """Tokens of this batch whose type is ``ITEM``, known here without asking a GPU."""
 
@@ -262,5 +264,6 @@ def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBa
         predict_text_at=torch.from_numpy(predict_text_at),
         item_count=len(targets),
         text_count=len(predict_text_at),
+        token_count=int(lengths.sum()),
         item_tokens=int((token_types == ITEM).sum()),
     )

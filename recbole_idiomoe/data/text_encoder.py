@@ -45,7 +45,7 @@ def item_vectors(
         BackboneError: a sentence encoder that cannot be loaded.
     """
     if encoder.endswith(".npz"):
-        return _read_vectors(Path(encoder), catalog.item_ids)
+        return read_vectors(Path(encoder), catalog.item_ids, "text_encoder")
     texts = catalog.texts
     kept = [i for i, text in enumerate(texts) if text]
     if not kept:
@@ -128,14 +128,21 @@ def _load(encoder: str) -> tuple[Any, Any]:
         ) from error
 
 
-def _read_vectors(path: Path, item_ids: Sequence[str]) -> np.ndarray:
-    """Vectors from an ``.npz`` file, matched by item id; items that it lacks get zeros."""
+def read_vectors(path: Path, item_ids: Sequence[str], setting: str) -> np.ndarray:
+    """Vectors from an ``.npz`` file, matched by item id; items that it lacks get zeros.
+
+    Args:
+        setting: whose value ``path`` is.
+
+    Raises:
+        SettingError: the file cannot be read, or holds none of these items.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             names, vectors = archive["item_ids"].astype(str), archive["vectors"].astype(np.float32)
     except Exception as error:  # zipfile and numpy each raise their own of a broken file
         raise SettingError(
-            f"text_encoder={str(path)!r} cannot be read ({type(error).__name__}); an .npz file "
+            f"{setting}={str(path)!r} cannot be read ({type(error).__name__}); an .npz file "
             "with the arrays item_ids (strings) and vectors (one row each) is wanted."
         ) from error
     if (
@@ -145,13 +152,13 @@ def _read_vectors(path: Path, item_ids: Sequence[str]) -> np.ndarray:
         or not np.isfinite(vectors).all()
     ):
         raise SettingError(
-            f"text_encoder={str(path)!r}: vectors has shape {vectors.shape} for {names.size} "
+            f"{setting}={str(path)!r}: vectors has shape {vectors.shape} for {names.size} "
             "item_ids; finite numbers of shape (items, k) are wanted."
         )
     row_of = {name: row for row, name in enumerate(names)}
     matched = [(i, row_of[name]) for i, name in enumerate(item_ids) if name in row_of]
     if not matched:
-        raise SettingError(f"text_encoder={str(path)!r} has no item of this catalogue.")
+        raise SettingError(f"{setting}={str(path)!r} has no item of this catalogue.")
     ours, theirs = map(list, zip(*matched, strict=True))
     found = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
     found[ours] = vectors[theirs]

@@ -24,7 +24,7 @@ from recbole_idiomoe.evaluation.ranks import Ranks, is_ranked
 from recbole_idiomoe.files import refusal, write_text, written_aside
 from recbole_idiomoe.grid import Cell, Grid
 from recbole_idiomoe.measures import protocol
-from recbole_idiomoe.registry import get_model
+from recbole_idiomoe.registry import FAMILY
 from recbole_idiomoe.run_folder import RANKS_FILE
 
 INDEX = "leaderboard.json"
@@ -83,7 +83,7 @@ class Board:
                 if row is not None:
                     changed.append(f"{cell.variant} on {cell.dataset}")
                 own = {k: v for k, v in grid.variants[cell.variant].items() if k != "model"}
-                row = rows[cell.variant] = Row(cell.model, is_ours(cell.model), own, cell.identity)
+                row = rows[cell.variant] = Row(cell.model, cell.model in FAMILY, own, cell.identity)
             if self.has(cell):
                 self._count(cell, row)
         self.save()
@@ -228,11 +228,6 @@ def read_board(folder: Path) -> Board:
             f"leaderboard={folder} is no leaderboard: its {INDEX} cannot be read "
             f"({type(error).__name__}); name another folder, or one that is not there yet."
         ) from error
-
-
-def is_ours(model: str) -> bool:
-    """Whether ``model`` is IDIOMoE or one of its controls; RecBole's and others' are baselines."""
-    return get_model(model).__module__.startswith("recbole_idiomoe.model.")
 
 
 def _without_ranks(config: RunConfig, found: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""What can be done to a decoder so that it recommends: IDIOMoE, and the paper's controls."""
+"""What can be done to a decoder so that it recommends: IDIOMoE, its controls, its baselines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.errors import SettingError
-from recbole_idiomoe.lm.configuration import TWO_EXPERT, IdiomoeConfig
+from recbole_idiomoe.lm.configuration import TWO_EXPERT, IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.controls.blocks import install_appended, install_prepended, plan_blocks
 from recbole_idiomoe.lm.controls.by_type import install_moa, install_mot
 from recbole_idiomoe.lm.controls.dense import install_nothing
-from recbole_idiomoe.lm.controls.lora import install_lora, plan_lora
+from recbole_idiomoe.lm.controls.lora import (
+    install_adapters,
+    install_ffn_adapters,
+    install_lora,
+    plan_lora,
+)
 from recbole_idiomoe.lm.controls.switch import (
     install_switch,
     plan_switch,
@@ -22,8 +27,11 @@ from recbole_idiomoe.lm.controls.switch import (
     switch_report,
 )
 from recbole_idiomoe.lm.controls.wide_ffn import install_wide_ffn, plan_wide_ffn
+from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.experts import install_experts
 from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.lm.untied_tables import HashedItemTable, ProjectedItemTable
 
 Installer = Callable[[PreTrainedModel, IdiomoeConfig, TokenRouting, str, int], list[nn.Module]]
 Plan = Callable[[PreTrainedModel, IdiomoeConfig], dict[str, Any]]
@@ -46,6 +54,32 @@ def no_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
     return {}
 
 
+def tied_table(config: IdiomoeConfig) -> ItemTable:
+    """The item table of most: the same vectors embed an item and score it."""
+    sizes = (config.item_num, config.hidden_size, config.item_embedding_dim, initial_std(config))
+    if config.item_text_size is None:
+        return ItemTable(*sizes)
+    return TextAttributeTable(*sizes, text_size=config.item_text_size)
+
+
+def projected_table(config: IdiomoeConfig) -> ItemTable:
+    """E4SRec's: given vectors, as wide as ``item_embedding_dim`` says, and a head of its own."""
+    width = config.item_embedding_dim or config.hidden_size
+    return ProjectedItemTable(config.item_num, config.hidden_size, width, initial_std(config))
+
+
+def hashed_table(config: IdiomoeConfig) -> ItemTable:
+    """CoVE's: fewer rows than items, and a head of its own."""
+    options = config.architecture_args
+    return HashedItemTable(
+        config.item_num,
+        config.hidden_size,
+        initial_std(config),
+        hashes=options["item_hashes"],
+        compression=options["item_compression"],
+    )
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One architecture, as functions of a decoder."""
@@ -61,9 +95,13 @@ class Architecture:
     """What is added to the loss, from token types and which tokens count, both (B, T)."""
     report: Callable[[PreTrainedModel], dict[str, list[float]]] = no_report
     """What an epoch of training may tell: by name, one number a layer."""
+    item_table: Callable[[IdiomoeConfig], ItemTable] = tied_table
+    """The vectors of the items, from a model's configuration."""
 
 
 _BLOCKS = {"block_start": "random"}
+_LORA = {"lora_rank": 16, "lora_alpha": 16}
+_HASHES = {"item_hashes": 4, "item_compression": 2}
 ARCHITECTURES: dict[str, Architecture] = {
     TWO_EXPERT: Architecture(install_experts, {}),
     "dense": Architecture(install_nothing, {}),
@@ -76,6 +114,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "switch": Architecture(
         install_switch, {"load_balancing": 0.01}, plan_switch, switch_loss, switch_report
     ),
+    "e4srec": Architecture(install_ffn_adapters, _LORA, item_table=projected_table),
+    "cove": Architecture(install_adapters, _LORA | _HASHES, item_table=hashed_table),
 }
 
 

@@ -31,7 +31,6 @@ from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.item_attention import ItemAttention
 from recbole_idiomoe.lm.item_loss import summed_cross_entropy
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.training import freeze, parameter_groups
 
 IGNORED = -100
@@ -85,15 +84,15 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         check_head(backbone)
         self.backbone = backbone
         self.routing = TokenRouting()
-        install = get_architecture(config.architecture).install
+        architecture = get_architecture(config.architecture)
         # The item table then starts alike in every architecture.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            self.added = install(backbone, config, self.routing, expert_init, seed)
+            self.added = architecture.install(backbone, config, self.routing, expert_init, seed)
         self.item_attention = (
             None if config.attention == "causal" else ItemAttention(backbone, config.attention)
         )
-        self.item_table = _item_table(config)
+        self.item_table = architecture.item_table(config)
         self.post_init()
 
     @classmethod
@@ -448,10 +447,3 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
 def _cross_entropy(scores: Tensor, columns: Tensor) -> Tensor:
     # A mean over nothing would be nan; a batch may hold no target of one kind.
     return F.cross_entropy(scores, columns) if len(columns) else scores.sum() * 0.0
-
-
-def _item_table(config: IdiomoeConfig) -> ItemTable:
-    sizes = (config.item_num, config.hidden_size, config.item_embedding_dim, initial_std(config))
-    if config.item_text_size is None:
-        return ItemTable(*sizes)
-    return TextAttributeTable(*sizes, text_size=config.item_text_size)

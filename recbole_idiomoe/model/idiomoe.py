@@ -18,28 +18,29 @@ from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings
 
 
-class IDIOMoE(SequentialRecommender):
-    """A decoder language model with a text expert and an item expert in each FFN.
+class LanguageModelRecommender(SequentialRecommender):
+    """A decoder language model with a catalogue.
 
     It trains on :class:`SequenceBatch`, one history per user, and is evaluated on RecBole's
     ordinary interactions, so RecBole's loaders and evaluator serve it as they serve SASRec.
 
     Attributes:
-        architecture: what is done to the decoder; the paper's controls are subclasses that
-            name another.
+        architecture: what is done to the decoder.
+        catalog_lm_class: what turns histories into a loss and scores.
         pretrained: whether the decoder keeps the weights that it came with.
         forced_settings: settings that make the model what it is, whatever a user gives.
     """
 
     input_type = InputType.POINTWISE
-    architecture: ClassVar[str] = TWO_EXPERT
+    architecture: ClassVar[str]
+    catalog_lm_class: ClassVar[type[CatalogLM]] = CatalogLM
     pretrained: ClassVar[bool] = True
     forced_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         settings = Settings.from_mapping(config.final_config_dict)
-        self.catalog_lm = CatalogLM.build(
+        self.catalog_lm = self.catalog_lm_class.build(
             read_catalog(dataset, settings),
             settings,
             seed=config["seed"],
@@ -71,3 +72,9 @@ class IDIOMoE(SequentialRecommender):
         """Scores of the interactions' own items, shape ``(batch,)``."""
         items = interaction[self.ITEM_ID].to(self.device)
         return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
+
+
+class IDIOMoE(LanguageModelRecommender):
+    """A text expert and an item expert in each FFN; the paper's controls derive from it."""
+
+    architecture = TWO_EXPERT

@@ -1,4 +1,4 @@
-"""Baselines that train in two stages."""
+"""Models that train in two stages: what comes before the one that every model has."""
 
 from __future__ import annotations
 
@@ -6,21 +6,37 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole.config import Config
+import numpy as np
+from recbole.data.dataloader import TrainDataLoader
 from recbole.trainer import S3RecTrainer
+from recbole.utils import init_seed
 
-from recbole_idiomoe.registry import get_model
+from recbole_idiomoe import yaml_files
+from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.registry import get_model, get_trainer
+
+ID_ENCODER = "SASRecCE"
+ID_VECTORS_FILE = "id_vectors.npz"
 
 
-def pretrain(config: Config, train_data: Any, folder: Path) -> None:
-    """Run S3Rec's first stage and set ``config`` to the second.
+def pretrain(config: RunConfig, train_data: Any, valid_data: Any, folder: Path) -> None:
+    """Run the first stage of a model that has one, and set ``config`` to the second."""
+    if config["model"] == "S3Rec" and config["train_stage"] == "pretrain":
+        _pretrain_s3rec(config, train_data, folder)
+    if config["model"] == "E4SRec" and config["id_vectors"] is None:
+        if not (folder / ID_VECTORS_FILE).exists():  # else of a run that is gone on with
+            _train_id_encoder(config, train_data, valid_data, folder)
+        config["id_vectors"] = str(folder / ID_VECTORS_FILE)
+
+
+def _pretrain_s3rec(config: RunConfig, train_data: Any, folder: Path) -> None:
+    """S3Rec's first stage.
 
     RecBole asks for two runs with settings changed by hand between them, and writes nothing
     unless ``pretrain_epochs`` reaches ``save_step``. A user who gives ``train_stage: finetune``
     and a ``pre_model_path`` skips this.
     """
-    if config["train_stage"] != "pretrain":
-        return
     config["save_step"] = config["pretrain_epochs"]
     getLogger().info(f"S3Rec, stage 1 of 2: pre-training, {config['pretrain_epochs']} epochs")
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
@@ -31,3 +47,45 @@ def pretrain(config: Config, train_data: Any, folder: Path) -> None:
     config["train_stage"] = "finetune"
     config["pre_model_path"] = trainer.saved_model_file
     getLogger().info("S3Rec, stage 2 of 2: fine-tuning")
+
+
+def _train_id_encoder(config: RunConfig, train_data: Any, valid_data: Any, folder: Path) -> None:
+    """E4SRec's first stage: the item vectors of a SASRecCE, into ``ID_VECTORS_FILE``.
+
+    It has the data, seed and protocol of the run, and settings of its own for all that either
+    model's YAML file speaks of. As in a run of its own, the epoch that validates best is kept.
+    """
+    stage = _id_encoder_config(config)
+    getLogger().info(f"E4SRec, stage 1 of 2: {ID_ENCODER}, at most {stage['epochs']} epochs")
+    init_seed(stage["seed"], stage["reproducibility"])
+    histories = train_data._dataset
+    windows = histories.copy(histories.inter_feat[histories.window_ends()])
+    model = get_model(ID_ENCODER)(stage, windows).to(stage["device"])
+    trainer = get_trainer(ID_ENCODER)(stage, model)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.saved_model_file = str(folder / "id_encoder.pth")
+    loader = TrainDataLoader(stage, windows, None, shuffle=True)
+    _, result = trainer.fit(loader, valid_data, show_progress=stage["show_progress"])
+    trainer.resume_checkpoint(trainer.saved_model_file)  # the best epoch's weights
+    item_ids = histories.field2id_token[histories.iid_field].astype(str)
+    vectors = model.items.weight.detach().cpu().numpy()
+    with written_aside(folder / ID_VECTORS_FILE) as aside, aside.open("wb") as file:
+        np.savez(file, item_ids=item_ids[1:], vectors=vectors[1:])
+    getLogger().info(f"E4SRec, stage 2 of 2: the language model; stage 1 validated at {result}")
+
+
+def _id_encoder_config(config: RunConfig) -> RunConfig:
+    """What a run of the first stage's model by itself would have."""
+    files = [
+        yaml_files.properties_path() / "model" / f"{name}.yaml"
+        for name in (ID_ENCODER, config["model"])
+    ]
+    own = {key for file in files for key in yaml_files.read_settings(file)}
+    shared = {k: v for k, v in config.complete_settings().items() if k not in own}
+    return RunConfig(
+        ID_ENCODER,
+        config["dataset_label"],
+        settings=shared,
+        beside=[config["model"]],
+        own=config["id_encoder"] or {},
+    )

@@ -26,7 +26,7 @@ from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, Set
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
-from recbole_idiomoe.model.idiomoe import IDIOMoE
+from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
 from recbole_idiomoe.model.new_items import place_unseen_items
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
@@ -45,14 +45,14 @@ class IdiomoeTrainer(Trainer):
     so far, and the last state in it is what :meth:`resume_checkpoint` goes on from.
     """
 
-    model: IDIOMoE
+    model: LanguageModelRecommender
     optimizer: Any
     start_epoch: int
     cur_step: int
     best_valid_score: float
     _resumed: dict[str, Any] | None = None
 
-    def __init__(self, config: Config, model: IDIOMoE) -> None:
+    def __init__(self, config: Config, model: LanguageModelRecommender) -> None:
         AcceleratorState._reset_state()  # an earlier run in this process may have set another
         self.catalog_lm = model.catalog_lm
         self.settings = model.catalog_lm.settings

@@ -28,6 +28,8 @@ ADDED = {
     "moa": (".item.",),
     "mot": (".item.", "item_expert"),
     "switch": (".router.", ".experts.1."),
+    "e4srec": (".lora_A.", ".lora_B."),
+    "cove": (".lora_A.", ".lora_B."),
 }
 # Experts whose parameters adapters of a whole rank can match, for the tiny sizes here.
 PLACEMENT = {("gpt2", "lora"): "first:2", ("gpt_neox", "lora"): "first:2"}
@@ -175,7 +177,8 @@ def test_building_is_seeded_and_items_start_alike_everywhere(architecture):
     assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
     added = [name for name in one.state_dict() if kind(name, architecture) == "new"]
     assert any(not torch.equal(one.state_dict()[n], other.state_dict()[n]) for n in added)
-    assert torch.equal(one.item_table.rows, build("two_expert", seed=1).item_table.rows)
+    if architecture not in ("e4srec", "cove"):  # they have tables of other kinds
+        assert torch.equal(one.item_table.rows, build("two_expert", seed=1).item_table.rows)
 
 
 @ARCHITECTURE

@@ -14,13 +14,14 @@ from recbole_idiomoe.data.sequence import collate
 from recbole_idiomoe.errors import MissingLibraryError, SettingError
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.model.idiomoe import IDIOMoE
 from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.settings import Settings
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.helpers import TINY_IDIOMOE
 from tests.model.test_catalog_lm import CPU, HISTORIES, LOUD, make_catalog
 
-CONTROLS = [name for name in LANGUAGE_MODELS if name != "IDIOMoE"]
+CONTROLS = [name for name in LANGUAGE_MODELS if IDIOMoE in get_model(name).__mro__[1:]]
 # 32 users with 20 interactions each: four seconds become one.
 FEWER = TINY_IDIOMOE | {
     "user_inter_num_interval": "[20,20]",

@@ -17,7 +17,18 @@ LOG = {"low": 0.001, "high": 0.1, "log": True}
 @pytest.mark.parametrize(
     "model",
     [
-        *("IDIOMoE", "TitleLLM", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "S3Rec", "NARM"),
+        *(
+            "IDIOMoE",
+            "TitleLLM",
+            "E4SRec",
+            "CoVE",
+            "SASRec",
+            "GRU4Rec",
+            "BERT4Rec",
+            "FDSA",
+            "S3Rec",
+            "NARM",
+        ),
         *registry.BASELINES,
     ],
 )
@@ -37,7 +48,7 @@ def test_every_model_has_a_space_that_holds_its_default(model: str) -> None:
 
 
 def test_the_controls_are_searched_as_idiomoe_is() -> None:
-    others = [name for name in registry.LANGUAGE_MODELS if name != "TitleLLM"]
+    others = [name for name in ("IDIOMoE", *registry._CONTROLS) if name != "TitleLLM"]
     spaces = [read_search_space(name, "ml-100k") for name in others]
     assert "MoT" in others and all(space == spaces[0] for space in spaces)
 
