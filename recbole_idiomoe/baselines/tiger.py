@@ -48,7 +48,9 @@ logger = logging.getLogger(__name__)
 
 _PADDING = 0  # also what the decoder starts from, as in T5
 _NO_LABEL = -100
-_TEXT_WIDTH = 256  # of TF-IDF; other text encoders bring their own
+# Of TF-IDF, and the bundled decoder's: with it, IDIOMoE's semantic IDs are the same. Other text
+# encoders bring their own.
+_TEXT_WIDTH = 256
 
 
 class TIGER(SequentialRecommender):
@@ -81,6 +83,7 @@ class TIGER(SequentialRecommender):
                 num_heads=config["n_heads"],
                 dropout_rate=config["dropout_prob"],
                 pad_token_id=_PADDING,
+                use_cache=False,
             )
         )
         self.t5.config.decoder_start_token_id = _PADDING
