@@ -28,6 +28,9 @@ _AMOUNTS = (
     "n_heads",
     "negatives",
     "transition_steps",
+    "inner_size",
+    "head_size",
+    "history_items",
 )
 _POSITIVE = (*_AMOUNTS, "learning_rate", "temperature")
 _NOT_NEGATIVE = (
@@ -38,8 +41,17 @@ _NOT_NEGATIVE = (
     "step_decay",
     "reverse_weight",
     "popularity_damping",
+    "user_tokens",
 )
-_WHOLE = (*_AMOUNTS, "stopping_step", "eval_step", "worker", "seed", "metric_decimal_place")
+_WHOLE = (
+    *_AMOUNTS,
+    "stopping_step",
+    "eval_step",
+    "worker",
+    "seed",
+    "metric_decimal_place",
+    "user_tokens",
+)
 _TEXT = (
     "checkpoint_dir",
     "data_path",

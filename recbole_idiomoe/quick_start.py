@@ -152,12 +152,13 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     folder = resume or new_folder(Path(config["checkpoint_dir"]), name)
     splits = _load(config, folder)
     fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
-    if config["cold_start"] and getattr(fitted.model, "ranks_unseen_items", False):
+    is_language_model = config["model"] in LANGUAGE_MODELS
+    if config["cold_start"] and is_language_model and fitted.model.ranks_unseen_items:
         fitted.clock.timing("fit", fitted.trainer.place_unseen_items)()
     ranks = folder / RANKS_FILE
     with ranks_kept(ranks, fitted.trainer, splits.test, splits.item_counts, splits.valid):
         tested = _test(config, fitted.trainer, splits.test, unseen_items(splits.dataset))
-    if config["model"] not in LANGUAGE_MODELS:
+    if not is_language_model:
         _save_weights(fitted.model, folder)
     result = _result(config, splits, fitted, tested)
     write_run(folder, result)

@@ -203,8 +203,8 @@ class Recommender:
         """
         if self.catalog_lm is None or not self.ranks_unseen_items:
             raise SettingError(
-                f"{self.run['model']} cannot rank items that it was not trained on: here it takes "
-                "nothing from their text. Train a language model with item_init: text, or "
+                f"{self.run['model']} cannot rank items that came after its training: here it "
+                "takes nothing from their text. Train a language model with item_init: text, or "
                 "TextAttrLLM."
             )
         from recbole_idiomoe.model.new_items import add_items

@@ -79,6 +79,10 @@ BASELINES: dict[str, Entry] = {
     "SASRecCE": Entry("recbole_idiomoe.baselines.sasrec:SASRecCE"),
     "SASRecSS": Entry("recbole_idiomoe.baselines.sasrec:SASRecSS"),
     "HSTU": Entry("recbole_idiomoe.baselines.hstu:HSTU"),
+    "TIGER": Entry(
+        "recbole_idiomoe.baselines.tiger:TIGER",
+        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
+    ),
 }
 """Ours that run, are saved and are loaded as RecBole's models are."""
 

@@ -27,6 +27,7 @@ def test_recbole_models_keep_their_classes(name: str) -> None:
         ("CoVE", "IdiomoeTrainer", "HistoryDataset"),
         ("TransitionCounter", "UntrainedTrainer", "HistoryDataset"),
         ("SASRecSS", "Trainer", "WindowDataset"),
+        ("TIGER", "Trainer", "HistoryDataset"),
     ],
 )
 def test_every_model_has_its_trainer_and_dataset(name: str, trainer: str, dataset: str) -> None:

@@ -268,8 +268,7 @@ def _fit_codebooks(points: torch.Tensor, levels: int, size: int, seed: int) -> n
         from vector_quantize_pytorch import ResidualVQ
     except ImportError as error:
         raise MissingLibraryError(
-            "item_tokens: semantic needs vector-quantize-pytorch: "
-            "pip install vector-quantize-pytorch"
+            "semantic IDs need vector-quantize-pytorch: pip install vector-quantize-pytorch"
         ) from error
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

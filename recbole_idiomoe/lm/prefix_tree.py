@@ -143,7 +143,7 @@ def rank_leaves(
     edges = torch.empty(batch, len(tree), device=device)
     roots = (tree.parents < 0).nonzero().squeeze(1)
     columns = tree.tokens - first_token
-    edges[:, roots] = _log_probs(last, torch.zeros_like(roots), columns[roots], logits)
+    edges[:, roots] = edge_log_probs(last, torch.zeros_like(roots), columns[roots], logits)
     in_history = torch.arange(input_ids.shape[1], device=device) < lengths.unsqueeze(1)
     for piece in tree.pieces:
         size = len(piece.nodes)
@@ -158,7 +158,7 @@ def rank_leaves(
             past_key_values=prefix,
         ).last_hidden_state
         assert states is not None
-        edges[:, piece.children] = _log_probs(
+        edges[:, piece.children] = edge_log_probs(
             states, piece.parents, columns[piece.children], logits
         )
     return tree.scores(edges)
@@ -212,7 +212,7 @@ class _Prefix(DynamicCache):
         )
 
 
-def _log_probs(
+def edge_log_probs(
     states: Tensor, parents: Tensor, columns: Tensor, logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Log-probability of ``columns`` (E,) at the positions ``parents`` (E,) of (B, P, d) states.

@@ -20,6 +20,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "SASRecCE": {"hidden_size": 16, "n_heads": 2, "n_layers": 2},
     "SASRecSS": {"hidden_size": 16, "negatives": 20},
     "HSTU": {"hidden_size": 16, "n_heads": 2, "negatives": 20},
+    "TIGER": {
+        "hidden_size": 16,
+        "n_heads": 2,
+        "head_size": 8,
+        "inner_size": 32,
+        "n_layers": 1,
+        "semantic_codebook_size": 8,
+        "user_tokens": 10,
+    },
 }
 """Settings of each baseline that suit a test."""
 
@@ -33,7 +42,9 @@ def build(name: str, place: Path, **options: Any) -> Any:
     return get_model(name)(config, load_dataset(config).build()[0]).eval()
 
 
-def interaction(histories: list[list[int]], targets: list[int] | None = None) -> Interaction:
+def interaction(
+    histories: list[list[int]], targets: list[int] | None = None, users: list[int] | None = None
+) -> Interaction:
     """Rows as RecBole's loaders give them, items at times that grow by more and more."""
     lengths = torch.tensor([len(items) for items in histories])
     items = torch.zeros(len(histories), LONGEST, dtype=torch.long)
@@ -47,5 +58,6 @@ def interaction(histories: list[list[int]], targets: list[int] | None = None) ->
             "item_length": lengths,
             "timestamp_list": times,
             "item_id": torch.tensor(targets or [1] * len(histories)),
+            "user_id": torch.tensor(users or [0] * len(histories)),
         }
     )

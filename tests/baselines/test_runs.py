@@ -21,6 +21,16 @@ LEARNING = {
 }
 
 
+# One target a row, and no bias says which tokens are the last: it has less to learn from.
+LEARNING_CODES = LEARNING | {
+    "hidden_size": 32,
+    "history_items": 2,
+    "user_tokens": 0,
+    "learning_rate": 0.005,
+    "eval_step": 10,
+}
+
+
 @pytest.fixture(scope="module")
 def cycle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cycle(tmp_path_factory.mktemp("data") / "cycle")
@@ -36,9 +46,9 @@ def test_every_baseline_is_tested_here() -> None:
     assert list(SMALL) == list(BASELINES)
 
 
-@pytest.mark.parametrize("name", ["SASRecCE", "SASRecSS", "HSTU", "TransitionCounter"])
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "Popularity"])
 def test_what_comes_next_is_learnt(name: str, cycle: Path) -> None:
-    learning = {} if name == "TransitionCounter" else LEARNING
+    learning = {"TransitionCounter": {}, "TIGER": LEARNING_CODES}.get(name, LEARNING)
     result = run(name, cycle, **learning)
     assert result["test_result"]["hit@1"] > 0.95
     assert result["best_valid_result"]["ndcg@10"] > 0.95
@@ -54,7 +64,7 @@ def test_a_seed_repeats_a_run(name: str, cycle: Path) -> None:
         assert run(name, cycle, seed=8)["test_result"] != one["test_result"]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "TIGER"])
 def test_new_items_are_none_of_its_candidates(name: str, cycle: Path) -> None:
     result = run(name, cycle, epochs=1, cold_start=0.2)
     assert result["cold_start"]["unseen_targets"] > 0
