@@ -18,6 +18,7 @@ from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text
 
 WIDTH = 80
+_NAME = 18  # the least that a row's name is folded to
 Result = Mapping[str, Any]
 
 
@@ -44,10 +45,78 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def with_mixes(results: Sequence[Result], named: str = "model") -> list[Result]:
+    """``results``, each followed by the mix that was measured with it as a result of its own.
+
+    Args:
+        named: the entry that names a result.
+    """
+    every: list[Result] = []
+    for result in results:
+        every.append(result)
+        if mix := mix_of(result):
+            every.append({**mix, named: f"{result[named]} + {mix['with']}"})
+    return every
+
+
+def mix_of(result: Result) -> dict[str, Any] | None:
+    """The mix that was measured with ``result``, if one was; only a mix has a ``weight``."""
+    if not (mix := result.get("mix")):
+        return None
+    shared = {key: value for key, value in result.items() if key != "mix"}
+    return {**shared, **mix, "learning_curve": []}
+
+
+def mix_notes(results: Sequence[Result], metric: str, named: str = "model") -> list[str]:
+    """What the mixes among ``results`` are, and their weights by seed."""
+    weights: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        if "weight" in result:
+            counter = result["with"]
+            name = result[named].removesuffix(f" + {counter}")
+            found = weights.setdefault(counter, {}).setdefault(name, [])
+            found.append(f"{result['weight']:g}")
+    return [
+        f"+ {counter}: (1 - w) softmax(scores) + w (its counts / their sum), the share of counts "
+        "also where the model counts; nothing is trained for it. w, chosen by "
+        f"{metric_title(metric)} on validation: {_listed(found)}."
+        for counter, found in weights.items()
+    ]
+
+
+def _listed(values: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{name} {', '.join(found)}" for name, found in values.items())
+
+
+def language_notes(results: Sequence[Result], named: str = "model") -> list[str]:
+    """What training did to the likelihood of text, where it was measured."""
+    changes: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for result in results:
+        if (found := result.get("language")) and "weight" not in result:
+            text = changes.setdefault(language_of(result), {})
+            text.setdefault(result[named], []).append(nll_change(found["nll_change"]))
+    return [f"{title}: {about}: {_listed(rows)}." for (title, about), rows in changes.items()]
+
+
+def language_of(result: Result) -> tuple[str, str]:
+    """A title of ``language`` in ``result``, and what it is."""
+    found = result["language"]
+    return f"ΔNLL {Path(found['file']).stem}", (
+        f"nats a token on {found['file']}, of the trained model on text alone less those of its "
+        f"untouched backbone ({found['tokens']:,} tokens of {found['tokenizer']}'s tokenizer, "
+        f"windows of {found['context']} that overlap by half)"
+    )
+
+
+def nll_change(value: float) -> str:
+    """A change of NLL: 0 alone is no change at all."""
+    return f"{value:+.4f}" if value else "0"
+
+
 def markdown(grid: Result) -> str:
     """The tables of a grid, with the validation metric that chose the epochs, in Markdown."""
     blocks = []
-    for dataset, runs in _by("dataset", grid["runs"]).items():
+    for dataset, runs in _by("dataset", with_mixes(grid["runs"], "variant")).items():
         for header, *rows in _grid_tables(grid, dataset, runs, validation=True):
             lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
             blocks += ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
@@ -110,7 +179,8 @@ def write_result(path: str | Path, results: Sequence[Result]) -> None:
         raise IdiomoeError(f"Cannot write {path}: {error.strerror}.") from error
 
 
-def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
+def _dataset_table(dataset: str, runs: Sequence[Result]) -> list[str]:
+    results = with_mixes(runs)
     metrics = list(dict.fromkeys(name for r in results for name in r["test_result"]))
     rows = _rows(dataset, results, metrics)
     if _width(rows) > WIDTH:
@@ -118,7 +188,13 @@ def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
         metrics = [m for m in metrics if m.endswith("@10")] or metrics
         rows = _rows(dataset, results, metrics)
     cold_starts = [result for result in results if "cold_start" in result]
-    return [*aligned(rows), *(_unseen_table(cold_starts, metrics) if cold_starts else [])]
+    chooses = str(results[0]["protocol"].get("valid_metric", ""))
+    notes = [*mix_notes(results, chooses.lower()), *language_notes(results)]
+    return [
+        *aligned(folded(rows)),
+        *(_unseen_table(cold_starts, metrics) if cold_starts else []),
+        *(line for note in notes for line in ["", *wrapped(note)]),
+    ]
 
 
 def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str]:
@@ -160,9 +236,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _grid_lines(grid: Result) -> Iterator[str]:
-    for dataset, runs in _by("dataset", grid["runs"]).items():
+    for dataset, runs in _by("dataset", with_mixes(grid["runs"], "variant")).items():
         for rows in _grid_tables(grid, dataset, runs):
-            yield from (*aligned(_with_folded_names(rows)), "")
+            yield from (*aligned(folded(rows)), "")
         for note in _grid_notes(grid, dataset, runs):
             yield from wrapped(note)
         yield ""
@@ -218,13 +294,20 @@ def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]
     return [
         f"{means}; Δ: difference from {grid['baseline']}.",
         *([_cannot_rank(unable)] if unable else []),
+        *mix_notes(runs, str(grid["protocol"][dataset].get("valid_metric", "")).lower(), "variant"),
+        *language_notes(runs, "variant"),
         f"Protocol: {protocol_line(grid['protocol'][dataset])}",
     ]
 
 
-def _with_folded_names(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+def fits(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a terminal holds the rows, once their names are folded."""
+    return _width([["", *row[1:]] for row in rows]) + _NAME <= WIDTH
+
+
+def folded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """``rows``, their names in several lines where a table would be too wide."""
-    room = max(10, WIDTH - _width([["", *row[1:]] for row in rows]))
+    room = max(_NAME, WIDTH - _width([["", *row[1:]] for row in rows]))
     folded = []
     for name, *cells in rows:
         first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
