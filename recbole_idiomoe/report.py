@@ -18,7 +18,9 @@ from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text
 
 WIDTH = 80
-_NAME = 18  # the least that a row's name is folded to
+_NAME = 19  # the least that a row's name is folded to
+LANGUAGE = "ΔNLL"
+"""What training did to the likelihood of a text, see ``language_file`` in the settings."""
 Result = Mapping[str, Any]
 
 
@@ -88,24 +90,29 @@ def _listed(values: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{name} {', '.join(found)}" for name, found in values.items())
 
 
-def language_notes(results: Sequence[Result], named: str = "model") -> list[str]:
-    """What training did to the likelihood of text, where it was measured."""
-    changes: dict[tuple[str, str], dict[str, list[str]]] = {}
+def language_notes(
+    results: Sequence[Result], named: str = "model", values: bool = True
+) -> list[str]:
+    """What :data:`LANGUAGE` of ``results`` is, a note for each text and tokenizer.
+
+    Args:
+        named: the entry that names a result.
+        values: say what was found too, by seed.
+    """
+    changes: dict[str, dict[str, list[str]]] = {}
     for result in results:
         if (found := result.get("language")) and "weight" not in result:
-            text = changes.setdefault(language_of(result), {})
-            text.setdefault(result[named], []).append(nll_change(found["nll_change"]))
-    return [f"{title}: {about}: {_listed(rows)}." for (title, about), rows in changes.items()]
-
-
-def language_of(result: Result) -> tuple[str, str]:
-    """A title of ``language`` in ``result``, and what it is."""
-    found = result["language"]
-    return f"ΔNLL {Path(found['file']).stem}", (
-        f"nats a token on {found['file']}, of the trained model on text alone less those of its "
-        f"untouched backbone ({found['tokens']:,} tokens of {found['tokenizer']}'s tokenizer, "
-        f"windows of {found['context']} that overlap by half)"
-    )
+            about = (
+                f"nats a token on {found['file']}, of the trained model on text alone less those "
+                f"of its untouched backbone ({found['tokens']:,} tokens of {found['tokenizer']}'s "
+                f"tokenizer, windows of {found['context']} that overlap by half)"
+            )
+            rows = changes.setdefault(about, {})
+            rows.setdefault(result[named], []).append(nll_change(found["nll_change"]))
+    if values:
+        return [f"{LANGUAGE}, {about}: {_listed(rows)}." for about, rows in changes.items()]
+    of = [f" of {', '.join(rows)}" if len(changes) > 1 else "" for rows in changes.values()]
+    return [f"{LANGUAGE}{whose}: {about}." for whose, about in zip(of, changes, strict=True)]
 
 
 def nll_change(value: float) -> str:

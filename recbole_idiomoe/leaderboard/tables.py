@@ -18,7 +18,14 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report import count, language_of, metric_title, mix_notes, nll_change
+from recbole_idiomoe.report import (
+    LANGUAGE,
+    count,
+    language_notes,
+    metric_title,
+    mix_notes,
+    nll_change,
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,8 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     cited = {s.name: [] if s.mixed else published(s.row.model, dataset, metric) for s in standings}
     if any(cited.values()):
         columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
-    texts = dict(language_of(run) for s in ran for run in s.runs if "language" in run)
-    for title in texts:
-        columns[title] = _language_column(title)
+    if any("language" in run for s in ran for run in s.runs):
+        columns[LANGUAGE] = _language
     if any(standing.row.tuned for standing in standings):
         columns["settings"] = _settings
     columns |= {"kind": _kind} | _COSTS
@@ -90,7 +96,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     notes = [
         *_statistics_notes(metric, ran, baseline),
         *_mix_notes(metric, standings),
-        *(f"{title}: {about}. 0 is no change at all." for title, about in texts.items()),
+        *language_notes([{**run, "model": s.name} for s in ran for run in s.runs], values=False),
         *_cost_notes(ran, devices),
         *(
             f"Published, of another protocol, {name}: {sources()[name]}."
@@ -185,17 +191,13 @@ def _settings(standing: Standing) -> Cell:
     return Cell(kind, kind)
 
 
-def _language_column(title: str) -> Callable[[Standing], Cell]:
-    def column(standing: Standing) -> Cell:
-        measured = [run for run in standing.runs if "language" in run]
-        changes = [r["language"]["nll_change"] for r in measured if language_of(r)[0] == title]
-        if not changes:
-            return Cell("-")
-        # A mean could be 0 without any of them being it.
-        mean = statistics.mean(changes)
-        return Cell(nll_change(mean) if any(changes) else "0", mean)
-
-    return column
+def _language(standing: Standing) -> Cell:
+    changes = [run["language"]["nll_change"] for run in standing.runs if "language" in run]
+    if not changes:
+        return Cell("-")
+    mean = statistics.mean(changes)
+    # A mean could be 0 without any of them being it.
+    return Cell(nll_change(mean) if any(changes) else nll_change(0), mean)
 
 
 def _device(standing: Standing) -> Cell:
