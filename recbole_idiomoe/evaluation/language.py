@@ -13,6 +13,7 @@ from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.model.catalog_lm import untouched_backbone
 from recbole_idiomoe.model.idiomoe import IDIOMoE
 from recbole_idiomoe.pretrain.evaluation import likelihood
+from recbole_idiomoe.report import nll_change
 from recbole_idiomoe.settings import UNTRAINED, Settings
 
 logger = logging.getLogger(__name__)
@@ -70,5 +71,6 @@ def language_kept(
         "untouched_nll": untouched,
         "nll_change": nll - untouched,
     }
-    logger.info(f"{path.name}: {nll:.4f} nats a token, {kept['nll_change']:+.4f} of the backbone's")
+    change = nll_change(nll - untouched)
+    logger.info(f"{path.name}: {nll:.4f} nats a token, a change of {change} from the backbone")
     return kept

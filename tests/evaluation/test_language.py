@@ -18,7 +18,6 @@ from tests.training.cycle import TINY, write_cycle
 
 TEXT = "The café had no menu.\n\n = Plovers = \n They nest near the shore, in June and July. " * 9
 SMALL = {k: v for k, v in TINY.items() if k not in ("backbone", "backbone_args")} | {"epochs": 1}
-FROZEN = {"IDIOMoE": "backbone", "MoA": "backbone", "MoT": "backbone"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         max_position_embeddings=64,
         initializer_range=0.3,
     )
-    Qwen2ForCausalLM(config).save_pretrained(place / "backbone")
+    # In bfloat16, as most are published: training in it then holds frozen weights so.
+    Qwen2ForCausalLM(config).bfloat16().float().save_pretrained(place / "backbone")
     tokenizer.save_pretrained(place / "backbone")
     (place / "wiki.txt").write_text(TEXT, encoding="utf-8")
     data = write_cycle(place / "cycle", users=30)
@@ -41,9 +41,13 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return SMALL | own | {"data_path": str(data)}
 
 
-@pytest.mark.parametrize("model", FROZEN)
-def test_a_frozen_text_path_changes_nothing_at_all(model: str, given: dict[str, Any]) -> None:
-    (result,) = quick_start.run(model, "cycle", settings=given | {"freeze": FROZEN[model]})
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["IDIOMoE", "MoA", "MoT"])
+def test_a_frozen_text_path_changes_nothing_at_all(
+    model: str, precision: str, given: dict[str, Any]
+) -> None:
+    frozen = {"freeze": "backbone", "precision": precision}
+    (result,) = quick_start.run(model, "cycle", settings=given | frozen)
     kept = result["language"]
     assert kept["nll_change"] == 0.0 and kept["nll"] == kept["untouched_nll"] > 0
     assert (kept["file"], kept["tokenizer"], kept["context"]) == ("wiki.txt", "backbone", 64)
