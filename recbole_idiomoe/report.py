@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.besides import language_notes, mix_notes, with_mixes
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text
 
 WIDTH = 80
 _NAME = 19  # the least that a row's name is folded to
-LANGUAGE = "ΔNLL"
-"""What training did to the likelihood of a text, see ``language_file`` in the settings."""
 Result = Mapping[str, Any]
 
 
@@ -45,79 +44,6 @@ def table(results: Sequence[Result]) -> str:
     for line in protocols:
         lines += wrapped(f"Protocol: {line}")
     return "\n".join(lines)
-
-
-def with_mixes(results: Sequence[Result], named: str = "model") -> list[Result]:
-    """``results``, each followed by the mix that was measured with it as a result of its own.
-
-    Args:
-        named: the entry that names a result.
-    """
-    every: list[Result] = []
-    for result in results:
-        every.append(result)
-        if mix := mix_of(result):
-            every.append({**mix, named: f"{result[named]} + {mix['with']}"})
-    return every
-
-
-def mix_of(result: Result) -> dict[str, Any] | None:
-    """The mix that was measured with ``result``, if one was; only a mix has a ``weight``."""
-    if not (mix := result.get("mix")):
-        return None
-    shared = {key: value for key, value in result.items() if key != "mix"}
-    return {**shared, **mix, "learning_curve": []}
-
-
-def mix_notes(results: Sequence[Result], metric: str, named: str = "model") -> list[str]:
-    """What the mixes among ``results`` are, and their weights by seed."""
-    weights: dict[str, dict[str, list[str]]] = {}
-    for result in results:
-        if "weight" in result:
-            counter = result["with"]
-            name = result[named].removesuffix(f" + {counter}")
-            found = weights.setdefault(counter, {}).setdefault(name, [])
-            found.append(f"{result['weight']:g}")
-    return [
-        f"+ {counter}: (1 - w) softmax(scores) + w (its counts / their sum), the share of counts "
-        "also where the model counts; nothing is trained for it. w, chosen by "
-        f"{metric_title(metric)} on validation: {_listed(found)}."
-        for counter, found in weights.items()
-    ]
-
-
-def _listed(values: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{name} {', '.join(found)}" for name, found in values.items())
-
-
-def language_notes(
-    results: Sequence[Result], named: str = "model", values: bool = True
-) -> list[str]:
-    """What :data:`LANGUAGE` of ``results`` is, a note for each text and tokenizer.
-
-    Args:
-        named: the entry that names a result.
-        values: say what was found too, by seed.
-    """
-    changes: dict[str, dict[str, list[str]]] = {}
-    for result in results:
-        if (found := result.get("language")) and "weight" not in result:
-            about = (
-                f"nats a token on {found['file']}, of the trained model on text alone less those "
-                f"of its untouched backbone ({found['tokens']:,} tokens of {found['tokenizer']}'s "
-                f"tokenizer, windows of {found['context']} that overlap by half)"
-            )
-            rows = changes.setdefault(about, {})
-            rows.setdefault(result[named], []).append(nll_change(found["nll_change"]))
-    if values:
-        return [f"{LANGUAGE}, {about}: {_listed(rows)}." for about, rows in changes.items()]
-    of = [f" of {', '.join(rows)}" if len(changes) > 1 else "" for rows in changes.values()]
-    return [f"{LANGUAGE}{whose}: {about}." for whose, about in zip(of, changes, strict=True)]
-
-
-def nll_change(value: float) -> str:
-    """A change of NLL: 0 alone is no change at all."""
-    return f"{value:+.4f}" if value else "0"
 
 
 def markdown(grid: Result) -> str:
@@ -195,13 +121,17 @@ def _dataset_table(dataset: str, runs: Sequence[Result]) -> list[str]:
         metrics = [m for m in metrics if m.endswith("@10")] or metrics
         rows = _rows(dataset, results, metrics)
     cold_starts = [result for result in results if "cold_start" in result]
-    chooses = str(results[0]["protocol"].get("valid_metric", ""))
-    notes = [*mix_notes(results, chooses.lower()), *language_notes(results)]
+    notes = [*mix_notes(results, _chooses(results[0]["protocol"])), *language_notes(results)]
     return [
         *aligned(folded(rows)),
         *(_unseen_table(cold_starts, metrics) if cold_starts else []),
         *(line for note in notes for line in ["", *wrapped(note)]),
     ]
+
+
+def _chooses(protocol: Mapping[str, Any]) -> str:
+    """The title of the metric that chooses on validation."""
+    return metric_title(str(protocol.get("valid_metric")).lower())
 
 
 def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str]:
@@ -301,7 +231,7 @@ def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]
     return [
         f"{means}; Δ: difference from {grid['baseline']}.",
         *([_cannot_rank(unable)] if unable else []),
-        *mix_notes(runs, str(grid["protocol"][dataset].get("valid_metric", "")).lower(), "variant"),
+        *mix_notes(runs, _chooses(grid["protocol"][dataset]), "variant"),
         *language_notes(runs, "variant"),
         f"Protocol: {protocol_line(grid['protocol'][dataset])}",
     ]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from recbole_idiomoe.besides import language_notes
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.report import (
     check_writable,
     joined,
-    language_notes,
     main,
     markdown,
     table,

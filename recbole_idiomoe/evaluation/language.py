@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from recbole_idiomoe.besides import nll_change
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.model.catalog_lm import untouched_backbone
 from recbole_idiomoe.model.idiomoe import IDIOMoE
 from recbole_idiomoe.pretrain.evaluation import likelihood
-from recbole_idiomoe.report import nll_change
 from recbole_idiomoe.settings import UNTRAINED, Settings
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.besides import mix_of
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.ranks import Ranks, is_ranked
@@ -25,7 +26,6 @@ from recbole_idiomoe.files import refusal, write_text, written_aside
 from recbole_idiomoe.grid import Cell, Grid
 from recbole_idiomoe.measures import protocol
 from recbole_idiomoe.registry import get_model
-from recbole_idiomoe.report import mix_of
 from recbole_idiomoe.run_folder import MIX_RANKS_FILE, RANKS_FILE
 
 INDEX = "leaderboard.json"

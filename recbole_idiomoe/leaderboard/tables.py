@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from recbole_idiomoe.besides import LANGUAGE, language_notes, mix_notes, nll_change
 from recbole_idiomoe.leaderboard.published import published, sources
 from recbole_idiomoe.leaderboard.standings import (
     PERMUTATIONS,
@@ -18,14 +19,7 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report import (
-    LANGUAGE,
-    count,
-    language_notes,
-    metric_title,
-    mix_notes,
-    nll_change,
-)
+from recbole_idiomoe.report import count, metric_title
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ def _mix_notes(metric: str, standings: Sequence[Standing]) -> list[str]:
         else ""
     )
     costs = " They cost what the model costs, but for eval s."
-    return [f"{note}{against}{costs}" for note in mix_notes(named, metric)]
+    return [f"{note}{against}{costs}" for note in mix_notes(named, metric_title(metric))]
 
 
 def _failure_notes(standing: Standing) -> list[str]:
