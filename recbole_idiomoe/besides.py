@@ -47,8 +47,8 @@ def mix_notes(results: Sequence[Result], chosen_by: str, named: str = "model") -
             found = weights.setdefault(counter, {}).setdefault(name, [])
             found.append(f"{result['weight']:g}")
     return [
-        f"+ {counter}: (1 - w) softmax(scores) + w (its counts / their sum), the share of counts "
-        "also where the model counts; nothing is trained for it. w, chosen by "
+        f"A row + {counter} is (1 - w) softmax(scores) + w (its counts / their sum), the share of "
+        "counts also where the model counts; nothing is trained for it. w, chosen by "
         f"{chosen_by} on validation: {_listed(found)}."
         for counter, found in weights.items()
     ]

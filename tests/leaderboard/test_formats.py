@@ -136,11 +136,14 @@ def test_a_mix_is_a_row_of_its_own_in_every_format(lead: Lead) -> None:
         assert by_name[name]["difference"] == pytest.approx(wanted)
 
     text = Path("board/README.md").read_text()
+    assert not re.search(r"^- [-+*] ", text, flags=re.MULTILINE)  # a list in a list
     rows = markdown_rows(text)
     assert rows[mixes[0]]["NDCG@10"].startswith("**") and "train s" not in rows[mixes[0]]
     assert rows["IDIOMoE"]["train s"] == "2.5" and rows["IDIOMoE"]["published NDCG@10"] != "-"
     assert rows[mixes[0]]["published NDCG@10"] == "-"
-    note = next(line for line in text.splitlines() if line.startswith("- + TransitionCounter"))
+    note = next(
+        line for line in text.splitlines() if line.startswith("- A row + TransitionCounter is")
+    )
     assert "on validation: IDIOMoE 0.15, 0.2; SASRec 0.15, 0.2." in note
     assert f"against {mixes[1]}, the best baseline, mixed or not" in note
     assert all(name in Path("board/leaderboard.tex").read_text() for name in mixes)
