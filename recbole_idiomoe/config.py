@@ -30,6 +30,7 @@ from recbole_idiomoe.config_checks import (
     check_eval_args,
     check_forms,
     check_metrics,
+    check_mix,
     check_names,
     check_values,
 )
@@ -89,6 +90,7 @@ class RunConfig(Config):  # type: ignore[misc]
         data_root: the folder that holds a folder per data set.
         known: the settings that a run of this model may be given.
         read_by_model: those that the model's own files ask for.
+        tuned_settings: those that ``tuned`` gave, and nothing else.
 
     Raises:
         SettingError: an unknown model or key, a value that cannot be, or a GPU that is
@@ -99,6 +101,7 @@ class RunConfig(Config):  # type: ignore[misc]
     data_root: Path
     known: set[str]
     read_by_model: set[str]
+    tuned_settings: dict[str, Any]
 
     def __init__(
         self,
@@ -110,6 +113,7 @@ class RunConfig(Config):  # type: ignore[misc]
         own: Mapping[str, Any] | None = None,
     ) -> None:
         self.beside, self.own = beside, dict(own or {})
+        self.tuned_settings = {}
         super().__init__(
             model, dataset, list(config_files), overlay(dict(settings or {}), self.own)
         )
@@ -179,6 +183,7 @@ class RunConfig(Config):  # type: ignore[misc]
         internal.pop("search_space", None)
         if isinstance(external.get("tuned"), str):
             tuned = yaml_files.tuned_settings(external["tuned"], model, dataset)
+            self.tuned_settings = {k: v for k, v in tuned.items() if k not in external}
             self.external_config_dict = overlay(tuned, external)
         loss = self.external_config_dict.get("loss_type", internal.get("loss_type"))
         if _learns_from_negatives(model_class, loss) and not internal["train_neg_sample_args"]:
@@ -203,6 +208,7 @@ class RunConfig(Config):  # type: ignore[misc]
         check_metrics(final)
         Settings.from_mapping(final)
         check_cold_start(final)
+        check_mix(final)
         return final
 
     def _forced_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from recbole.evaluator.base_metric import TopkMetric
@@ -265,6 +266,47 @@ def check_cold_start(final: Mapping[str, Any]) -> None:
                 f"metrics: {metric} is not of a ranked list's top K, which {start} needs; take "
                 "Hit, NDCG or MRR."
             )
+
+
+def check_mix(final: Mapping[str, Any]) -> None:
+    """A mix has what it needs: one file, the full ranking, no cold start.
+
+    Raises:
+        SettingError: it has not.
+    """
+    if not final["mix"]:
+        return
+    mix, mode = f"mix={final['mix']}", final["eval_args"]["mode"]
+    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+        raise SettingError(
+            f"{mix} needs the full ranking, eval_args: mode=full; leave it out to keep {mode!r}."
+        )
+    if final["cold_start"]:
+        raise SettingError(
+            f"{mix}: nobody had the unseen items of a cold start, which counts cannot rank; leave "
+            "one of them out."
+        )
+    if final.get("benchmark_filename"):
+        raise SettingError(f"{mix} needs one .inter file; leave it out to keep another split.")
+
+
+def check_text_file(name: str, path: str) -> None:
+    """``path`` holds text.
+
+    Args:
+        name: the setting that names it.
+
+    Raises:
+        SettingError: it does not, or cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{name}={path} is not UTF-8; save it as UTF-8.") from error
+    except OSError as error:
+        raise SettingError(f"{name}={path} cannot be read ({error.strerror}).") from error
+    if not text.strip():
+        raise SettingError(f"{name}={path} is empty; name a file with text, or leave it out.")
 
 
 def _is_cutoff(value: Any) -> bool:

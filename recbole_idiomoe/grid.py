@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe import registry, yaml_files
 from recbole_idiomoe.config import COMMAND, RunConfig, overlay
+from recbole_idiomoe.config_checks import check_text_file
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.measures import protocol, versions
 from recbole_idiomoe.settings import Settings
@@ -50,6 +51,8 @@ class Cell:
     """Complete, as :meth:`RunConfig.complete_settings` gives them."""
     files: tuple[tuple[str, str], ...] = ()
     """Name and digest of what it reads, where that is the user's own."""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """Those of ``settings`` that tuning chose."""
 
     def __str__(self) -> str:
         return f"{self.variant} on {self.dataset}, seed {self.settings['seed']}"
@@ -60,7 +63,7 @@ class Cell:
 
         The row's name is not in it. Nor is what has no effect on a result, so that a run is known
         again on another machine and where its data lie elsewhere; of our settings, RecBole's
-        models heed those of the protocol alone.
+        models heed those of the protocol and of evaluation alone.
         """
         without_effect = _WITHOUT_EFFECT
         if self.model in registry.sequential_models():
@@ -78,8 +81,9 @@ class Cell:
         return re.sub(r"[^\w.-]", "_", f"{name}-{self.identity}")
 
 
-_WITHOUT_EFFECT = {"checkpoint_dir", "data_path", "seed", "show_progress"}
-_OF_OUR_MODELS = {f.name for f in fields(Settings) if f.metadata["group"] != "protocol"}
+_WITHOUT_EFFECT = {"checkpoint_dir", "data_path", "language_file", "seed", "show_progress"}
+_OF_EVERY_MODEL = ("protocol", "evaluation")
+_OF_OUR_MODELS = {f.name for f in fields(Settings) if f.metadata["group"] not in _OF_EVERY_MODEL}
 
 
 def read_grid(models: Sequence[str], layers: Iterable[Mapping[str, Any]]) -> Grid | None:
@@ -157,7 +161,14 @@ def cells_of(
             check_same_protocol(name, protocol(config, 0), grid.baseline, expected)
             complete, seed, files = config.complete_settings(), config["seed"], _files(config)
             cells += [
-                Cell(name, config["model"], dataset, complete | {"seed": seed + n}, files)
+                Cell(
+                    name,
+                    config["model"],
+                    dataset,
+                    complete | {"seed": seed + n},
+                    files,
+                    config.tuned_settings,
+                )
                 for n in range(grid.seeds)
             ]
     return cells
@@ -222,10 +233,14 @@ def check_same_protocol(
 
 
 def _files(config: RunConfig) -> tuple[tuple[str, str], ...]:
-    """The data set's and the text encoder's own files, as :attr:`Cell.files` has them."""
+    """Those of the data set, text encoder and language, as :attr:`Cell.files` has them."""
     paths = sorted((config.data_root / config["dataset_label"]).glob("*"))
     if str(config["text_encoder"]).endswith(".npz"):
         paths.append(Path(config["text_encoder"]))
+    if config["language_file"]:
+        check_text_file("language_file", config["language_file"])
+        if config["model"] in registry.LANGUAGE_MODELS:
+            paths.append(Path(config["language_file"]))
     found = [(path, path.stat()) for path in paths if path.is_file()]
     return tuple((path.name, _digest(path, at.st_size, at.st_mtime_ns)) for path, at in found)
 

@@ -164,8 +164,12 @@ def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
         "epochs": result["epochs"],
         "parameters": result["parameters"],
     }
-    if "cold_start" in result:
-        run["cold_start"] = result["cold_start"]
+    for part in ("cold_start", "language"):
+        if part in result:
+            run[part] = result[part]
+    if mix := result.get("mix"):
+        measured = {"valid": mix["best_valid_result"], "test": mix["test_result"]}
+        run["mix"] = {"with": mix["with"], "weight": mix["weight"], **measured}
     if timed:
         run["seconds"] = result["train_seconds"]
     return run | {key: result[key] for key in ("protocol", "device", "versions")}

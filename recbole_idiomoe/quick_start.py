@@ -17,11 +17,13 @@ from safetensors.torch import save_model
 
 from recbole_idiomoe import yaml_files
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.config_checks import check_text_file
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.cold_start import evaluate_apart, leave_out_items
+from recbole_idiomoe.evaluation.mixing import evaluate_mix, load_counter
 from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
@@ -43,6 +45,7 @@ from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model, get_trainer
 from recbole_idiomoe.report import check_writable, write_result
 from recbole_idiomoe.run_folder import (
     CHECKPOINT_FILE,
+    MIX_RANKS_FILE,
     RANKS_FILE,
     RUN_FILE,
     new_folder,
@@ -150,6 +153,8 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     """Train and test one model on one dataset; see :func:`run`."""
     name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
     folder = resume or new_folder(Path(config["checkpoint_dir"]), name)
+    if config["language_file"]:
+        check_text_file("language_file", config["language_file"])
     splits = _load(config, folder)
     fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
     is_language_model = config["model"] in LANGUAGE_MODELS
@@ -161,10 +166,11 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     if not is_language_model:
         _save_weights(fitted.model, folder)
     result = _result(config, splits, fitted, tested)
-    write_run(folder, result)
     logger = logging.getLogger()
     logger.info(f"best valid: {result['best_valid_result']}")
     logger.info(f"test: {result['test_result']}")
+    result |= _measured_besides(config, splits, fitted)
+    write_run(folder, result)
     return result
 
 
@@ -295,6 +301,29 @@ def _result(
         "folder": str(fitted.folder),
         "settings": splits.settings,
     }
+
+
+def _measured_besides(config: RunConfig, splits: _Splits, fitted: _Fitted) -> dict[str, Any]:
+    """``mix`` and ``language`` of a result, where they are asked for and the model has them."""
+    measured: dict[str, Any] = {}
+    if config["mix"] and config["mix"] != config["model"]:
+        measured["mix"] = evaluate_mix(
+            fitted.trainer,
+            load_counter(config, splits.settings, splits.dataset),
+            splits.valid,
+            splits.test,
+            item_counts=splits.item_counts,
+            ranks=fitted.folder / MIX_RANKS_FILE,
+            show_progress=config["show_progress"],
+        )
+    if config["language_file"] and config["model"] in LANGUAGE_MODELS:
+        from recbole_idiomoe.evaluation.language import has_language, language_kept
+
+        if has_language(fitted.model, config.settings):
+            measured["language"] = language_kept(
+                fitted.folder, config.settings, seed=config["seed"], device=config["device"]
+            )
+    return measured
 
 
 def _identity(config: RunConfig) -> dict[str, str]:

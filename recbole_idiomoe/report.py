@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.besides import language_notes, mix_notes, with_mixes
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text
 
 WIDTH = 80
+_NAME = 19  # the least that a row's name is folded to
 Result = Mapping[str, Any]
 
 
@@ -47,7 +49,7 @@ def table(results: Sequence[Result]) -> str:
 def markdown(grid: Result) -> str:
     """The tables of a grid, with the validation metric that chose the epochs, in Markdown."""
     blocks = []
-    for dataset, runs in _by("dataset", grid["runs"]).items():
+    for dataset, runs in _by("dataset", with_mixes(grid["runs"], "variant")).items():
         for header, *rows in _grid_tables(grid, dataset, runs, validation=True):
             lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
             blocks += ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
@@ -110,7 +112,8 @@ def write_result(path: str | Path, results: Sequence[Result]) -> None:
         raise IdiomoeError(f"Cannot write {path}: {error.strerror}.") from error
 
 
-def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
+def _dataset_table(dataset: str, runs: Sequence[Result]) -> list[str]:
+    results = with_mixes(runs)
     metrics = list(dict.fromkeys(name for r in results for name in r["test_result"]))
     rows = _rows(dataset, results, metrics)
     if _width(rows) > WIDTH:
@@ -118,7 +121,17 @@ def _dataset_table(dataset: str, results: Sequence[Result]) -> list[str]:
         metrics = [m for m in metrics if m.endswith("@10")] or metrics
         rows = _rows(dataset, results, metrics)
     cold_starts = [result for result in results if "cold_start" in result]
-    return [*aligned(rows), *(_unseen_table(cold_starts, metrics) if cold_starts else [])]
+    notes = [*mix_notes(results, _chooses(results[0]["protocol"])), *language_notes(results)]
+    return [
+        *aligned(folded(rows)),
+        *(_unseen_table(cold_starts, metrics) if cold_starts else []),
+        *(line for note in notes for line in ["", *wrapped(note)]),
+    ]
+
+
+def _chooses(protocol: Mapping[str, Any]) -> str:
+    """The title of the metric that chooses on validation."""
+    return metric_title(str(protocol.get("valid_metric")).lower())
 
 
 def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str]:
@@ -160,9 +173,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _grid_lines(grid: Result) -> Iterator[str]:
-    for dataset, runs in _by("dataset", grid["runs"]).items():
+    for dataset, runs in _by("dataset", with_mixes(grid["runs"], "variant")).items():
         for rows in _grid_tables(grid, dataset, runs):
-            yield from (*aligned(_with_folded_names(rows)), "")
+            yield from (*aligned(folded(rows)), "")
         for note in _grid_notes(grid, dataset, runs):
             yield from wrapped(note)
         yield ""
@@ -218,13 +231,20 @@ def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]
     return [
         f"{means}; Δ: difference from {grid['baseline']}.",
         *([_cannot_rank(unable)] if unable else []),
+        *mix_notes(runs, _chooses(grid["protocol"][dataset]), "variant"),
+        *language_notes(runs, "variant"),
         f"Protocol: {protocol_line(grid['protocol'][dataset])}",
     ]
 
 
-def _with_folded_names(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+def fits(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a terminal holds the rows, once their names are folded."""
+    return _width([["", *row[1:]] for row in rows]) + _NAME <= WIDTH
+
+
+def folded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """``rows``, their names in several lines where a table would be too wide."""
-    room = max(10, WIDTH - _width([["", *row[1:]] for row in rows]))
+    room = max(_NAME, WIDTH - _width([["", *row[1:]] for row in rows]))
     folded = []
     for name, *cells in rows:
         first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")

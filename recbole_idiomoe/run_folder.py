@@ -16,6 +16,9 @@ RUN_FILE = "run.json"
 RANKS_FILE = "ranks.npz"
 """The rank of every test target: :class:`recbole_idiomoe.evaluation.ranks.Ranks`."""
 
+MIX_RANKS_FILE = "mix-ranks.npz"
+"""Likewise under the run's mix."""
+
 CHECKPOINT_FILE = "checkpoint.pth"
 """RecBole's own checkpoint, for RecBole's models."""
 

@@ -68,6 +68,23 @@ class Settings:
         group="protocol",
     )
 
+    # Measured besides, of every model that has it.
+    mix: str | None = _setting(
+        None,
+        "measure every trained model a second time, mixed with this counter, the counter's weight "
+        "chosen on validation; null: no mix",
+        choices=("TransitionCounter",),
+        none=True,
+        group="evaluation",
+    )
+    language_file: str | None = _setting(
+        None,
+        "text (UTF-8) whose likelihood under our trained models is compared with that under their "
+        "untouched backbones, such as wikitext-2's test part; null: not measured",
+        none=True,
+        group="evaluation",
+    )
+
     # Text of an item.
     use_text: bool = _setting(
         True, "put item text into the sequence; off: item tokens only", group="text"

@@ -235,3 +235,17 @@ def test_the_results_of_pretraining_are_of_its_rows() -> None:
         assert [(c.variant, c.settings["seed"]) for c in found] == [
             (run["variant"], run["seed"]) for run in result["runs"]
         ]
+
+
+def test_a_mix_makes_another_run_of_any_model_and_a_text_of_language_models() -> None:
+    def identities(**given: Any) -> list[str]:
+        rows = {name: {"model": name} for name in ("SASRec", "SASRecCE", "IDIOMoE")}
+        return [cell.identity for cell in cells(rows, **given)]
+
+    Path("wiki.txt").write_text("text")
+    alone, mixed = identities(), identities(mix="TransitionCounter")
+    assert all(one != other for one, other in zip(alone, mixed, strict=True))
+    measured = identities(language_file="wiki.txt")
+    assert measured[:2] == alone[:2] and measured[2] != alone[2]
+    Path("wiki.txt").write_text("another text")
+    assert identities(language_file="wiki.txt")[2] not in (measured[2], alone[2])

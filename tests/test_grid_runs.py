@@ -61,6 +61,16 @@ def test_a_grid_says_what_was_run(here: dict[str, Any], data: Path) -> None:
     assert json.loads(json.dumps(here)) == here
 
 
+def test_a_grid_keeps_the_mixes_of_its_runs(here: dict[str, Any], data: Path) -> None:
+    settings = given(data, seeds=2, mix="TransitionCounter", variants={"SASRec": ROWS["SASRec"]})
+    (mixed,) = quick_start.run(settings=settings, datasets="cycle", result_file="mixed.json")
+    for run, alone in zip(mixed["runs"], here["runs"], strict=False):
+        assert metrics(run) == metrics(alone)
+        assert set(run["mix"]) == {"with", "weight", "valid", "test"}
+        assert set(run["mix"]["test"]) == set(run["test"])
+    assert json.loads(Path("mixed.json").read_text()) == mixed
+
+
 MODEL = {"model": "IDIOMoE"}
 
 

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
+from recbole_idiomoe.besides import language_notes
 from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.report import check_writable, joined, main, markdown, table, write_result
+from recbole_idiomoe.report import (
+    check_writable,
+    joined,
+    main,
+    markdown,
+    table,
+    write_result,
+)
 
 METRICS = ["hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10"]
 PROTOCOL = {"split": "LS valid_and_test", "mask_seen": True, "filters": {"rm_dup_inter": None}}
@@ -245,3 +253,52 @@ def test_a_cold_start_has_a_table_of_its_own_within_80_columns() -> None:
     assert "cold start unseen_test_items=0.05, epsilon=0.1" in " ".join(text.split())
     assert "unseen" not in table([result("SASRec")])
     assert "cannot rank" not in table([cold("AppendBlocks", found)])
+
+
+MIX = {"with": "TransitionCounter", "weight": 0.35}
+
+
+def test_a_mix_stands_under_its_run_within_80_columns() -> None:
+    found = {name: 0.2345 for name in METRICS}
+    mix = MIX | {"test_result": found, "best_valid_result": {}, "eval_seconds": 1.0}
+    text = table([result("IDIOMoE", mix=mix), result("SASRec")])
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [line.split() for line in text.splitlines()[2:5]]
+    assert rows[0][:2] == ["IDIOMoE", "0.1235"]
+    assert rows[1][:4] == ["IDIOMoE", "+", "TransitionCounter", "0.2345"]
+    assert rows[2][:2] == ["SASRec", "0.1235"]
+    assert "on validation: IDIOMoE 0.35." in " ".join(text.split())
+    assert "TransitionCounter" not in table([result("SASRec")])
+
+
+def test_a_grid_has_the_mixes_means_and_weights_by_seed() -> None:
+    one = grid(base=[0.1, 0.3], other=[0.3, 0.3])
+    for run in one["runs"]:
+        better = {name: value + 0.1 for name, value in run["test"].items()}
+        weight = 0.1 * (run["seed"] + 1)
+        run["mix"] = MIX | {"weight": weight, "valid": run["valid"], "test": better}
+    lines = [" ".join(line.split()) for line in table([one]).splitlines()]
+    assert "base + 0.3000 ± 0.1414 +50.0% 0.5000 ± 0.2828 +25.0% 2.5M" in lines
+    assert "on validation: base 0.1, 0.2; other 0.1, 0.2." in " ".join(lines)
+    text = markdown(joined([one]))
+    assert "| other + TransitionCounter | 0.4000 ± 0.0000 | +100.0% |" in text
+    assert "- validation" not in text
+
+
+def test_language_kept_is_said_by_text_and_tokenizer() -> None:
+    def kept(change: float, tokenizer: str = "bundled") -> dict[str, Any]:
+        about = {"file": "wiki.txt", "tokenizer": tokenizer, "tokens": 9000, "context": 512}
+        return about | {"nll": 4.0 + change, "untouched_nll": 4.0, "nll_change": change}
+
+    runs = [
+        result("IDIOMoE", language=kept(0.25)),
+        result("MoT", language=kept(0.0)),
+        result("ItemLLM", language=kept(-0.5, "Qwen/Qwen2.5-0.5B")),
+        result("SASRec"),
+    ]
+    said = " ".join(table(runs).split())
+    assert "windows of 512 that overlap by half): IDIOMoE +0.2500; MoT 0." in said
+    assert "of Qwen/Qwen2.5-0.5B's tokenizer" in said and "ItemLLM -0.5000." in said
+    short = language_notes(runs, values=False)
+    assert [note.partition(":")[0] for note in short] == ["ΔNLL of IDIOMoE, MoT", "ΔNLL of ItemLLM"]
+    assert language_notes(runs[:2], values=False)[0].startswith("ΔNLL: nats a token on wiki.txt")

@@ -1,9 +1,9 @@
 """A leaderboard's folder: which runs its tables are made of, and these runs, kept for good.
 
 ``leaderboard.json`` names the protocol and the rows, ``runs/`` has a JSON and the ranks of every
-run. A row that is given other settings leaves its earlier runs there, and is found again with the
-earlier settings. Every step leaves the folder whole: a run's ranks are written before its JSON,
-which says that it is there, and both before the index names it.
+run, and those of its mix. A row that is given other settings leaves its earlier runs there, and is
+found again with the earlier settings. Every step leaves the folder whole: a run's ranks are written
+before its JSON, which says that it is there, and both before the index names it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.besides import mix_of
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.ranks import Ranks, is_ranked
@@ -25,13 +26,14 @@ from recbole_idiomoe.files import refusal, write_text, written_aside
 from recbole_idiomoe.grid import Cell, Grid
 from recbole_idiomoe.measures import protocol
 from recbole_idiomoe.registry import FAMILY
-from recbole_idiomoe.run_folder import RANKS_FILE
+from recbole_idiomoe.run_folder import MIX_RANKS_FILE, RANKS_FILE
 
 INDEX = "leaderboard.json"
 RUNS = "runs"
 _VERSION = 1
 _DATA = (".inter", ".item")
-_PLACES = ("checkpoint_dir", "data_path")
+_PLACES = ("checkpoint_dir", "data_path", "language_file")
+_RANKS, _MIX_RANKS = ".npz", ".mix.npz"
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Row:
     """Names of its runs in ``runs/``, by seed."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why runs failed, by seed, until they succeed."""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """Those of its settings that tuning chose."""
 
 
 @dataclass
@@ -84,6 +88,7 @@ class Board:
                     changed.append(f"{cell.variant} on {cell.dataset}")
                 own = {k: v for k, v in grid.variants[cell.variant].items() if k != "model"}
                 row = rows[cell.variant] = Row(cell.model, cell.model in FAMILY, own, cell.identity)
+            row.tuned = cell.tuned
             if self.has(cell):
                 self._count(cell, row)
         self.save()
@@ -107,9 +112,12 @@ class Board:
         _check_same(f"{cell.variant!r}", self.folder, found, self.protocol[cell.dataset])
         self.protocol[cell.dataset] = found
         folder = Path(result["folder"])
-        ranks = self._run_file(cell.key).with_suffix(".npz")
-        with written_aside(ranks) as aside:
-            shutil.copyfile(folder / RANKS_FILE, aside)
+        kept_ranks = {_RANKS: RANKS_FILE} | (
+            {_MIX_RANKS: MIX_RANKS_FILE} if "mix" in result else {}
+        )
+        for suffix, name in kept_ranks.items():
+            with written_aside(self._run_file(cell.key).with_suffix(suffix)) as aside:
+                shutil.copyfile(folder / name, aside)
         kept = {key: value for key, value in result.items() if key != "folder"}
         # Where it ran is nobody else's affair.
         settings = {k: v for k, v in result["settings"].items() if k not in _PLACES}
@@ -133,18 +141,13 @@ class Board:
         Raises:
             IdiomoeError: one cannot be read.
         """
-        found = []
-        for _, key in sorted(row.runs.items(), key=lambda item: int(item[0])):
-            path = self._run_file(key)
-            try:
-                run = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise IdiomoeError(
-                    f"{path} cannot be read ({type(error).__name__}); the command that made it "
-                    "runs it anew once it is deleted."
-                ) from error
-            found.append((run, Ranks.load(path.with_suffix(".npz"))))
-        return found
+        paths = self._run_files(row)
+        return [(_read_run(path), Ranks.load(path.with_suffix(_RANKS))) for path in paths]
+
+    def mixes(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
+        """The mixes that were measured with these runs, as runs of their own; raises likewise."""
+        read = ((path, mix_of(_read_run(path))) for path in self._run_files(row))
+        return [(run, Ranks.load(path.with_suffix(_MIX_RANKS))) for path, run in read if run]
 
     def save(self) -> None:
         """Write the index."""
@@ -177,6 +180,25 @@ class Board:
 
     def _run_file(self, key: str) -> Path:
         return self.folder / RUNS / f"{key}.json"
+
+    def _run_files(self, row: Row) -> list[Path]:
+        """Those of ``row``, by seed."""
+        return [self._run_file(key) for _, key in sorted(row.runs.items(), key=_by_seed)]
+
+
+def _by_seed(run: tuple[str, str]) -> int:
+    return int(run[0])
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return run
+    except (OSError, ValueError) as error:
+        raise IdiomoeError(
+            f"{path} cannot be read ({type(error).__name__}); the command that made it runs it "
+            "anew once it is deleted."
+        ) from error
 
 
 @contextmanager

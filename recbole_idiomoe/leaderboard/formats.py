@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from recbole_idiomoe.leaderboard.tables import Table
-from recbole_idiomoe.report import aligned, protocol_line, wrapped
+from recbole_idiomoe.leaderboard.tables import DEVICE, MARKS, Table, is_cost
+from recbole_idiomoe.report import aligned, fits, folded, protocol_line, wrapped
 
 
 def protocol_notes(protocols: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -41,28 +45,37 @@ def version_note(tables: Sequence[Table]) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table and its notes."""
+    """What the rows reach, what they cost, and the notes: each no wider than a page."""
+    notes = "\n".join(f"- {_md(note)}" for note in table.notes)
+    parts = "\n\n".join(_markdown_table(part) for part in _in_two(table))
+    return f"## {table.dataset}\n\n{parts}\n\n{notes}\n"
+
+
+def _markdown_table(table: Table) -> str:
     marked = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
     lines = [
         [_md(title) for title in table.header],
         ["---", *["---:"] * (len(table.header) - 1)],
         *([marked[cell.mark].format(_md(cell.text)) for cell in row] for row in table.rows),
     ]
-    shown = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    notes = "\n".join(f"- {_md(note)}" for note in table.notes)
-    return f"## {table.dataset}\n\n{shown}\n\n{notes}\n"
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _in_two(table: Table) -> list[Table]:
+    """What the rows reach, and what those cost that were trained."""
+    costs = table.with_columns(is_cost)
+    of_rows = zip(costs.rows, costs.standings, strict=True)
+    trained = [row for row, standing in of_rows if not standing.mixed]
+    return [table.with_columns(lambda title: not is_cost(title)), replace(costs, rows=trained)]
 
 
 def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """The tables for a terminal, without what is in the other files alone."""
     lines: list[str] = []
     for table in tables:
-        kept = [n for n, title in enumerate(table.header) if not title.startswith(_LEFT_OUT)]
-        shown = [[row[n].text for n in kept] for row in table.rows]
-        header = [table.dataset, *(table.header[n] for n in kept[1:])]
-        lines += [*aligned([header, *shown]), ""]
+        lines += [*aligned(folded(_fitting(table))), ""]
         for note in table.notes:
-            if not note.startswith("Published"):
+            if not note.startswith(("Published", MARKS)):
                 lines += wrapped(note)
         lines.append("")
     for note in notes:
@@ -70,11 +83,41 @@ def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-_LEFT_OUT = ("kind", "published", "eval s", "epochs", "MiB", "seeds", "device")
+def _fitting(table: Table) -> list[list[str]]:
+    """As many columns as a terminal has room for, two metrics in any case."""
+    shown = table.with_columns(lambda title: not title.startswith(_LEFT_OUT))
+    metrics = [title for title in shown.header if "@" in title]
+    for least_wanted in (*reversed(metrics[2:]), "params", "train s"):
+        if fits(_texts(shown)):
+            break
+        shown = shown.with_columns(partial(operator.ne, least_wanted))
+    return _texts(shown)
+
+
+def _texts(table: Table) -> list[list[str]]:
+    header = [table.dataset, *table.header[1:]]
+    return [header, *([cell.text for cell in row] for row in table.rows)]
+
+
+_LEFT_OUT = ("kind", "published", "eval s", "epochs", "MiB", "seeds", "settings", DEVICE)
 
 
 def latex(table: Table) -> str:
-    """The table as a float that needs the package booktabs; its notes are the caption."""
+    """A float that needs the package booktabs: both tables, the notes as the caption."""
+    notes = " ".join(_tex(note) for note in table.notes)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            "\n\n\\medskip\n".join(_tabular(part) for part in _in_two(table)),
+            rf"\caption{{{_tex(table.dataset)}. {notes}}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tabular(table: Table) -> str:
     marked = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
     lines = [
         " & ".join(map(_tex, table.header)) + r" \\",
@@ -84,19 +127,13 @@ def latex(table: Table) -> str:
             for row in table.rows
         ),
     ]
-    notes = " ".join(_tex(note) for note in table.notes)
     return "\n".join(
         [
-            r"\begin{table}",
-            r"\centering\small",
             rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
             r"\toprule",
             *lines,
             r"\bottomrule",
             r"\end{tabular}",
-            rf"\caption{{{_tex(table.dataset)}. {notes}}}",
-            r"\end{table}",
-            "",
         ]
     )
 
@@ -104,7 +141,9 @@ def latex(table: Table) -> str:
 def comma_separated(tables: Sequence[Table]) -> str:
     """A line a run, with every metric of test and validation."""
     records = [
-        {"dataset": table.dataset, "row": s.name, "ours": s.row.ours} | _record(run)
+        {"dataset": table.dataset, "row": s.name, "ours": s.row.ours}
+        | _record(run)
+        | {"tuned": json.dumps(s.row.tuned) if s.row.tuned else ""}
         for table in tables
         for s in table.standings
         for run in s.runs
@@ -131,6 +170,9 @@ def _record(run: Mapping[str, Any]) -> dict[str, Any]:
         "trainable": run["parameters"]["trainable"],
         "peak_memory_mib": run["peak_memory_mib"],
         "device": run["device"],
+        "mix": run.get("with", ""),
+        "mix_weight": run.get("weight", ""),
+        **{f"language_{name}": value for name, value in run.get("language", {}).items()},
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 _MARKERS = "osD^vP*X<>"
 _INK = "#0a0b0c"  # stands for the colour of the page's text, whatever that is
 _SIZE = (5.2, 3.6)  # inches: its letters can be read on a telephone
+_LEGEND, _HANDLE = 76, 7  # letters in a line of the legend, and what a line's sample takes of them
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,13 @@ def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> None:
-    for index, standing in enumerate(ran):
+    for standing, style in _styled(ran):
         axes.errorbar(
             max(standing.cost("train_seconds"), 0.1),  # counting models take next to none
             standing.mean(metric),
             yerr=standing.deviation(metric),
-            linestyle="none",
             capsize=2,
-            **_style(index, standing),
+            **style | {"linestyle": "none"},
         )
     _logarithmic(axes.xaxis)
     axes.set_xlabel("training, seconds")
@@ -107,12 +107,12 @@ def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> N
 
 
 def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
-    for index, standing in enumerate(ran):
+    for standing, style in _styled(ran):
         curve = standing.runs[0]["learning_curve"]
         if curve:
             epochs = [point["epoch"] for point in curve]
             found = [point["valid"] for point in curve]
-            axes.plot(epochs, found, **_style(index, standing))
+            axes.plot(epochs, found, **style)
     _logarithmic(axes.xaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"validation {title}")
@@ -120,11 +120,11 @@ def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
 
 def _by_group(axes: Any, ran: Sequence[Standing], metric: str, values: np.ndarray) -> None:
     groups, highest = groups_of(values), 0.0
-    for index, standing in enumerate(ran):
+    for standing, style in _styled(ran):
         found = standing.by_user(metric)
         means = [found[inside].mean() for _, inside in groups]
         highest = max(highest, *means)
-        axes.plot(range(len(groups)), means, **_style(index, standing))
+        axes.plot(range(len(groups)), means, **style)
     names = [f"{name}\nn={inside.sum():,}" for name, inside in groups]
     axes.set_xticks(range(len(groups)), names)
     axes.set_ylabel(metric_title(metric))
@@ -140,14 +140,20 @@ def _logarithmic(axis: Any) -> None:
     axis.set_major_formatter("{x:g}")
 
 
-def _style(index: int, standing: Standing) -> dict[str, Any]:
-    return {
-        "label": standing.name,
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "markersize": 6 if standing.row.ours else 4,
-        "linewidth": 2 if standing.row.ours else 1,
-    }
+def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]]:
+    """Each row with how it is drawn: a mix as the model that is in it, but hollow and dashed."""
+    looks = {id(row): index for index, row in enumerate(s.row for s in ran if not s.mixed)}
+    mixed = {"linestyle": "--", "markerfacecolor": "none"}
+    for standing in ran:
+        index = looks[id(standing.row)]
+        style = {
+            "label": standing.name,
+            "color": _COLOURS[index % len(_COLOURS)],
+            "marker": _MARKERS[index % len(_MARKERS)],
+            "markersize": 6 if standing.row.ours else 4,
+            "linewidth": 2 if standing.row.ours else 1,
+        }
+        yield standing, style | (mixed if standing.mixed else {})
 
 
 def _svg(title: str, draw: Callable[[Any], None]) -> str:
@@ -172,8 +178,14 @@ def _svg(title: str, draw: Callable[[Any], None]) -> str:
         axes.grid(alpha=0.25)
         handles, _ = axes.get_legend_handles_labels()
         if handles:
+            longest = max(len(str(handle.get_label())) for handle in handles)
+            columns = min(3, max(1, _LEGEND // (longest + _HANDLE)))
             figure.legend(
-                handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8
+                handles=handles,
+                loc="outside lower center",
+                ncols=columns,
+                frameon=False,
+                fontsize=8,
             )
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

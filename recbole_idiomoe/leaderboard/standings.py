@@ -28,6 +28,8 @@ class Standing:
     runs: Sequence[dict[str, Any]]
     ranks: Sequence[Ranks]
     """Those of ``runs``, which go by seed."""
+    mixed: bool = False
+    """Whether these are the row's runs mixed with a counter, see ``mix`` in the settings."""
 
     @cached_property
     def metrics(self) -> dict[str, tuple[float, ...]]:
@@ -72,7 +74,8 @@ class Comparison:
 def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
     """The rows on ``dataset``, the best by ``metric`` first, those without a run last.
 
-    Rows that wait for their first run are left out.
+    Each row's mix, if its runs have one, is another. Rows that wait for their first run are left
+    out.
 
     Raises:
         IdiomoeError: runs that have other test targets, or cannot be read.
@@ -83,15 +86,22 @@ def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
         if kept or row.failed:
             runs, ranks = [run for run, _ in kept], [ranks for _, ranks in kept]
             found.append(Standing(name, row, runs, ranks))
+        if mixes := board.mixes(row):
+            runs, ranks = [run for run, _ in mixes], [ranks for _, ranks in mixes]
+            found.append(Standing(f"{name} + {runs[0]['with']}", row, runs, ranks, mixed=True))
     _check_same_targets(dataset, found)
     ran = [standing for standing in found if standing.runs]
     best_first = sorted(ran, key=lambda standing: -standing.mean(metric))
     return [*best_first, *(standing for standing in found if not standing.runs)]
 
 
-def best_baseline(standings: Sequence[Standing]) -> Standing | None:
-    """The first of ``standings``, best first, that is no model of ours and has run."""
-    return next((s for s in standings if s.runs and not s.row.ours), None)
+def best_baseline(standings: Sequence[Standing], mixed: bool = False) -> Standing | None:
+    """The first of ``standings``, best first, that is no model of ours and has run.
+
+    Args:
+        mixed: what is compared with it is mixed, so that it may be too.
+    """
+    return next((s for s in standings if s.runs and not s.row.ours and s.mixed <= mixed), None)
 
 
 def compare(standing: Standing, baseline: Standing, metric: str) -> Comparison:

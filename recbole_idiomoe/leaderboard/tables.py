@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from recbole_idiomoe.besides import LANGUAGE, language_notes, mix_notes, nll_change
 from recbole_idiomoe.leaderboard.published import published, sources
 from recbole_idiomoe.leaderboard.standings import (
     PERMUTATIONS,
@@ -45,8 +47,16 @@ class Table:
     comparisons: dict[str, Comparison]
     """Rows' names to what they are against the best baseline."""
 
+    def with_columns(self, keep: Callable[[str], bool]) -> Table:
+        """The table with those columns alone, by title, and its first, the rows' names."""
+        kept = [n for n, title in enumerate(self.header) if n == 0 or keep(title)]
+        rows = [[row[n] for n in kept] for row in self.rows]
+        return replace(self, header=[self.header[n] for n in kept], rows=rows)
+
 
 NOT_ALONE = "*"
+MARKS = "The best is bold, the second best underlined."
+DEVICE = "device"
 
 
 def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
@@ -54,32 +64,41 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     ran = [standing for standing in standings if standing.runs]
     baseline = best_baseline(standings)
     comparisons = {}
-    if baseline is not None:
-        others = [standing for standing in ran if standing is not baseline]
-        comparisons = {s.name: compare(s, baseline, metric) for s in others}
+    for standing in ran:
+        against = best_baseline(standings, standing.mixed)
+        if against is not None and standing is not against:
+            comparisons[standing.name] = compare(standing, against, metric)
     columns: dict[str, Callable[[Standing], Cell]] = {"row": _name}
     for name in _shown(metric, ran):
         columns[metric_title(name)] = _metric_column(name, ran)
     if baseline is not None:
         columns["Δ"] = lambda standing: _difference(comparisons.get(standing.name))
         columns["p"] = lambda standing: _p(comparisons.get(standing.name))
-    cited = {s.name: published(s.row.model, dataset, metric) for s in standings}
+    cited = {s.name: [] if s.mixed else published(s.row.model, dataset, metric) for s in standings}
     if any(cited.values()):
         columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
-    columns |= _COSTS | {"kind": _kind}
+    if any("language" in run for s in ran for run in s.runs):
+        columns[LANGUAGE] = _language
+    if any(standing.row.tuned for standing in standings):
+        columns["settings"] = _settings
+    columns |= {"kind": _kind} | _COSTS
     devices = list(dict.fromkeys(run["device"] for s in ran for run in s.runs))
     if len(devices) > 1:
-        columns["device"] = _device
+        columns[DEVICE] = _device
     rows = [[column(standing) for column in columns.values()] for standing in standings]
+    rows_alone = [standing for standing in standings if not standing.mixed]
     notes = [
         *_statistics_notes(metric, ran, baseline),
+        *_mix_notes(metric, standings),
+        *language_notes([{**run, "model": s.name} for s in ran for run in s.runs], values=False),
         *_cost_notes(ran, devices),
         *(
             f"Published, of another protocol, {name}: {sources()[name]}."
             for name in dict.fromkeys(p.source for found in cited.values() for p in found)
         ),
-        *(note for standing in standings for note in _failure_notes(standing)),
-        *(_settings_note(standing) for standing in standings if standing.row.own),
+        *(note for row in rows_alone for note in _failure_notes(row)),
+        *(_settings_note(row) for row in rows_alone if row.row.own),
+        *(_tuned_note(row) for row in rows_alone if row.row.tuned),
     ]
     return Table(dataset, metric, list(columns), rows, notes, list(standings), comparisons)
 
@@ -161,9 +180,28 @@ def _seeds(standing: Standing) -> Cell:
     return Cell(str(len(standing.runs)), len(standing.runs))
 
 
+def _settings(standing: Standing) -> Cell:
+    kind = "tuned" if standing.row.tuned else "own" if standing.row.own else "default"
+    return Cell(kind, kind)
+
+
+def _language(standing: Standing) -> Cell:
+    changes = [run["language"]["nll_change"] for run in standing.runs if "language" in run]
+    if not changes:
+        return Cell("-")
+    mean = statistics.mean(changes)
+    # A mean could be 0 without any of them being it.
+    return Cell(nll_change(mean) if any(changes) else nll_change(0), mean)
+
+
 def _device(standing: Standing) -> Cell:
     names = "; ".join(dict.fromkeys(run["device"] for run in standing.runs)) or "-"
     return Cell(names, names)
+
+
+def is_cost(title: str) -> bool:
+    """Whether the column with this title says what a row cost, not how good it is."""
+    return title in _COSTS or title == DEVICE
 
 
 _COSTS: dict[str, Callable[[Standing], Cell]] = {
@@ -182,8 +220,7 @@ def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing |
     title = metric_title(metric)
     seeds = sorted({len(standing.runs) for standing in ran})
     said = f"Mean ± standard deviation over {' to '.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))}"
-    notes = ["One seed." if seeds == [1] else f"{said} seeds."]
-    notes[0] += " The best is bold, the second best underlined."
+    notes = ["One seed." if seeds == [1] else f"{said} seeds.", MARKS]
     if baseline is None:
         return [*notes, "There is no baseline to compare with."]
     return [
@@ -193,6 +230,19 @@ def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing |
         f"averaged over seeds ({PERMUTATIONS:,} permutations, seed {TEST_SEED}), not corrected for "
         "the number of rows.",
     ]
+
+
+def _mix_notes(metric: str, standings: Sequence[Standing]) -> list[str]:
+    mixes = [standing for standing in standings if standing.mixed]
+    named = [{**run, "model": standing.name} for standing in mixes for run in standing.runs]
+    baseline = best_baseline(standings, mixed=True)
+    against = (
+        f" Δ, p of mixes: against {baseline.name}, the best baseline, mixed or not."
+        if baseline
+        else ""
+    )
+    costs = " They cost what the model costs, but for eval s."
+    return [f"{note}{against}{costs}" for note in mix_notes(named, metric_title(metric))]
 
 
 def _failure_notes(standing: Standing) -> list[str]:
@@ -209,6 +259,11 @@ def _settings_note(standing: Standing) -> str:
     name, row = standing.name, standing.row
     own = ", ".join(f"{setting}={value}" for setting, value in row.own.items())
     return f"{name}: {own}." if name == row.model else f"{name}: {row.model} with {own}."
+
+
+def _tuned_note(standing: Standing) -> str:
+    tuned = ", ".join(f"{setting}={value}" for setting, value in standing.row.tuned.items())
+    return f"{standing.name}, tuned on validation: {tuned}."
 
 
 def _cost_notes(ran: Sequence[Standing], devices: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def likelihood(
         for ids in encode_text(tokenizer, list(texts))
         for window in _windows([end, *ids, end], context)
     ]
-    windows.sort(key=lambda window: len(window[0]))
+    windows.sort(key=lambda window: (len(window[0]), window[1]))
     at_once = max(1, LOGITS_AT_ONCE // (context * model.config.vocab_size))
     for start in range(0, len(windows), at_once):
         batch = windows[start : start + at_once]
@@ -67,8 +67,10 @@ def likelihood(
             input_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, first : len(ids)] = input_ids[row, first : len(ids)]
         # Padding comes last, so causal attention never reads it.
-        logits = model(input_ids.to(model.device)).logits[:, :-1].float()
-        targets = labels[:, 1:].to(model.device)
+        # The half that was predicted in the window before needs no scores of the vocabulary.
+        kept = width - min(first for _, first in batch) + 1
+        logits = model(input_ids.to(model.device), logits_to_keep=kept).logits[:, :-1].float()
+        targets = labels[:, 1 - kept :].to(model.device)
         nll += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
         token_num += int((targets != -100).sum())
     return Likelihood(nll, token_num, sum(len(text.encode()) for text in texts))

@@ -12,10 +12,11 @@ from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.evaluation.ranks import Ranks
 from recbole_idiomoe.measures import protocol
+from recbole_idiomoe.registry import LANGUAGE_MODELS
 
 USERS = 60
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
-SHIFT = {"SASRec": 12, "GRU4Rec": 16, "IDIOMoE": 6, "IDTransformer": 9}
+SHIFT = {"SASRec": 12, "GRU4Rec": 16, "IDIOMoE": 6, "IDTransformer": 9, "TransitionCounter": 20}
 """How far down a model's targets are ranked at most."""
 
 
@@ -45,7 +46,30 @@ class Runner:
         ranks = ranks_by_chance(f"{model} {seed} {config['learning_rate']}", SHIFT[model])
         ranks.save(folder / "ranks.npz")
         test = {name: round(float(ranks.metric(name).mean()), 6) for name in METRICS}
-        return {
+        besides: dict[str, Any] = {}
+        if config["mix"] and config["mix"] != model:
+            mixed = ranks_by_chance(f"{model} {seed} mixed", SHIFT[model] - 3)
+            mixed.save(folder / "mix-ranks.npz")
+            found = {name: round(float(mixed.metric(name).mean()), 6) for name in METRICS}
+            besides["mix"] = {
+                "with": config["mix"],
+                "weight": (seed - 2017) / 20,
+                "best_valid_result": found,
+                "test_result": found,
+                "eval_seconds": 0.7,
+            }
+        if config["language_file"] and model in LANGUAGE_MODELS:
+            change = 0.0 if config["freeze"] == "backbone" else 0.25 * (seed - 2019)
+            besides["language"] = {
+                "file": Path(config["language_file"]).name,
+                "tokenizer": "bundled",
+                "tokens": 12_345,
+                "context": 512,
+                "nll": 4.0 + change,
+                "untouched_nll": 4.0,
+                "nll_change": change,
+            }
+        return besides | {
             "model": model,
             "dataset": config["dataset"],
             "seed": seed,

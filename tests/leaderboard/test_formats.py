@@ -1,6 +1,7 @@
 """What the tables say, in every format."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from tests.leaderboard.conftest import Lead
 
 
 def markdown_rows(text: str) -> dict[str, dict[str, str]]:
-    """The first table in ``text``: each row's cells by the column's title, by the row's name."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    header, _, *rows = ([cell.strip() for cell in line.split(" | ")] for line in lines)
-    names = [cell.strip("| ") for cell in header]
-    cells = [dict(zip(names, (c.strip("| ") for c in row), strict=True)) for row in rows]
-    return {row["row"]: row for row in cells}
+    """The tables in ``text``: each row's cells by the column's title, by the row's name."""
+    rows: dict[str, dict[str, str]] = {}
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        header, _, *lines = (
+            [cell.strip("| ") for cell in line.split(" | ")] for line in block.splitlines()
+        )
+        for line in lines:
+            rows.setdefault(line[0], {}).update(zip(header, line, strict=True))
+    return rows
 
 
 def test_markdown_has_means_places_differences_and_costs(lead: Lead) -> None:
@@ -114,3 +118,107 @@ def test_what_is_published_names_its_source_and_protocol() -> None:
                 assert 0 < numbers["ndcg@10"] < numbers["hit@10"] < 0.2
     assert [p.value for p in published("HSTU", "amazon-toys", "ndcg@10")] == [0.0536, 0.0450]
     assert published("SASRec", "ml-100k", "ndcg@10") == []
+
+
+def test_a_mix_is_a_row_of_its_own_in_every_format(lead: Lead) -> None:
+    result = lead("SASRec,IDIOMoE,TransitionCounter", seeds=2, mix="TransitionCounter")
+    names = ["IDIOMoE", "SASRec", "TransitionCounter"]
+    mixes = ["IDIOMoE + TransitionCounter", "SASRec + TransitionCounter"]
+    assert sorted(row["row"] for row in result["rows"]) == sorted(names + mixes)
+    by_name = {row["row"]: row for row in result["rows"]}
+    assert [by_name[name]["mixed"] for name in (*names, *mixes)] == [False] * 3 + [True] * 2
+    assert by_name[mixes[0]]["ours"] and not by_name[mixes[1]]["ours"]
+    # Whoever is mixed is compared with the best baseline that may be, all others with SASRec.
+    assert by_name["SASRec"]["p"] is by_name[mixes[1]]["p"] is None
+    base = {name: by_name[name]["test"]["ndcg@10"] for name in by_name}
+    for name, against in ((mixes[0], mixes[1]), ("IDIOMoE", "SASRec")):
+        wanted = base[name] / base[against] - 1
+        assert by_name[name]["difference"] == pytest.approx(wanted)
+
+    text = Path("board/README.md").read_text()
+    assert not re.search(r"^- [-+*] ", text, flags=re.MULTILINE)  # a list in a list
+    rows = markdown_rows(text)
+    assert rows[mixes[0]]["NDCG@10"].startswith("**") and "train s" not in rows[mixes[0]]
+    assert rows["IDIOMoE"]["train s"] == "2.5" and rows["IDIOMoE"]["published NDCG@10"] != "-"
+    assert rows[mixes[0]]["published NDCG@10"] == "-"
+    note = next(
+        line for line in text.splitlines() if line.startswith("- A row + TransitionCounter is")
+    )
+    assert "on validation: IDIOMoE 0.15, 0.2; SASRec 0.15, 0.2." in note
+    assert f"against {mixes[1]}, the best baseline, mixed or not" in note
+    assert all(name in Path("board/leaderboard.tex").read_text() for name in mixes)
+    assert Path("board/leaderboard.html").read_text().count(f">{mixes[0]}</th>") == 1
+    with open("board/leaderboard.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["mix"]]
+    found = [(line["row"], line["model"], line["mix"], line["mix_weight"]) for line in lines]
+    assert (mixes[0], "IDIOMoE", "TransitionCounter", "0.15") in found and len(found) == 4
+
+
+def test_without_a_mixed_baseline_a_mix_is_compared_with_the_best_there_is(lead: Lead) -> None:
+    variants = {"SASRec": {}, "ours": {"model": "IDIOMoE", "mix": "TransitionCounter"}}
+    result = lead("SASRec", variants=variants)
+    by_name = {row["row"]: row for row in result["rows"]}
+    assert by_name["SASRec"]["p"] is None
+    assert by_name["ours + TransitionCounter"]["difference"] > 0.2
+
+
+def test_the_terminal_has_80_columns_of_it(lead: Lead) -> None:
+    Path("wiki.test.txt").write_text("text")
+    result = lead(
+        "SASRec,IDIOMoE,GRU4Rec", seeds=2, mix="TransitionCounter", language_file="wiki.test.txt"
+    )
+    lines = result["table"].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {"NDCG@10", "HR@10", "Δ", "p", "ΔNLL"} < set(lines[0].split())
+    assert "bold" not in result["table"] and "bold" in Path("board/README.md").read_text()
+
+
+def test_language_kept_has_a_column_where_it_was_measured(lead: Lead) -> None:
+    Path("wiki.test.txt").write_text("text")
+    frozen = {"model": "IDIOMoE", "freeze": "backbone"}
+    variants = {"SASRec": {}, "trained": {"model": "IDIOMoE"}, "frozen": frozen}
+    lead("SASRec", variants=variants, seeds=2, language_file="wiki.test.txt")
+    text = Path("board/README.md").read_text()
+    rows = markdown_rows(text)
+    changes = {name: row["ΔNLL"] for name, row in rows.items()}
+    assert changes == {"SASRec": "-", "trained": "+0.3750", "frozen": "0"}
+    assert "- ΔNLL: nats a token on wiki.test.txt" in text
+    assert "12,345 tokens of bundled's tokenizer, windows of 512 that overlap by half" in text
+    with open("board/leaderboard.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["row"] == "trained"]
+    assert [line["language_nll_change"] for line in lines] == ["0.25", "0.5"]
+    assert "ΔNLL" in Path("board/leaderboard.html").read_text()
+    assert r"$\Delta$NLL" in Path("board/leaderboard.tex").read_text()
+    # Where the file lay is nobody else's affair.
+    assert "language_file" not in "".join(p.read_text() for p in Path("board/runs").glob("*.json"))
+    lead("SASRec,IDIOMoE")
+    assert "ΔNLL" in Path("board/README.md").read_text()  # of the rows that stay
+
+
+def test_without_a_text_there_is_no_such_column(lead: Lead) -> None:
+    assert "ΔNLL" not in lead()["table"] + Path("board/README.md").read_text()
+
+
+def test_tuned_settings_stand_beside_the_metric_in_every_format(lead: Lead) -> None:
+    Path("tuned").mkdir()
+    for model in ("SASRec", "IDIOMoE"):
+        file = Path(f"tuned/{model}_amazon-toys.yaml")
+        file.write_text("learning_rate: 0.0123\nweight_decay: 0.25\n")
+    result = lead("SASRec,IDIOMoE", tuned="tuned", weight_decay=0.5)
+    # What is given wins over what was tuned.
+    assert [row["tuned"] for row in result["rows"]] == [{"learning_rate": 0.0123}] * 2
+    lead("GRU4Rec")
+    text = Path("board/README.md").read_text()
+    rows = markdown_rows(text)
+    kinds = {name: row["settings"] for name, row in rows.items()}
+    assert kinds == {"IDIOMoE": "tuned", "SASRec": "tuned", "GRU4Rec": "default"}
+    said = "SASRec, tuned on validation: learning_rate=0.0123."
+    assert said in text and said in Path("board/leaderboard.html").read_text()
+    assert said in " ".join(lead("GRU4Rec")["table"].split())
+    assert said.replace("_", r"\_") in Path("board/leaderboard.tex").read_text()
+    with open("board/leaderboard.csv", newline="") as file:
+        found = {line["row"]: line["tuned"] for line in csv.DictReader(file)}
+    assert json.loads(found["SASRec"]) == {"learning_rate": 0.0123} and found["GRU4Rec"] == ""
+    # The same settings given by hand are the same run, which nobody tuned.
+    result = lead("SASRec", learning_rate=0.0123, weight_decay=0.5)
+    assert {row["row"]: row["tuned"] for row in result["rows"]}["SASRec"] == {}

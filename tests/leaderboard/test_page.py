@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from recbole_idiomoe.leaderboard import plots
+from recbole_idiomoe.leaderboard.board import read_board
 from recbole_idiomoe.leaderboard.plots import WITHOUT, groups_of
+from recbole_idiomoe.leaderboard.standings import standings_of
 from tests.leaderboard.boards import Runner
 from tests.leaderboard.conftest import Lead
 
@@ -73,6 +75,26 @@ def test_the_page_is_whole_and_needs_nothing_else(
     # Written again from the same runs it is the same page.
     lead("IDIOMoE", variants={name: {"model": "SASRec"}, "IDIOMoE": {}}, seeds=2)
     assert Path("board/leaderboard.html").read_text() == text
+
+
+def test_a_mix_is_drawn_as_its_model_but_hollow(
+    lead: Lead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plots, "can_draw", DRAWN)
+    result = lead("IDIOMoE,SASRec", seeds=2, mix="TransitionCounter")
+    board = read_board(Path("board"))
+    ran = standings_of(board, "amazon-toys", "ndcg@10")
+    assert [standing.name for standing in ran] == [row["row"] for row in result["rows"]]
+    styles = {standing.name: style for standing, style in plots._styled(ran)}
+    for name in ("IDIOMoE", "SASRec"):
+        own, mixed = styles[name], styles[f"{name} + TransitionCounter"]
+        assert own["color"] == mixed["color"] and own["marker"] == mixed["marker"]
+        assert mixed["markerfacecolor"] == "none" and "markerfacecolor" not in own
+    assert styles["IDIOMoE"]["color"] != styles["SASRec"]["color"]
+    text = Path("board/leaderboard.html").read_text()
+    curves = next(svg for svg in text.split("<svg ") if 'aria-label="Validation' in svg)
+    assert ">SASRec<" in curves and "TransitionCounter<" not in curves
 
 
 def test_cells_sort_by_their_numbers_and_failures_have_none(lead: Lead, runner: Runner) -> None:

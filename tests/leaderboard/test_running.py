@@ -102,6 +102,32 @@ def test_a_row_with_other_settings_replaces_the_earlier_until_these_come_back(
     assert lead("SASRec")["rows"] == first["rows"] and len(runner.ran) == 2
 
 
+def test_a_mix_asks_for_another_run_and_is_kept_with_its_ranks(lead: Lead, runner: Runner) -> None:
+    lead("SASRec")
+    mixed = lead("SASRec", mix="TransitionCounter")
+    assert len(mixed["rows"]) == len(runner.ran) == 2
+    assert len(list(Path("board/runs").glob("*.mix.npz"))) == 1
+    lead("SASRec", mix="TransitionCounter")
+    assert len(lead("SASRec")["rows"]) == 1 and len(runner.ran) == 2
+    next(Path("board/runs").glob("*.mix.npz")).unlink()
+    with pytest.raises(IdiomoeError, match=r"mix\.npz holds no ranks"):
+        lead("SASRec", mix="TransitionCounter")
+
+
+def test_another_text_asks_for_other_runs_of_language_models_alone(
+    lead: Lead, runner: Runner
+) -> None:
+    for text in ("one", "two", "one"):
+        Path("wiki.txt").write_text(text)
+        lead(language_file="wiki.txt")
+    assert runner.ran == [*BOTH, BOTH[1]]
+    Path("wiki.txt").rename("elsewhere.txt")
+    Path("place").mkdir()
+    Path("elsewhere.txt").rename("place/wiki.txt")
+    lead(language_file="place/wiki.txt")
+    assert len(runner.ran) == 3
+
+
 def test_variants_are_rows(lead: Lead, runner: Runner) -> None:
     variants = {"slow": {"model": "SASRec", "learning_rate": 0.5}, "plain": {"model": "SASRec"}}
     result = lead(variants=variants, seeds=2)

@@ -1,0 +1,76 @@
+"""How much of its language a trained model has kept: its likelihood of a text, before and after."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_idiomoe.besides import nll_change
+from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.progress import no_progress_bars
+from recbole_idiomoe.model.catalog_lm import untouched_backbone
+from recbole_idiomoe.model.idiomoe import IDIOMoE
+from recbole_idiomoe.pretrain.evaluation import likelihood
+from recbole_idiomoe.settings import UNTRAINED, Settings
+
+logger = logging.getLogger(__name__)
+
+CONTEXT = 512
+"""Tokens of a window, where the decoder can read as many. The next begins half a window later, so
+that every token is predicted once, and all but the first from at least half a window before it."""
+
+
+def has_language(model: Any, settings: Settings) -> bool:
+    """Whether ``model`` started from a pretrained language model."""
+    return isinstance(model, IDIOMoE) and model.pretrained and settings.backbone != UNTRAINED
+
+
+def language_kept(
+    folder: Path, settings: Settings, *, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """The NLL of ``settings.language_file`` under a run's best model and under its backbone.
+
+    The model reads text alone, every token through the text path; both compute in float32 and read
+    the same windows, so that weights that are equal give a change of exactly 0. The model is read
+    from its folder, the backbone from where it came.
+
+    Args:
+        folder: a run's.
+        settings: its own.
+        seed: likewise.
+        device: where to compute.
+
+    Returns:
+        ``file`` (its name), ``tokenizer`` (whose), ``tokens``, ``context``, and in nats a token
+        ``nll``, ``untouched_nll`` and ``nll_change``, the one minus the other.
+    """
+    path = Path(str(settings.language_file))
+    text = path.read_text(encoding="utf-8")
+    backbone, tokenizer = untouched_backbone(settings, seed)
+    with no_progress_bars():
+        trained = IdiomoeForCausalLM.from_pretrained(folder)
+    longest = getattr(backbone.config, "max_position_embeddings", None) or CONTEXT
+    context = min(CONTEXT, longest)
+    local = Path(settings.backbone).is_dir()  # where it lies is nobody else's affair
+    found = []
+    for model in (trained.language_model(), backbone):
+        model.set_attn_implementation(settings.attn_implementation)
+        model.eval().to(device)
+        found.append(likelihood(model, tokenizer, [text], context))
+        model.cpu()
+    nll, untouched = (each.nll_per_token for each in found)
+    kept = {
+        "file": path.name,
+        "tokenizer": Path(settings.backbone).name if local else settings.backbone,
+        "tokens": found[0].token_num,
+        "context": context,
+        "nll": nll,
+        "untouched_nll": untouched,
+        "nll_change": nll - untouched,
+    }
+    change = nll_change(nll - untouched)
+    logger.info(f"{path.name}: {nll:.4f} nats a token, a change of {change} from the backbone")
+    return kept
