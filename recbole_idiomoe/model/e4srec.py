@@ -62,4 +62,4 @@ class E4SRec(LanguageModelRecommender):
         super().__init__(config, dataset)
         table = self.catalog_lm.lm.item_table
         assert isinstance(table, ProjectedItemTable)
-        table.load_vectors(torch.from_numpy(vectors))
+        table.take_vectors(torch.from_numpy(vectors))

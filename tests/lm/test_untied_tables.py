@@ -79,7 +79,7 @@ def test_given_vectors_are_read_through_a_linear_map_and_scored_by_rows() -> Non
     torch.manual_seed(0)
     table = ProjectedItemTable(ITEMS, WIDTH, 6, 0.02)
     given = torch.randn(ITEMS, 6) * 3
-    table.load_vectors(given)
+    table.take_vectors(given)
     assert torch.equal(table.vectors, given)
     with torch.no_grad():
         table.projection.bias.normal_()
@@ -96,7 +96,7 @@ def test_given_vectors_of_any_size_are_read_as_large_as_rows(size: float) -> Non
     torch.manual_seed(0)
     table = ProjectedItemTable(4001, 64, 16, 0.02)
     assert table(torch.arange(1, 4001)).std().item() == pytest.approx(0.02, rel=0.15)
-    table.load_vectors(torch.randn(4001, 16) * size)
+    table.take_vectors(torch.randn(4001, 16) * size)
     assert table(torch.arange(1, 4001)).std().item() == pytest.approx(0.02, rel=0.01)
 
 

@@ -51,7 +51,7 @@ def build() -> CatalogLM:
         architecture="e4srec",
     )
     generator = torch.Generator().manual_seed(1)
-    model.lm.item_table.load_vectors(torch.randn(len(TITLES) + 1, 6, generator=generator))
+    model.lm.item_table.take_vectors(torch.randn(len(TITLES) + 1, 6, generator=generator))
     with torch.no_grad():
         for name, parameter in model.lm.named_parameters():
             if "lora_B" in name or "bias" in name:
