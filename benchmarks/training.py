@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 from measuring import markdown, matrix_rate, qwen, where
-from training_sides import hf_trainer, naive, ours
+from training_sides import hf_trainer, naive, ours, profiled
 
 from recbole_idiomoe.config import let_gpu_memory_grow
 
@@ -124,6 +124,16 @@ def table(sides: dict[str, Side], on_gpu: bool) -> str:
     return markdown(["side", *columns], rows)
 
 
+def profile_table(spent: dict[str, float]) -> str:
+    """Milliseconds a step, and shares of what the GPU is busy for."""
+    kinds = {kind: value for kind, value in spent.items() if kind != "a step"}
+    busy = sum(kinds.values())
+    rows = [[kind, f"{1e3 * value:.1f}", f"{value / busy:.1%}"] for kind, value in kinds.items()]
+    rows += [["all kernels", f"{1e3 * busy:.1f}", ""]]
+    rows += [["a step, not profiled", f"{1e3 * spent['a step']:.1f}", ""]]
+    return markdown(["kernels", "ms a step", "share"], rows)
+
+
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,6 +152,9 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         metavar=("NAME", "VALUE"),
         help="of the package, for all sides; may be given again",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="where the steps of ours go, by kind of kernel"
+    )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.tiny:
@@ -155,6 +168,10 @@ def main() -> None:
         print(json.dumps(asdict(measure(given))))
         return
     let_gpu_memory_grow()  # as a run of ours does: for all sides
+    if given.profile:
+        print(f"{where(given.device)}\n\n    python {' '.join(sys.argv)}\n")
+        print(profile_table(profiled(given)))
+        return
     sides = {}
     for name in [given.side] if given.side else SIDES:
         command = [sys.executable, *sys.argv, f"--side={name}", "--here"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +22,8 @@ from naive import NaiveIdiomoe
 from recbole.data import data_preparation
 from recbole.data.dataloader import TrainDataLoader
 from recbole.trainer import Trainer as RecBoleTrainer
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -54,6 +58,13 @@ TINY: dict[str, Any] = {  # some hundred users, and what a CPU can do with them
     "train_batch_size": 16,
 }
 OTHERS_STEPS = 8
+KERNELS = {  # the first that its name fits is a kernel's kind
+    "matrix products": "nvjet|gemm|cutlass|cublas|gemv",
+    "attention": "flash|fmha|attention",
+    "optimizer and clipping": "multi_tensor",
+    "norms, activations, routing, residuals: compiled": "triton_",
+    "all else": "",
+}
 
 
 @dataclass
@@ -75,17 +86,8 @@ class Epoch:
 
 def ours(given: Namespace) -> Epoch:
     """The package's own trainer, as a run makes it."""
-    with TemporaryDirectory() as folder:
-        qwen(given.tiny, given.device).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(folder)
-        config, train_data = load("IDIOMoE", given, backbone=folder, checkpoint_dir=folder)
-        model = get_model("IDIOMoE")(config, train_data._dataset).to(config["device"])
-        trainer = get_trainer("IDIOMoE")(config, model)
-    free()
-    trainer._prepare(train_data)
-    loader = trainer.loader
-    trainer.loader = FirstSteps(loader, given.warmup)
-    trainer._train_epoch(train_data, 0)
+    trainer, train_data = warmed_up(given)
+    config, loader = trainer.config, trainer.loader.loader
     trainer.loader = timed = FirstSteps(loader, given.steps)
     spent = seconds(lambda: trainer._train_epoch(train_data, 1), given.device, 1, warmup=0)
 
@@ -95,11 +97,42 @@ def ours(given: Namespace) -> Epoch:
         seconds=spent * lengths.sum() / tokens,
         lengths=lengths,
         predictions=sum(len(window) - 1 for window in loader.windows),
-        items=model.n_items,
+        items=trainer.model.n_items,
         padding=1 - tokens / timed.computed,
         measured=f"{len(timed):,} of {len(loader):,} steps of {config['train_batch_size']} "
         f"histories, at most {loader.max_batch_tokens:,} tokens a pass",
     )
+
+
+def warmed_up(given: Namespace) -> tuple[Any, Any]:
+    """A trainer of ours after its first steps, and RecBole's loader."""
+    with TemporaryDirectory() as folder:
+        qwen(given.tiny, given.device).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(folder)
+        config, train_data = load("IDIOMoE", given, backbone=folder, checkpoint_dir=folder)
+        model = get_model("IDIOMoE")(config, train_data._dataset).to(config["device"])
+        trainer = get_trainer("IDIOMoE")(config, model)
+    free()
+    trainer._prepare(train_data)
+    trainer.loader = FirstSteps(trainer.loader, given.warmup)
+    trainer._train_epoch(train_data, 0)
+    return trainer, train_data
+
+
+def profiled(given: Namespace) -> dict[str, float]:
+    """What kernels a step of ours spends its time in: seconds of the GPU, and of the clock."""
+    trainer, train_data = warmed_up(given)
+    trainer.loader = FirstSteps(trainer.loader.loader, given.steps or OTHERS_STEPS)
+    run = partial(trainer._train_epoch, train_data, 1)
+    spent = {"a step": seconds(run, given.device, 1, warmup=0)}
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        run()
+    spent |= dict.fromkeys(KERNELS, 0.0)
+    for kernel in found.key_averages():
+        if kernel.device_type == DeviceType.CUDA and not kernel.is_user_annotation:
+            kind = next(kind for kind, name in KERNELS.items() if re.search(name, kernel.key))
+            spent[kind] += kernel.self_device_time_total / 1e6
+    return {kind: value / len(trainer.loader) for kind, value in spent.items()}
 
 
 def naive(given: Namespace) -> Epoch:
