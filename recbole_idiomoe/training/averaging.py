@@ -13,8 +13,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class WeightAverage:
     """Means of a model's trained weights, beside the weights themselves.
 
-    The mean starts as the weights are then: what training started from fades as everything
-    else does, its share after t steps is ``decay ** t``.
+    The mean starts as the weights are then, whose share after t updates is ``decay ** t``. The
+    usual warm-up of the decay, ``min(decay, (1 + t) / (10 + t))``, is for weights that start at
+    random: it would be rid at once of the pretrained weights and text vectors that ours start as.
 
     PyTorch's ``AveragedModel`` would copy frozen weights as well, several times as many as train
     where a backbone is frozen, and handle each weight by itself before every update.
