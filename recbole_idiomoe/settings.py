@@ -325,6 +325,15 @@ class Settings:
     adam_betas: list[float] = _setting(
         [0.9, 0.999], "AdamW betas (paper: 0.9, 0.9999)", group="training"
     )
+    ema_decay: float = _setting(
+        0.0,
+        "after every optimizer step a running mean of the trained weights moves by 1 - ema_decay "
+        "towards them; the mean is what is validated, saved and tested (0: the weights "
+        "themselves)",
+        low=0.0,
+        high=0.99999,
+        group="training",
+    )
     warmup_steps: int = _setting(
         100,
         "optimizer steps of linear learning-rate warm-up (paper: 3000)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from time import time
@@ -28,6 +29,7 @@ from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
 from recbole_idiomoe.model.new_items import place_unseen_items
+from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
 
@@ -51,6 +53,7 @@ class IdiomoeTrainer(Trainer):
     cur_step: int
     best_valid_score: float
     _resumed: dict[str, Any] | None = None
+    _average: WeightAverage | None = None
 
     def __init__(self, config: Config, model: LanguageModelRecommender) -> None:
         AcceleratorState._reset_state()  # an earlier run in this process may have set another
@@ -169,6 +172,10 @@ class IdiomoeTrainer(Trainer):
             rates = self.scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+        if self.settings.ema_decay:
+            self._average = WeightAverage(self.model, self.settings.ema_decay)
+            if self._resumed:
+                self._average.load(self._resumed["ema"])
         self._make_fast()
         self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.micro_batches = MicroBatches(self.loader, self._backward, self.optimizer.zero_grad)
@@ -212,6 +219,8 @@ class IdiomoeTrainer(Trainer):
             if self.clip_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.optimizer.step()
+            if self._average:
+                self._average.update()
             self.scheduler.step()
             self.optimizer.zero_grad()
             if step % LOSS_EVERY == 0 or step == len(self.loader):
@@ -295,9 +304,18 @@ class IdiomoeTrainer(Trainer):
             fused=True if self.device.type == "cuda" else None,  # None: as torch thinks best
         )
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are judged and kept."""
+        return self._average.applied() if self._average else nullcontext()
+
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
+        with self._averaged():
+            return super()._valid_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """The model as it is, into the run's folder: the best so far, when ``fit`` calls it."""
-        self.catalog_lm.save(self.folder)
+        """The model as validated, into the run's folder: the best so far, if ``fit`` calls it."""
+        with self._averaged():
+            self.catalog_lm.save(self.folder)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.folder}")
 
@@ -322,6 +340,8 @@ class IdiomoeTrainer(Trainer):
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
+        if self._average:
+            state["ema"] = self._average.means
         with written_aside(self.folder / STATE_FILE) as aside:
             torch.save(state, aside)
 
@@ -345,6 +365,11 @@ class IdiomoeTrainer(Trainer):
             raise CheckpointError(
                 f"{resume_file} was trained on another catalogue; resume it with the dataset, "
                 "filters and text settings of its own run."
+            )
+        if ("ema" in state) != bool(self.settings.ema_decay):
+            raise CheckpointError(
+                f"{resume_file} was trained {'with' if 'ema' in state else 'without'} a mean of "
+                "its weights; resume it with the ema_decay of its own settings."
             )
         self.catalog_lm.load_item_codes(Path(resume_file))
         try:

@@ -79,19 +79,25 @@ def assert_same(one: Any, other: Any, where: str = "state") -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "call"),
+    ("method", "call", "ema_decay"),
     # Epochs are evaluated from the second on: the first sees no text.
-    [("evaluate", 2), ("_train_epoch", 3), ("_save_state", 3), ("_train_epoch", 2)],
-    ids=["while ranking", "between epochs", "before saving", "after items alone"],
+    [
+        ("evaluate", 2, 0.0),
+        ("_train_epoch", 3, 0.0),
+        ("_save_state", 3, 0.0),
+        ("_train_epoch", 2, 0.0),
+        ("evaluate", 2, 0.9),
+    ],
+    ids=["while ranking", "between epochs", "before saving", "after items alone", "with a mean"],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
-    method: str, call: int, data: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, call: int, ema_decay: float, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = run(data, checkpoint_dir="straight")
+    straight = run(data, checkpoint_dir="straight", ema_decay=ema_decay)
     with monkeypatch.context() as patch:
         patch.setattr(IdiomoeTrainer, method, interrupt(method, call))
         with pytest.raises(KeyboardInterrupt):
-            run(data, checkpoint_dir="broken")
+            run(data, checkpoint_dir="broken", ema_decay=ema_decay)
     folder = only_folder("broken")
     assert (folder / STATE_FILE).exists()
     (resumed,) = quick_start.run(resume=folder)
