@@ -74,8 +74,8 @@ class ItemTable(nn.Module):
     def mixed_logits(self, hidden_states: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         """Weighted sums of items' scores, float32: (N, d), (N, k) and (N, k) -> (N,).
 
-        Scores are linear in the items' vectors, so that these are summed: nothing is as large
-        as the catalogue, or as N k d. An item of weight 0 may be any, the padding item too.
+        Scores are linear in the items' vectors, so that these are summed, in memory that grows
+        with N (k + d) alone. An item of weight 0 may be any, the padding item too.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             return (hidden_states.float() * self._mixture(items, weights)).sum(dim=-1)

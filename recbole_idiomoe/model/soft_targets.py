@@ -29,7 +29,7 @@ TEMPERATURE = 0.05  # that cosines are divided by before their softmax
 DECAYS = 0.7 ** np.arange(3)
 REVERSE_WEIGHT = 0.5
 POPULARITY_DAMPING = 0.5
-MOST_FOLLOWERS = 64  # an item's strongest, which for most items are all
+MOST_FOLLOWERS = 64  # an item's strongest; all of them for five of six items of amazon-toys
 CHUNK_BYTES = 256 * 2**20  # of cosines held at once
 
 
