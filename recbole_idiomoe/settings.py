@@ -300,6 +300,22 @@ class Settings:
     text_loss_weight: float = _setting(
         0.0, "weight of the next-token loss on the items' text", low=0.0, group="training"
     )
+    text_smoothing: float = _setting(
+        0.0,
+        "share of each target's probability that goes to the 20 items that read most like it, by "
+        "text_encoder; what is learnt of an item is then learnt of those too",
+        low=0.0,
+        high=0.99,
+        group="training",
+    )
+    transition_smoothing: float = _setting(
+        0.0,
+        "share of each target's probability that goes to the items that training histories have "
+        "around the item before it, by how often they do, popular ones held back",
+        low=0.0,
+        high=0.99,
+        group="training",
+    )
     item_warmup: float = _setting(
         0.2,
         "share of the epochs trained on item tokens alone (paper: 0.2)",
@@ -407,6 +423,12 @@ class Settings:
                 f"item_tokens={self.item_tokens!r} does not go with attention={self.attention!r}; "
                 "leave one of them out, or take a model without."
             )
+        for name in ("text_smoothing", "transition_smoothing"):
+            if getattr(self, name):
+                raise SettingError(
+                    f"item_tokens={self.item_tokens!r} does not go with {name}, which is of items "
+                    "that are one token each; leave one of them out."
+                )
         if self.item_text_added:
             raise SettingError(
                 f"item_tokens={self.item_tokens!r} does not go with item_text_added=True; leave "

@@ -11,7 +11,7 @@ from recbole.data.interaction import Interaction
 from scipy.sparse import csr_array, diags_array
 
 from recbole_idiomoe.baselines.untrained import UntrainedRecommender
-from recbole_idiomoe.data.dataset import HISTORY_END
+from recbole_idiomoe.data.transitions import count_transitions, popularity_damping
 
 
 class TransitionCounter(UntrainedRecommender):
@@ -34,17 +34,9 @@ class TransitionCounter(UntrainedRecommender):
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.decays = config["step_decay"] ** np.arange(config["transition_steps"])
-        ends = dataset.inter_feat[HISTORY_END].numpy()
-        lengths = dataset.inter_feat[self.ITEM_SEQ_LEN].numpy()
-        items, shape = dataset.history_items, (self.n_items, self.n_items)
-        counts = csr_array(shape)
-        for step, decay in enumerate(self.decays, start=1):
-            later = ends[lengths >= step]
-            pairs = items[later - step], items[later]
-            counts += csr_array((np.full(len(later), decay), pairs), shape)
-        popularity = np.bincount(dataset.split_items(), minlength=self.n_items)
-        damping = diags_array(np.maximum(popularity, 1.0) ** -config["popularity_damping"])
-        counts = csr_array(damping @ (counts + config["reverse_weight"] * counts.T) @ damping)
+        counts = count_transitions(dataset, self.decays, config["reverse_weight"])
+        damping = diags_array(popularity_damping(dataset, config["popularity_damping"]))
+        counts = csr_array(damping @ counts @ damping)
         # Compressed rows: what follows item i is at starts[i] to starts[i + 1].
         self.register_buffer("starts", torch.from_numpy(counts.indptr).long())
         self.register_buffer("followers", torch.from_numpy(counts.indices).long())

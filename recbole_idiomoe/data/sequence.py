@@ -39,6 +39,8 @@ class TokenSequence(NamedTuple):
     """Positions from which items' tokens are predicted, shape ``(n,)``."""
     targets: np.ndarray
     """Tokens to predict there, shape ``(n,)``; empty in use, where nothing is known."""
+    previous: np.ndarray
+    """Rows of the items in front of the targets' items, shape ``(n,)``; 0 behind a query."""
 
 
 class SequenceBuilder:
@@ -124,11 +126,15 @@ class SequenceBuilder:
         sequence, starts = self._assemble(window[:-1], with_text, query, begun)
         targets = window[len(window) - len(starts) :]
         starts[-1] = len(sequence.input_ids) - len(begun) - 1  # behind the query
+        previous = window[len(window) - len(starts) - 1 : -1].copy()
+        if len(query):
+            previous[-1] = 0  # it is the query that is answered, not the item
         lengths = self.code_lengths[targets]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return sequence._replace(
             predict_at=np.repeat(starts, lengths) + within,
             targets=np.concatenate([self._codes[item] for item in targets]),
+            previous=np.repeat(previous, lengths),
         )
 
     def _assemble(
@@ -157,6 +163,7 @@ class SequenceBuilder:
             segments=np.repeat(numbers, parts),
             predict_at=NOTHING,
             targets=NOTHING,
+            previous=NOTHING,
         )
         return sequence, len(instruction) + np.cumsum(lengths) - 1
 
@@ -204,6 +211,8 @@ class SequenceBatch:
     """``(N,)``, positions in the flattened batch from which items' tokens are predicted."""
     targets: torch.Tensor
     """``(N,)``, tokens to predict there; empty in use, where nothing is known."""
+    previous: torch.Tensor
+    """``(N,)``, rows of the items in front of the targets' items; 0 behind a query."""
     predict_text_at: torch.Tensor
     """``(M,)``, positions in the flattened batch whose next token is text of the same segment."""
     item_count: int
@@ -254,6 +263,7 @@ def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBa
     predict_text_at = np.flatnonzero(before_text)
     predict_at = np.concatenate([row * width + s.predict_at for row, s in enumerate(sequences)])
     targets = np.concatenate([s.targets for s in sequences])
+    previous = np.concatenate([s.previous for s in sequences])
     return SequenceBatch(
         input_ids=torch.from_numpy(input_ids),
         token_types=torch.from_numpy(token_types),
@@ -261,6 +271,7 @@ def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBa
         lengths=torch.from_numpy(lengths),
         predict_at=torch.from_numpy(predict_at),
         targets=torch.from_numpy(targets),
+        previous=torch.from_numpy(previous),
         predict_text_at=torch.from_numpy(predict_text_at),
         item_count=len(targets),
         text_count=len(predict_text_at),

@@ -71,6 +71,20 @@ class ItemTable(nn.Module):
         scores[..., 0] = -torch.inf
         return scores
 
+    def mixed_logits(self, hidden_states: Tensor, items: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums of items' scores, float32: (N, d), (N, k) and (N, k) -> (N,).
+
+        Scores are linear in the items' vectors, so that these are summed, in memory that grows
+        with N (k + d) alone. An item of weight 0 may be any, the padding item too.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return (hidden_states.float() * self._mixture(items, weights)).sum(dim=-1)
+
+    def _mixture(self, items: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sums of the vectors that score items: (N, k) and (N, k) -> (N, d)."""
+        rows = weighted_sums(self.rows, items, weights)
+        return rows if self.up is None else rows @ self.up.float()
+
     def weight(self) -> Tensor:
         """E itself, (item_num, d), float32; for analysis (section 3.3)."""
         rows = self.rows.float()
@@ -136,6 +150,11 @@ class ItemTable(nn.Module):
         mean = float((rows.mean(0) @ up).mean())
         square = float(((rows.T @ rows) * (up @ up.T)).sum()) / (len(rows) * up.shape[1])
         return math.sqrt(square - mean**2)
+
+
+def weighted_sums(rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Of the rows (m, d) that ``chosen`` (N, k) names, float32: (N, d)."""
+    return F.embedding_bag(chosen, rows.float(), per_sample_weights=weights, mode="sum")
 
 
 def text_directions(

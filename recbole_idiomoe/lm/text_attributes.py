@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from recbole_idiomoe.lm.embedding import ItemTable, text_directions
+from recbole_idiomoe.lm.embedding import ItemTable, text_directions, weighted_sums
 
 
 class TextAttributeTable(ItemTable):
@@ -50,6 +50,10 @@ class TextAttributeTable(ItemTable):
         with torch.autocast(hidden_states.device.type, enabled=False):
             projected = F.linear(hidden_states.float(), self.projection.float())
             return scores + F.linear(projected, self.text.float())
+
+    def _mixture(self, items: Tensor, weights: Tensor) -> Tensor:
+        text = weighted_sums(self.text, items, weights)
+        return super()._mixture(items, weights) + text @ self.projection.float()
 
     def weight(self) -> Tensor:
         return super().weight() + self.text.float() @ self.projection.float()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.embedding import ItemTable, weighted_sums
 
 _PRIME = 2**31 - 1  # times an item's number it stays within int64
 
@@ -88,6 +88,11 @@ class HashedItemTable(ItemTable):
             scores = F.linear(hidden_states.float(), self.weight())
         scores[..., 0] = -torch.inf
         return scores
+
+    def _mixture(self, items: Tensor, weights: Tensor) -> Tensor:
+        codes = self.codes[items]
+        shared = (weights / codes.shape[-1]).unsqueeze(-1).expand(codes.shape)
+        return weighted_sums(self.rows, codes.flatten(1), shared.flatten(1))
 
     def weight(self) -> Tensor:
         """What scores each item, (item_num, d), float32."""

@@ -40,6 +40,7 @@ from recbole_idiomoe.lm import (
 from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.model.soft_targets import Followers, SoftTargets, make_soft_targets
 from recbole_idiomoe.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class CatalogLM(nn.Module):
         self.lm = lm
         self.tokenizer = tokenizer
         self.settings = settings
+        self.soft_targets: SoftTargets | None = None
+        """Of training, where its targets are soft; not saved."""
         self.pad_token_id = tokenizer.pad_token_id or 0
         self.set_catalog(catalog, item_codes)
 
@@ -112,6 +115,7 @@ class CatalogLM(nn.Module):
         device: torch.device,
         architecture: str = TWO_EXPERT,
         pretrained: bool = True,
+        followers: Followers | None = None,
     ) -> CatalogLM:
         """A new model for ``catalog``: a backbone, item experts, item tokens, an item table.
 
@@ -119,6 +123,7 @@ class CatalogLM(nn.Module):
             architecture: what takes the place of the item experts, a name in
                 :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`.
             pretrained: keep the backbone's weights, or only its sizes.
+            followers: for ``transition_smoothing``, of the training split.
         """
         backbone, tokenizer = untouched_backbone(settings, seed)
         if not pretrained:
@@ -165,19 +170,24 @@ class CatalogLM(nn.Module):
             lm.item_table.load_text(vectors)
         lm.freeze(settings.freeze)
         add_item_tokens(tokenizer, item_codes.names, lm.config.item_token_offset)
-        return cls(lm, tokenizer, catalog, item_codes, settings)
+        model = cls(lm, tokenizer, catalog, item_codes, settings)
+        if settings.text_smoothing or settings.transition_smoothing:
+            model.soft_targets = make_soft_targets(
+                settings, catalog.item_num, vectors, followers, device
+            )
+        return model
 
     def loss(self, batch: SequenceBatch) -> torch.Tensor:
         """This batch's share of its step's mean loss: the shares of a step add up to the mean.
 
         Cross entropy of the items' tokens over all item tokens (over the text vocabulary where
-        items are their titles), plus ``text_loss_weight`` times that of the text between them,
-        plus what the architecture adds.
+        items are their titles), their targets soft where the settings say so, plus
+        ``text_loss_weight`` times that of the text between them, plus what the architecture adds.
         """
         with self.autocast():
             hidden_states = self._hidden_states(batch)
             share = len(batch.targets) / batch.item_count
-            loss = share * self._item_loss(hidden_states[batch.predict_at], batch.targets)
+            loss = share * self._item_loss(hidden_states[batch.predict_at], batch)
             if self.settings.text_loss_weight and len(batch.predict_text_at):
                 next_tokens = batch.input_ids.flatten()[batch.predict_text_at + 1]
                 text_loss = self.lm.text_loss(hidden_states[batch.predict_text_at], next_tokens)
@@ -294,11 +304,23 @@ class CatalogLM(nn.Module):
             saved = IdiomoeForCausalLM.from_pretrained(folder)
         self.lm.load_state_dict(saved.state_dict())
 
-    def _item_loss(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def _item_loss(self, hidden_states: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
+        """Mean cross entropy of the batch's targets, from the states (N, d) that predict them."""
         if self._in_text:
-            return self.lm.text_loss(hidden_states, tokens)
-        rows = tokens - self.lm.config.item_token_offset
-        return self.lm.item_loss(hidden_states, rows, excluded=self.untrained)
+            return self.lm.text_loss(hidden_states, batch.targets)
+        rows = batch.targets - self.lm.config.item_token_offset
+        loss = self.lm.item_loss(hidden_states, rows, excluded=self.untrained)
+        if self.soft_targets is not None:
+            loss = loss + self._softening(self.soft_targets, hidden_states, batch) / len(rows)
+        return loss
+
+    def _softening(
+        self, soft_targets: SoftTargets, hidden_states: torch.Tensor, batch: SequenceBatch
+    ) -> torch.Tensor:
+        """What soft targets add to the summed cross entropy of the batch's targets."""
+        rows = batch.targets - self.lm.config.item_token_offset
+        items, gained = soft_targets(rows, batch.previous)
+        return -self.lm.item_table.mixed_logits(hidden_states, items, gained).sum()
 
     def _last_states(self, batch: SequenceBatch) -> torch.Tensor:
         """What the next item is predicted from after each sequence, ``(B, d)``."""
@@ -408,6 +430,7 @@ def _wants_vectors(catalog: Catalog, settings: Settings) -> bool:
     needed_by = {
         "item_text_added": settings.item_text_added,
         "item_tokens='semantic'": settings.item_tokens == "semantic",
+        "text_smoothing": settings.text_smoothing > 0,
     }
     described = any(catalog.texts)
     for name, needed in needed_by.items():

@@ -41,7 +41,7 @@ class CausalCatalogLM(CatalogLM):
         """This batch's share of its step's mean cross entropy over all tokens but the first.
 
         Every token is one of the vocabulary and the catalogue together; each sequence has the item
-        to be predicted at its end as its last target.
+        to be predicted at its end as its last target. Soft are the targets of items behind others.
         """
         following = F.pad(batch.input_ids[:, 1:], (0, 1))
         position = torch.arange(following.shape[1], device=following.device)
@@ -53,6 +53,9 @@ class CausalCatalogLM(CatalogLM):
             total = summed_cross_entropy(
                 self._token_scores, hidden_states, targets, self.lm.config.vocab_size
             )
+            if self.soft_targets is not None:
+                predicting = hidden_states[batch.predict_at]
+                total = total + self._softening(self.soft_targets, predicting, batch)
         return total / batch.token_count
 
     def _token_scores(

@@ -15,6 +15,7 @@ from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.lm import TWO_EXPERT
 from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.model.soft_targets import training_followers
 from recbole_idiomoe.settings import Settings
 
 
@@ -47,6 +48,7 @@ class LanguageModelRecommender(SequentialRecommender):
             device=self.device,
             architecture=self.architecture,
             pretrained=self.pretrained,
+            followers=training_followers(dataset) if settings.transition_smoothing else None,
         )
 
     @property

@@ -113,6 +113,7 @@ def test_every_item_that_follows_another_is_a_target() -> None:
     assert sequence.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 103, 4, 102]
     assert sequence.predict_at.tolist() == [5, 6, 8]
     assert sequence.targets.tolist() == [103, 102, 101]
+    assert sequence.previous.tolist() == [1, 3, 2]
     sequence = builder(item_first=True).build_training(np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 51, 101, 1, 2, 3, 103]
     assert sequence.predict_at.tolist() == [5, 6]
@@ -126,6 +127,7 @@ def test_an_item_of_several_tokens_is_predicted_one_by_one() -> None:
     assert sequence.segments.tolist() == [0, 1, 1, 2, 3, 3]
     assert sequence.predict_at.tolist() == [2, 3, 4, 5]
     assert sequence.targets.tolist() == [106, 103, 104, 105]
+    assert sequence.previous.tolist() == [1, 3, 3, 3]
     assert len(sequence.input_ids) == built.length(np.array([1, 3, 2]))
 
 
@@ -148,6 +150,7 @@ def test_a_query_stands_behind_the_history_and_the_last_item_answers_it() -> Non
     assert trained.input_ids.tolist() == [50, 51, 4, 102, 1, 2, 3, 101, 60, 61]
     assert trained.predict_at.tolist() == [3, 9]
     assert trained.targets.tolist() == [101, 103]
+    assert trained.previous.tolist() == [2, 0]  # the query is answered
     spelt = SequenceBuilder(NO_TEXT, SPELT, OFFSET).build_training(np.array([3, 2]), query=query)
     assert spelt.input_ids.tolist() == [106, 60, 61, 103, 104]
     assert spelt.segments.tolist() == [1, 0, 0, 2, 2]
@@ -194,6 +197,9 @@ def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
     assert sequence.predict_at[-1] == len(sequence.input_ids) - 1
     spelt = [token for item in window for token in SPELT[item]]
     assert sequence.targets.tolist() == spelt[len(spelt) - len(sequence.targets) :]
+    before = [0 if query and n == len(window) - 2 else item for n, item in enumerate(window[:-1])]
+    before = [i for i, item in zip(before, window[1:], strict=True) for _ in SPELT[item]]
+    assert sequence.previous.tolist() == before[len(before) - len(sequence.targets) :]
     # In use the next item's tokens, but the last, follow what is read: they have room too.
     used = built.build(np.array(window), query=np.full(query, 60))
     assert len(used.input_ids) + 2 <= max_tokens
@@ -218,6 +224,7 @@ def test_collate_for_training() -> None:
     assert batch.predict_at.tolist() == [5, 6, 7 + 3]
     assert batch.input_ids.flatten()[batch.predict_at].tolist() == [101, 103, 102]
     assert batch.targets.tolist() == [103, 102, 101]
+    assert batch.previous.tolist() == [1, 3, 2]
     # Text is predicted from text alone, never across an item token or into padding.
     assert batch.predict_text_at.tolist() == [0, 1, 2, 3, 7, 8]
 
@@ -232,7 +239,7 @@ def test_item_tokens_are_counted() -> None:
 def test_a_batch_moves_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = collate([builder().build_training(np.array([1, 3, 2]))], pad_token_id=9)
     tensors = {n for n, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    assert len(tensors) == 7
+    assert len(tensors) == 8
     moved = batch.to("meta")
     assert all(getattr(moved, name).is_meta for name in tensors)
     # What the loader's pin_memory makes of a step; there is nothing to pin for without a GPU.

@@ -112,6 +112,26 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@TABLES
+def test_weighted_sums_of_scores_hold_no_vector_of_each_item(table):
+    model = build(**table)
+    hidden, _ = inputs()
+    generator = torch.Generator().manual_seed(5)
+    items = torch.randint(1, ITEMS, (POSITIONS, 40), generator=generator)
+    weights = torch.randn(POSITIONS, 40, generator=generator)
+    items[::2, :7] = weights[::2, :7] = 0
+    vectors = model.item_table.weight()
+    wanted = torch.einsum("nd,nkd,nk->n", hidden, vectors[items], weights)
+    wanted_gradients = torch.autograd.grad(wanted.sum(), [hidden, *model.item_table.parameters()])
+    with Largest() as largest:
+        found = model.item_table.mixed_logits(hidden, items.int(), weights)
+        gradients = torch.autograd.grad(found.sum(), [hidden, *model.item_table.parameters()])
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(gradients, wanted_gradients, atol=1e-4, rtol=1e-5)
+    assert largest.elements <= ITEMS * 16
+    assert found.dtype == torch.float32
+
+
 @SOFTMAX
 def test_neither_pass_holds_the_scores_of_more_positions_than_fit(softmax, monkeypatch):
     model = build(softmax=softmax)

@@ -34,6 +34,16 @@ def test_an_item_is_the_mean_of_the_rows_that_its_codes_name() -> None:
         )
 
 
+@pytest.mark.parametrize("compression", [1, 4])
+def test_weighted_sums_are_of_what_scores(compression: int) -> None:
+    torch.manual_seed(1)
+    items, weights = torch.randint(1, ITEMS, (5, 7)), torch.randn(5, 7)
+    states = torch.randn(5, WIDTH)
+    for table in (hashed(compression), ProjectedItemTable(ITEMS, WIDTH, 6, 0.02)):
+        wanted = (table.logits(states).gather(1, items) * weights).sum(1)
+        torch.testing.assert_close(table.mixed_logits(states, items.int(), weights), wanted)
+
+
 @pytest.mark.parametrize(("compression", "rows"), [(1, 40), (2, 20), (3, 13), (8, 5), (100, 1)])
 def test_the_table_has_a_row_for_so_many_items(compression: int, rows: int) -> None:
     table = hashed(compression)

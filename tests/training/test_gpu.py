@@ -33,9 +33,17 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("attention", ["causal", "intra_inter"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "causal"},
+        {"attention": "intra_inter"},
+        {"text_smoothing": 0.2, "transition_smoothing": 0.3},
+    ],
+    ids=str,
+)
 def test_gradients_are_made_without_a_wait(
-    precision: str, attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, steps = MicroBatches.run, []
 
@@ -48,7 +56,7 @@ def test_gradients_are_made_without_a_wait(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(MicroBatches, "run", watched)
-    train(tmp_path, "run", precision=precision, attention=attention)
+    train(tmp_path, "run", precision=precision, **options)
     assert len(steps) > 2
 
 
