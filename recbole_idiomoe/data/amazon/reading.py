@@ -64,10 +64,11 @@ class _Fault(ValueError):
 class Dump:
     """A file of reviews or metadata, gzipped or plain, that is read once from end to end.
 
+    A bar shows how far, if stderr is a terminal.
+
     Args:
         path: the file.
         limit: largest share of malformed lines; 10 of them are always allowed, unless it is 0.
-        show_progress: a bar on stderr, if that is a terminal.
 
     Attributes:
         lines: lines read, blank ones left out.
@@ -75,8 +76,8 @@ class Dump:
         first: the first such line, as ``line 12: no user``; empty if there is none.
     """
 
-    def __init__(self, path: Path, limit: float, show_progress: bool = True) -> None:
-        self.path, self.limit, self.show_progress = path, limit, show_progress
+    def __init__(self, path: Path, limit: float) -> None:
+        self.path, self.limit = path, limit
         self.lines = 0
         self.faults: Counter[str] = Counter()
         self.first = ""
@@ -147,7 +148,7 @@ class Dump:
                     unit="B",
                     unit_scale=True,
                     desc=self.path.name,
-                    disable=None if self.show_progress else True,
+                    disable=None,
                 ) as bar:
                     while line := stream.readline(MAX_LINE):
                         if len(line) == MAX_LINE and not line.endswith(b"\n"):

@@ -63,7 +63,6 @@ def convert(
     folder: Path,
     core: int = 5,
     max_malformed: float = 0.01,
-    show_progress: bool = True,
 ) -> Summary:
     """Write ``folder/NAME.inter``, ``NAME.item`` and ``NAME.summary.json``; NAME is the folder's.
 
@@ -78,7 +77,6 @@ def convert(
         folder: where the files go; nothing appears there before all are written.
         core: fewest interactions of a user and of an item (paper, section B.3: 5).
         max_malformed: largest share of malformed lines in either dump.
-        show_progress: a bar for each file, on a terminal.
 
     Raises:
         DataError: ``folder`` has files, a dump cannot be read or has too many malformed lines, or
@@ -87,7 +85,7 @@ def convert(
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} holds files already; remove it, or give another name.")
-    dump = Dump(reviews, max_malformed, show_progress)
+    dump = Dump(reviews, max_malformed)
     read = Interactions.collect(dump.reviews())
     once = read.each_pair_once()
     repeated = len(read) - len(once)
@@ -98,7 +96,7 @@ def convert(
             f"{reviews}: no user has {core} interactions with items that {core} users have; "
             "lower --core, or give more reviews."
         )
-    about = Dump(metadata, max_malformed, show_progress)
+    about = Dump(metadata, max_malformed)
     described = _described(about, set(kept.items))
     titles = [described[item].title if item in described else "" for item in kept.items]
     categories = [item for item in described.values() if item.categories]
