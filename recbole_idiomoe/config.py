@@ -49,6 +49,7 @@ _COMPUTED = {
     "MODEL_INPUT_TYPE",
     "dataset_label",
     "device",
+    "dumps",
     "eval_type",
     "local_rank",
     "recbole_name",
@@ -194,7 +195,7 @@ class RunConfig(Config):  # type: ignore[misc]
         declared = {key for keys in self.parameters.values() for key in keys}
         self.read_by_model = _keys_read_by(self.model_class)
         everywhere = internal.keys() | declared | _UNDECLARED
-        self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"})
+        self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"}) | {"dumps"}
         theirs = {key for model in self.beside for key in _keys_of(model)} - self.known
         theirs -= self.own.keys()
         self.external_config_dict = {k: v for k, v in external.items() if k not in theirs}

@@ -62,3 +62,21 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
             path.chmod(0o644)
             os.replace(path, folder / path.name)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place when the block ends well.
+
+    Raises:
+        OSError: ``folder`` is there and not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
+        aside = Path(name) / folder.name
+        aside.mkdir()
+        yield aside
+        for path in aside.iterdir():
+            with open(path, "rb") as written:
+                os.fsync(written.fileno())
+        os.replace(aside, folder)

@@ -13,7 +13,7 @@ from recbole_idiomoe.errors import DataError
 _TYPES = ("token", "token_seq", "float", "float_seq")
 
 # What pandas reads as missing; RecBole then drops the row without a word.
-_MISSING = {
+MISSING = {
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
     *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
 }
@@ -111,7 +111,7 @@ class AtomicFile:
                 fault = f"a field of more than {csv.field_size_limit()} characters"
             else:
                 for i in id_columns:
-                    if row[i] in _MISSING:
+                    if row[i] in MISSING:
                         fault = f"{names[i]} is {row[i]!r}, which RecBole takes for missing"
             if fault:
                 raise DataError(f"{self.path}, line {at}: {fault}; mend that line.")

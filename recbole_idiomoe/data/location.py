@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from recbole.utils import url as recbole_url
 
 from recbole_idiomoe import registry
+from recbole_idiomoe.data.amazon.building import Dumps, build
+from recbole_idiomoe.data.amazon.fetching import Unavailable
 from recbole_idiomoe.data.atomic_files import AtomicFile
 from recbole_idiomoe.errors import DataError
 
@@ -27,7 +29,8 @@ def locate(config: RunConfig) -> None:
     """Point ``config`` at the data set's files, downloading them if nobody has them.
 
     Looked at in this order: ``<data_path>/<dataset>``, the same under the name that
-    RecBole has for the data set, RecBole's own copy of ml-100k, RecBole's download.
+    RecBole has for the data set, RecBole's own copy of ml-100k, RecBole's download, the
+    public dumps that ``dumps`` names.
     Sets ``config["dataset"]`` to the name that the files bear and ``config["data_path"]``
     to their folder; ``config["dataset_label"]`` stays the name that was asked for.
 
@@ -51,14 +54,32 @@ def locate(config: RunConfig) -> None:
     if label == "ml-100k":
         _point(config, label, _bundled_ml_100k())
         return
-    if recbole_name not in registry.recbole_datasets():
-        near = registry.did_you_mean(label, registry.list_datasets(), "--list_datasets")
+    dumps = Dumps.from_setting(config["dumps"]) if config["dumps"] else None
+    failures = []
+    if recbole_name in registry.recbole_datasets():
+        try:
+            _download(recbole_name, root)
+            _point(config, recbole_name, root / recbole_name)
+            return
+        except Unavailable as error:
+            failures.append(f"RecBole cannot download {recbole_name} ({error})")
+    if dumps:
+        try:
+            build(label, root, dumps)
+            _point(config, label, root / label)
+            return
+        except Unavailable as error:
+            failures.append(f"the public dumps cannot be fetched ({error})")
+    if failures:
         raise DataError(
-            f"unknown dataset {label!r}, and {root / label} is no folder that holds "
-            f"{label}.inter (--data_path={root}){near}"
+            f"{', and '.join(failures)}; put {label}.inter and {label}.item into {root / label}, "
+            "or name the folder above theirs with --data_path."
         )
-    _download(recbole_name, root, label)
-    _point(config, recbole_name, root / recbole_name)
+    near = registry.did_you_mean(label, registry.list_datasets(), "--list_datasets")
+    raise DataError(
+        f"unknown dataset {label!r}, and {root / label} is no folder that holds "
+        f"{label}.inter (--data_path={root}){near}"
+    )
 
 
 def check_atomic_files(config: RunConfig) -> None:
@@ -119,10 +140,11 @@ def _bundled_ml_100k() -> Path:
     return Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 
 
-def _download(name: str, root: Path, label: str) -> None:
+def _download(name: str, root: Path) -> None:
     """Fetch RecBole's ``name`` into ``root/name``, whole or not at all.
 
-    ``label`` is the name that the user gave, under which files of the user's own would lie.
+    Raises:
+        Unavailable: it cannot be had; the message is the reason.
     """
     url = registry.recbole_datasets()[name]
     new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
@@ -147,10 +169,7 @@ def _download(name: str, root: Path, label: str) -> None:
             for folder in new_folders:
                 folder.rmdir()
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"RecBole cannot download {name} ({reason}); put {label}.inter and {label}.item into "
-            f"{root / label}, or name the folder above theirs with --data_path."
-        ) from error
+        raise Unavailable(reason) from error
 
 
 @contextmanager

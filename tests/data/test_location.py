@@ -149,12 +149,12 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(recbole_url, "decide_download", decide)
     monkeypatch.setattr(recbole_url, "download_url", download)
     root = tmp_path / "new" / "data"
-    message = said(locate, config(root))
+    message = said(locate, config(root, dumps=None))
     assert "amazon-toys-games" in message and "--data_path" in message
     assert f"amazon-toys.inter and amazon-toys.item into {root}" in message
     assert not root.parent.exists()
     root.mkdir(parents=True)
-    said(locate, config(root))
+    said(locate, config(root, dumps=None))
     assert list(root.iterdir()) == []
 
 

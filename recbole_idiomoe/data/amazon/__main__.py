@@ -1,0 +1,90 @@
+"""``python -m recbole_idiomoe.data.amazon --reviews=FILE --metadata=FILE --dataset=NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_idiomoe import yaml_files
+from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
+from recbole_idiomoe.data.amazon.fetching import fetch
+from recbole_idiomoe.data.amazon.writing import convert
+from recbole_idiomoe.errors import IdiomoeError, SettingError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert as the arguments say; the exit status."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
+    try:
+        print(_run(_parser().parse_args(arguments)))
+    except IdiomoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what is fetched", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(given: argparse.Namespace) -> str:
+    """The report on what was written."""
+    if given.core < 1 or not 0 <= given.max_malformed <= 1:
+        raise SettingError("--core must be at least 1, and --max_malformed between 0 and 1.")
+    if bool(given.reviews) != bool(given.metadata):
+        raise SettingError("--reviews and --metadata go together; give both, or neither to fetch.")
+    folder = Path(given.data_path) / given.dataset
+    dumps = _known_dumps(given.dataset)
+    if given.reviews:
+        reviews, metadata = Path(given.reviews), Path(given.metadata)
+    elif dumps:
+        where = folder.with_name(f"{folder.name}-dumps")
+        reviews, metadata = (fetch(source, where) for source in (dumps.reviews, dumps.metadata))
+    else:
+        raise SettingError(
+            f"nobody knows where the dumps of {given.dataset} are; give --reviews and --metadata."
+        )
+    return report(convert(reviews, metadata, folder, given.core, given.max_malformed), dumps)
+
+
+def _known_dumps(dataset: str) -> Dumps | None:
+    file = yaml_files.properties_path() / "dataset" / f"{dataset}.yaml"
+    entry = yaml_files.read_settings(file).get("dumps") if file.is_file() else None
+    return Dumps.from_setting(entry) if entry else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_idiomoe.data.amazon",
+        description="RecBole's atomic files from the public dumps of Amazon reviews (2014, 2018, "
+        "2023), which are fetched unless they are given.",
+    )
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="name of the data set")
+    parser.add_argument(
+        "--data_path", default="dataset", metavar="FOLDER", help="folder that gets a folder NAME"
+    )
+    parser.add_argument("--reviews", metavar="FILE", help="dump of reviews, gzipped or plain")
+    parser.add_argument("--metadata", metavar="FILE", help="dump of the products' metadata")
+    parser.add_argument(
+        "--core",
+        type=int,
+        default=CORE,
+        metavar="K",
+        help="fewest interactions of a user and of an item (default: %(default)s, as the paper)",
+    )
+    parser.add_argument(
+        "--max_malformed",
+        type=float,
+        default=MAX_MALFORMED,
+        metavar="SHARE",
+        help="largest share of malformed lines, which are skipped (default: %(default)s; ten are "
+        "always allowed, unless it is 0)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

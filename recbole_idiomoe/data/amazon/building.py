@@ -1,0 +1,110 @@
+"""A data set by its name: its dumps fetched if need be, converted, and held against the paper."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from recbole_idiomoe.data.amazon.fetching import Source, fetch
+from recbole_idiomoe.data.amazon.reading import BrokenDump
+from recbole_idiomoe.data.amazon.writing import Summary, convert
+from recbole_idiomoe.errors import SettingError
+
+CORE = 5
+MAX_MALFORMED = 0.01
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dumps:
+    """The entry ``dumps`` of a data set's YAML file."""
+
+    reviews: Source
+    metadata: Source
+    lines: int | None = None
+    """Reviews that the publishers count."""
+    table_8: tuple[int, int] | None = None
+    """Sequences and items in the paper's Table 8, as printed."""
+
+    @classmethod
+    def from_setting(cls, value: Any) -> Dumps:
+        """The entry, checked.
+
+        Raises:
+            SettingError: it is of another form.
+        """
+        keys = {"reviews", "metadata", "lines", "table_8"}
+        if not isinstance(value, Mapping) or not {"reviews", "metadata"} <= set(value) <= keys:
+            raise SettingError(
+                "dumps must be {reviews: {urls: [...]}, metadata: {urls: [...]}}, with lines and "
+                f"table_8 where known; not {value!r}."
+            )
+        table = value.get("table_8")
+        return cls(
+            Source.from_setting(value["reviews"], "dumps.reviews"),
+            Source.from_setting(value["metadata"], "dumps.metadata"),
+            value.get("lines"),
+            None if table is None else (table[0], table[1]),
+        )
+
+
+def build(name: str, root: Path, dumps: Dumps) -> None:
+    """``root/NAME``, from dumps that are fetched into ``root/NAME-dumps`` and kept there.
+
+    Of several processes that want the same, one works and the others wait.
+
+    Raises:
+        Unavailable: a dump can be had from nowhere; a folder that stays empty goes again.
+        DataError: the dumps cannot be converted.
+    """
+    folder = root / f"{name}-dumps"
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    try:
+        with FileLock(lock):
+            if (root / name / f"{name}.inter").is_file():
+                return
+            reviews, metadata = (
+                fetch(source, folder) for source in (dumps.reviews, dumps.metadata)
+            )
+            try:
+                summary = convert(reviews, metadata, root / name, CORE, MAX_MALFORMED)
+            except BrokenDump as error:
+                for path in (reviews, metadata):
+                    if str(path) in str(error):
+                        path.unlink()
+                raise
+        logger.info(f"{report(summary, dumps)}\n  the dumps in {folder} are not needed any more")
+    finally:
+        if set(folder.iterdir()) <= {lock}:
+            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                for path in new_folders:
+                    path.rmdir()
+
+
+def report(summary: Summary, dumps: Dumps | None) -> str:
+    """The summary, and beside it what the publishers and the paper count."""
+    lines = [summary.text()]
+    if dumps and dumps.lines is not None:
+        known, read = dumps.lines, summary.lines
+        lines.append(f"  published: {known:,} reviews{_difference(read - known)}")
+    if dumps and dumps.table_8 is not None:
+        users, items = dumps.table_8
+        lines.append(
+            f"  the paper's Table 8: {users:,} sequences{_difference(summary.users - users)}, "
+            f"{items:,} items{_difference(summary.items - items)}"
+        )
+    return "\n".join(lines)
+
+
+def _difference(here: int) -> str:
+    return f" ({here:+,} here)" if here else " (the same here)"

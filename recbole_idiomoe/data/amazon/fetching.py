@@ -1,0 +1,245 @@
+"""Dumps from where they are published, resumed where a download broke off.
+
+With urllib, as RecBole downloads too: the bytes as they are, where other clients unpack a ``.gz``
+that a server calls an encoding.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from recbole_idiomoe import __version__
+from recbole_idiomoe.errors import DataError, SettingError
+
+PATIENCE_S = 30.0
+"""Seconds without a byte, after which a connection is given up."""
+ATTEMPTS = 5
+"""Connections in a row that bring nothing, after which a server is given up."""
+PAUSE_S = 1.0
+"""Seconds before the second such attempt; they double."""
+
+_PASSING = (408, 429, 500, 502, 503, 504)
+_CHUNK = 1 << 20
+_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+
+logger = logging.getLogger(__name__)
+
+
+class Unavailable(DataError):
+    """A dump that cannot be had from any of its addresses."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dump is published, and what is known of it."""
+
+    urls: tuple[str, ...]
+    """Addresses of the same file, tried in turn."""
+    size: int | None = None
+    """Bytes, where known."""
+    sha256: str | None = None
+    """Where published."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return urlsplit(self.urls[0]).path.rsplit("/", 1)[-1]
+
+    @classmethod
+    def from_setting(cls, value: Any, where: str) -> Source:
+        """``{urls: [...], size: ..., sha256: ...}`` as a YAML file has it.
+
+        Raises:
+            SettingError: it is something else.
+        """
+        unknown = set(value) - {"urls", "size", "sha256"} if isinstance(value, Mapping) else {"?"}
+        urls = [] if unknown else value.get("urls")
+        if not urls or not isinstance(urls, list) or not all(map(_is_http, urls)):
+            raise SettingError(
+                f"{where} must be {{urls: [https://...], size: BYTES, sha256: HASH}}, the last two "
+                f"where known; not {value!r}."
+            )
+        return cls(tuple(urls), value.get("size"), value.get("sha256"))
+
+
+def fetch(source: Source, folder: Path) -> Path:
+    """``folder/NAME``, downloaded unless it is there; what broke off before is gone on with.
+
+    Until it is whole the file is called ``NAME.part``.
+
+    Raises:
+        Unavailable: no address has it; the message says what each answered.
+        DataError: the disk is full, or cannot be written.
+    """
+    path = folder / source.name
+    if path.is_file():
+        return path
+    part = path.with_name(f"{path.name}.part")
+    failures = []
+    for url in source.urls:
+        logger.info(f"fetching {url} into {folder}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _download(url, part, source.size)
+            _check(part, source)
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(part, path)
+            return path
+        except (_Refused, http.client.HTTPException) as error:
+            failures.append(f"{urlsplit(url).netloc}: {_reason(error)}")
+        except OSError as error:
+            if not _is_network(error):
+                raise DataError(
+                    f"Cannot write {part} ({error.strerror or error}); free space there, or name "
+                    "another folder with --data_path."
+                ) from error
+            failures.append(f"{urlsplit(url).netloc}: {_reason(error)}")
+    kept = f"; {_size(part):,} bytes of it are kept in {folder}" if part.is_file() else ""
+    raise Unavailable(f"{source.name} from {', '.join(failures)}{kept}")
+
+
+class _Refused(Exception):
+    """An answer that asking again would not change."""
+
+
+def _download(url: str, part: Path, size: int | None) -> None:
+    """Append to ``part`` until it is whole; goes on after a fault as long as bytes arrive."""
+    idle, begun_with = 0, _size(part)
+    with tqdm(unit="B", unit_scale=True, desc=part.stem, total=size, disable=None) as bar:
+        while True:
+            had = _size(part)
+            bar.n = had
+            try:
+                _stream(url, part, size, bar)
+                return
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code not in _PASSING:
+                    raise _Refused(f"HTTP {error.code} {error.reason}") from error
+                fault: Exception = error
+            except (OSError, http.client.HTTPException) as error:
+                if isinstance(error, OSError) and not _is_network(error):
+                    raise
+                fault = error
+            idle = 0 if _size(part) > had else idle + 1
+            offline = isinstance(getattr(fault, "reason", None), socket.gaierror)
+            if idle >= ATTEMPTS or (offline and _size(part) == begun_with):
+                raise fault
+            time.sleep(PAUSE_S * 2**idle / 2)
+
+
+def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
+    """One connection's worth of ``url``, from where ``part`` ends."""
+    had = _size(part)
+    request = urllib.request.Request(url, headers={"User-Agent": f"recbole_idiomoe/{__version__}"})
+    if had:
+        request.add_header("Range", f"bytes={had}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=PATIENCE_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not had:
+            raise
+        with error:
+            if _range_of(error)[1] == had:
+                return  # nothing after the end: the part is whole
+        part.unlink()
+        raise ConnectionError("the file there is another one than was begun") from error
+    with response:
+        begun, total = _range_of(response)
+        if response.status != 206:
+            had = 0  # a server that knows no ranges sends all of it again
+        elif begun != had:
+            raise _Refused("another part of the file than was asked for")
+        if total is not None and size is not None and total != size:
+            raise _Refused(f"a file of {total:,} bytes, where {size:,} are known")
+        if total is not None and total - had > shutil.disk_usage(part.parent).free:
+            raise OSError(errno.ENOSPC, f"{total - had:,} more bytes do not fit")
+        bar.total, bar.n = total, had
+        chunk = _read(response)
+        if not had and not chunk.startswith(b"\x1f") and part.stem.endswith(".gz"):
+            raise _Refused("something that is not gzipped, perhaps a page for people")
+        with open(part, "r+b" if had else "wb") as file:
+            file.seek(had)
+            while chunk:
+                file.write(chunk)
+                had += len(chunk)
+                bar.update(len(chunk))
+                chunk = _read(response)
+        if total is not None and had < total:
+            raise ConnectionError(f"the connection ended after {had:,} of {total:,} bytes")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """What has come; no error of the connection passes for one of the disk."""
+    try:
+        return response.read1(_CHUNK)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise ConnectionError(_reason(error)) from error
+
+
+def _range_of(response: Any) -> tuple[int | None, int | None]:
+    """Where the body begins, and the size of the whole file; None: not said."""
+    if match := _RANGE.match(response.headers.get("Content-Range") or ""):
+        begun, total = match.groups()
+        return _number(begun), _number(total)
+    return 0, _number(response.headers.get("Content-Length"))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def _check(part: Path, source: Source) -> None:
+    """The size and hash that are known, or the part goes."""
+    found = _size(part)
+    if source.size is not None and found != source.size:
+        part.unlink()
+        raise _Refused(f"a file of {found:,} bytes, where {source.size:,} are known")
+    if source.sha256:
+        with open(part, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != source.sha256:
+            part.unlink()
+            raise _Refused(f"a file with SHA-256 {digest}, where {source.sha256} is published")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _is_network(error: OSError) -> bool:
+    """Whether it is of a connection; the others are of the disk."""
+    return isinstance(error, urllib.error.URLError | ConnectionError | TimeoutError)
+
+
+def _is_http(url: Any) -> bool:
+    return isinstance(url, str) and url.startswith(("http://", "https://")) and "/" in url[8:]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {PATIENCE_S:g} s"
+    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+        error = error.reason if isinstance(error.reason, Exception) else error
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return text or type(error).__name__

@@ -1,0 +1,233 @@
+"""Dumps of reviews and of metadata, line by line, whatever their year.
+
+A line is a JSON object; the metadata of 2014 are Python literals instead (single quotes), which
+``ast.literal_eval`` reads and nothing evaluates. A line that is neither, or that lacks what is
+needed, is malformed: counted, skipped, and refused where there are too many.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import io
+import json
+import re
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from tqdm import tqdm
+
+from recbole_idiomoe.data.amazon.text import category_names, one_line
+from recbole_idiomoe.data.atomic_files import MISSING
+from recbole_idiomoe.errors import DataError
+
+MAX_LINE = 4 << 20
+"""Bytes of the longest line that is read; metadata with a whole web page in it have 1 MB."""
+
+_TOO_LONG = b"<too long>"
+_ALWAYS_ALLOWED = 10
+_HOPELESS = 1000  # lines, after which a file without a good one is read no further
+_MAX_TIME = 1e11  # seconds; what exceeds it is not a time
+_ID = re.compile(r"[!-~]{1,64}")
+_SHOW_EVERY = 4096
+
+
+class BrokenDump(DataError):
+    """A file that ends early or is damaged; another download may mend it."""
+
+
+class Review(NamedTuple):
+    """Who reviewed what, when (seconds since 1970)."""
+
+    user: str
+    item: str
+    time: float
+
+
+class Item(NamedTuple):
+    """What the metadata say of an item; a text that is not there is empty."""
+
+    item: str
+    title: str
+    categories: list[str]
+    brand: str
+
+
+class _Fault(ValueError):
+    """Why a line is malformed."""
+
+
+class Dump:
+    """A file of reviews or metadata, gzipped or plain, that is read once from end to end.
+
+    A bar shows how far, if stderr is a terminal.
+
+    Args:
+        path: the file.
+        limit: largest share of malformed lines; 10 of them are always allowed, unless it is 0.
+
+    Attributes:
+        lines: lines read, blank ones left out.
+        faults: how many lines were malformed, by reason.
+        first: the first such line, as ``line 12: no user``; empty if there is none.
+    """
+
+    def __init__(self, path: Path, limit: float) -> None:
+        self.path, self.limit = path, limit
+        self.lines = 0
+        self.faults: Counter[str] = Counter()
+        self.first = ""
+
+    @property
+    def malformed(self) -> int:
+        """How many lines were malformed."""
+        return self.faults.total()
+
+    def reviews(self) -> Iterator[Review]:
+        """Every well-formed review.
+
+        Raises:
+            DataError: the file cannot be read, or too many lines are malformed.
+            BrokenDump: it ends early, or is damaged.
+        """
+        return self._read(_review)
+
+    def items(self) -> Iterator[Item]:
+        """Every well-formed row of metadata; an item may have several.
+
+        Raises:
+            DataError: as :meth:`reviews`.
+        """
+        return self._read(_item)
+
+    def _read(self, parse: Any) -> Iterator[Any]:
+        number = 0
+        for number, line in enumerate(self._raw_lines(), start=1):
+            if line.isspace():
+                continue
+            self.lines += 1
+            try:
+                yield parse(_mapping(line))
+            except _Fault as fault:
+                self.faults[str(fault)] += 1
+                self.first = self.first or f"line {number}: {fault}"
+                if self.malformed == self.lines == _HOPELESS:
+                    break
+        allowed = max(_ALWAYS_ALLOWED, self.limit * self.lines) if self.limit > 0 else 0
+        if self.malformed == self.lines or self.malformed > allowed:
+            self._refuse(parse)
+
+    def _refuse(self, parse: Any) -> None:
+        what = "review" if parse is _review else "row of metadata"
+        if not self.lines:
+            raise DataError(f"{self.path} holds no line; give a dump with at least one {what}.")
+        if self.malformed == self.lines:
+            raise DataError(
+                f"{self.path}: none of its first {self.lines} lines is a {what} ({self.first}); "
+                "give a dump of Amazon's of 2014, 2018 or 2023."
+            )
+        raise DataError(
+            f"{self.path}: {self.malformed} of {self.lines} lines are malformed ({self.first}), "
+            f"more than the share of {self.limit:g} allowed; mend the file, or allow more with "
+            "--max_malformed."
+        )
+
+    def _raw_lines(self) -> Iterator[bytes]:
+        """Lines with their ends, and ``_TOO_LONG`` for one that is."""
+        read = 0
+        try:
+            with open(self.path, "rb") as raw:
+                size = self.path.stat().st_size
+                stream = io.BufferedReader(_unpacked(raw), 1 << 20)
+                with tqdm(
+                    total=size,
+                    unit="B",
+                    unit_scale=True,
+                    desc=self.path.name,
+                    disable=None,
+                ) as bar:
+                    while line := stream.readline(MAX_LINE):
+                        if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                            while line and not line.endswith(b"\n"):
+                                line = stream.readline(MAX_LINE)
+                            line = _TOO_LONG
+                        read += 1
+                        yield line
+                        if read % _SHOW_EVERY == 0:
+                            bar.update(raw.tell() - bar.n)
+                    bar.update(size - bar.n)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise BrokenDump(
+                f"{self.path} is damaged after line {read} ({error}); download it again."
+            ) from error
+        except OSError as error:
+            raise DataError(f"Cannot read {self.path}: {error.strerror or error}.") from error
+
+
+def _unpacked(raw: IO[bytes]) -> Any:
+    """What ``raw`` holds, unpacked if it is gzipped; names lie, the first bytes do not."""
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return gzip.GzipFile(fileobj=raw) if packed else raw
+
+
+def _mapping(line: bytes) -> Mapping[str, Any]:
+    if line is _TOO_LONG:
+        raise _Fault(f"longer than {MAX_LINE} bytes")
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = _literal(line)
+    if not isinstance(row, dict):
+        raise _Fault("no object")
+    return row
+
+
+def _literal(line: bytes) -> Any:
+    if not line.lstrip().startswith(b"{"):
+        raise _Fault("neither JSON nor a Python literal")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # backslashes that Python will not know one day
+            return ast.literal_eval(line.decode("utf-8").strip())
+    # literal_eval compiles the text: what the compiler says of odd input is not only syntax.
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise _Fault("neither JSON nor a Python literal") from error
+
+
+def _review(row: Mapping[str, Any]) -> Review:
+    if "reviewerID" in row:  # 2014 and 2018
+        user, item, time = row["reviewerID"], row.get("asin"), row.get("unixReviewTime")
+        return Review(_id(user, "user"), _id(item, "item"), _seconds(time))
+    # 2023: variants of a product share the parent, whom the metadata describe; milliseconds.
+    user, item, time = row.get("user_id"), row.get("parent_asin"), row.get("timestamp")
+    return Review(_id(user, "user"), _id(item, "item"), _seconds(time, unit=1e-3))
+
+
+def _item(row: Mapping[str, Any]) -> Item:
+    item = _id(row.get("parent_asin", row.get("asin")), "item")
+    details = row.get("details")
+    brand = row.get("brand") or row.get("store")
+    if not brand and isinstance(details, dict):
+        brand = details.get("Brand")
+    categories = row.get("categories") or row.get("category")
+    return Item(item, one_line(row.get("title")), category_names(categories), one_line(brand))
+
+
+def _id(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise _Fault(f"no {what}")
+    if value in MISSING:
+        raise _Fault(f"{what} {value!r}, which RecBole takes for missing")
+    return value
+
+
+def _seconds(value: Any, unit: float = 1.0) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < _MAX_TIME / unit:
+        raise _Fault("no time")
+    return round(value * unit, 3)

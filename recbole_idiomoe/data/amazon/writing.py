@@ -1,0 +1,166 @@
+"""Atomic files of a data set, as ``properties/dataset/amazon-*.yaml`` reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from recbole_idiomoe.data.amazon.interactions import Interactions
+from recbole_idiomoe.data.amazon.reading import Dump, Item
+from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.files import new_folder
+
+INTER_HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
+ITEM_HEADER = "item_id:token\ttitle:token\tcategories:token_seq\tbrand:token\n"
+
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was read, and what is left of it."""
+
+    dataset: str
+    reviews: str
+    metadata: str
+    core: int
+    lines: int
+    malformed: dict[str, int]
+    metadata_lines: int
+    metadata_malformed: dict[str, int]
+    repeated: int
+    """Reviews of an item by a user who had reviewed it already."""
+    users: int
+    items: int
+    interactions: int
+    without_metadata: int
+    without_title: int
+    """Items whose metadata have none, or that have no metadata."""
+    without_categories: int
+
+    def text(self) -> str:
+        """The same for people, several lines."""
+        left_out = self.lines - sum(self.malformed.values()) - self.repeated - self.interactions
+        return "\n".join(
+            [
+                f"{self.dataset}: {self.users:,} users, {self.items:,} items, "
+                f"{self.interactions:,} interactions ({self.interactions / self.users:.2f} a user)",
+                f"  reviews: {self.lines:,} lines of {self.reviews}; {_counted(self.malformed)}, "
+                f"{self.repeated:,} repeated, {left_out:,} outside the {self.core}-core",
+                f"  metadata: {self.metadata_lines:,} lines of {self.metadata}; "
+                f"{_counted(self.metadata_malformed)}",
+                f"  items without metadata {self.without_metadata:,}, without a title "
+                f"{self.without_title:,}, without categories {self.without_categories:,}",
+            ]
+        )
+
+
+def convert(
+    reviews: Path,
+    metadata: Path,
+    folder: Path,
+    core: int = 5,
+    max_malformed: float = 0.01,
+) -> Summary:
+    """Write ``folder/NAME.inter``, ``NAME.item`` and ``NAME.summary.json``; NAME is the folder's.
+
+    A user and an item meet once, at their earliest review; then comes the ``core``-core. Every
+    item that is left has a row in ``.item``, whether or not the metadata know it: RecBole would
+    drop the interactions of one that has none. Users are in the order in which the dump names
+    them, their interactions in the order of time; times are seconds since 1970.
+
+    Args:
+        reviews: dump of reviews.
+        metadata: dump of metadata.
+        folder: where the files go; nothing appears there before all are written.
+        core: fewest interactions of a user and of an item (paper, section B.3: 5).
+        max_malformed: largest share of malformed lines in either dump.
+
+    Raises:
+        DataError: ``folder`` has files, a dump cannot be read or has too many malformed lines, or
+            nothing is left.
+        BrokenDump: one that is damaged or ends early.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} holds files already; remove it, or give another name.")
+    dump = Dump(reviews, max_malformed)
+    read = Interactions.collect(dump.reviews())
+    once = read.each_pair_once()
+    repeated = len(read) - len(once)
+    del read
+    kept = once.k_core(core).in_order()
+    if not len(kept):
+        raise DataError(
+            f"{reviews}: no user has {core} interactions with items that {core} users have; "
+            "lower --core, or give more reviews."
+        )
+    about = Dump(metadata, max_malformed)
+    described = _described(about, set(kept.items))
+    titles = [described[item].title if item in described else "" for item in kept.items]
+    categories = [item for item in described.values() if item.categories]
+    summary = Summary(
+        dataset=folder.name,
+        reviews=reviews.name,
+        metadata=metadata.name,
+        core=core,
+        lines=dump.lines,
+        malformed=dict(dump.faults),
+        metadata_lines=about.lines,
+        metadata_malformed=dict(about.faults),
+        repeated=repeated,
+        users=len(kept.users),
+        items=len(kept.items),
+        interactions=len(kept),
+        without_metadata=len(kept.items) - len(described),
+        without_title=titles.count(""),
+        without_categories=len(kept.items) - len(categories),
+    )
+    _write(folder, kept, described, summary)
+    return summary
+
+
+def _described(dump: Dump, wanted: set[str]) -> dict[str, Item]:
+    """The rows of ``wanted`` items: an item's first row, or its first one with a title."""
+    found: dict[str, Item] = {}
+    for row in dump.items():
+        if row.item in wanted and (row.item not in found or not found[row.item].title):
+            found[row.item] = row
+    return found
+
+
+def _write(folder: Path, kept: Interactions, items: dict[str, Item], summary: Summary) -> None:
+    name = folder.name
+    try:
+        with new_folder(folder) as aside:
+            with open(aside / f"{name}.inter", "w", encoding="utf-8", newline="\n") as file:
+                file.write(INTER_HEADER)
+                file.writelines(_inter_lines(kept))
+            with open(aside / f"{name}.item", "w", encoding="utf-8", newline="\n") as file:
+                file.write(ITEM_HEADER)
+                for item in sorted(kept.items):
+                    row = items.get(item, Item(item, "", [], ""))
+                    file.write(f"{item}\t{row.title}\t{'|'.join(row.categories)}\t{row.brand}\n")
+            with open(aside / f"{name}.summary.json", "w", encoding="utf-8") as file:
+                json.dump(asdict(summary), file, indent=2)
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {name} into {folder.parent} ({error.strerror or error}); free space "
+            "there, or name another folder."
+        ) from error
+
+
+def _inter_lines(kept: Interactions) -> Iterator[str]:
+    for start in range(0, len(kept), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        columns = (column[rows].tolist() for column in (kept.user, kept.item, kept.time))
+        for user, item, time in zip(*columns, strict=True):
+            yield f"{kept.users[user]}\t{kept.items[item]}\t{time:.15g}\n"
+
+
+def _counted(faults: dict[str, int]) -> str:
+    if not faults:
+        return "none malformed"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in faults.items())
+    return f"{sum(faults.values()):,} malformed ({reasons})"
