@@ -14,12 +14,16 @@ from __future__ import annotations
 import csv
 import functools
 import warnings
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+
+from recbole_idiomoe.data.archives import extract_zip
+from recbole_idiomoe.errors import CheckpointError
 
 
 @functools.cache
@@ -31,7 +35,9 @@ def apply() -> None:
     """
     refuse_pandas_3()
     restore_numpy_names()
-    trust_own_checkpoints()
+    keep_checkpoints_plain()
+    forget_pickled_loaders()
+    extract_into_the_folder()
     skip_lonely_barrier()
     read_quotes_as_text()
     use_current_grad_scaler()
@@ -80,22 +86,63 @@ def restore_numpy_names() -> None:
             setattr(np, name, meant)
 
 
-def trust_own_checkpoints() -> None:
-    """``trainer/trainer.py:323,583``, ``s3rec.py:120``: torch 2.6 refuses RecBole's checkpoints.
+def keep_checkpoints_plain() -> None:
+    """``trainer/trainer.py:308,323,583,770``, ``s3rec.py:120``: reading a checkpoint can run code.
 
-    They hold a pickled ``Config``, which ``torch.load`` no longer opens unless
-    told that the file is trusted. These three lines read what the same program
-    wrote. ``s3rec.py`` names no device either, so that weights pretrained on a
-    GPU could not be opened without one.
+    RecBole pickles its ``Config`` into every checkpoint, and a module of some models whose
+    weights are among the others anyway; since 2.6 ``torch.load`` refuses both, rightly. Without
+    them a checkpoint is tensors and plain values, and nothing else is read. ``s3rec.py`` names
+    no device either, so that weights pretrained on a GPU could not be opened without one.
     """
     from recbole.model.sequential_recommender import s3rec
     from recbole.trainer import trainer
 
-    def load(file: Any, map_location: Any = "cpu", **options: Any) -> Any:
-        return torch.load(file, map_location=map_location, **{"weights_only": False, **options})
+    def save(state: dict[str, Any], file: Any, **options: Any) -> None:
+        # RecBole writes with a newer pickle protocol than ``weights_only`` reads.
+        torch.save(_plain_state(state), file)
+
+    def load(file: Any, map_location: Any = "cpu") -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of RecBole's pickle protocol, before the error
+                return torch.load(file, map_location=map_location, weights_only=True)
+        except UnpicklingError as error:
+            raise CheckpointError(
+                f"{file} cannot be read: it is damaged, or pickled, which can run code. Where it "
+                "is trusted, torch.save({'state_dict': torch.load(FILE, weights_only=False)"
+                "['state_dict']}, NEW) makes a plain one for pre_model_path."
+            ) from error
 
     for module in (trainer, s3rec):
-        module.torch = stand_in(torch, load=load)
+        module.torch = stand_in(torch, save=save, load=load)
+
+
+def _plain_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of RecBole's without what must be pickled; it asks ``config`` for the model."""
+    others = state["other_parameter"].items()
+    return {
+        **{key: v.item() if isinstance(v, np.generic) else v for key, v in state.items()},
+        "config": {"model": state["config"]["model"]},
+        "other_parameter": {k: v for k, v in others if not isinstance(v, torch.nn.Module)},
+    }
+
+
+def forget_pickled_loaders() -> None:
+    """``data/utils.py:121``: a file that lies in ``checkpoint_dir`` by chance is unpickled and run.
+
+    It has precedence over the data, too, with filters compared and the rest of the protocol not.
+    """
+    from recbole.data import utils
+
+    utils.load_split_dataloaders = lambda config: None
+
+
+def extract_into_the_folder() -> None:
+    """``utils/url.py:99``: whatever an archive's members are called or weigh, they are written."""
+    from recbole.data.dataset import dataset
+    from recbole.utils import url
+
+    url.extract_zip = dataset.extract_zip = extract_zip
 
 
 def skip_lonely_barrier() -> None:

@@ -63,6 +63,7 @@ _TEXT = (
     "ITEM_ID_FIELD",
     "TIME_FIELD",
 )
+_PICKLED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 _MAX_SEED = 2**32 - 1  # numpy's
 _CHOICES = {
     # RecBole trains with Adam, after one line in the log, when it does not know the name.
@@ -122,6 +123,11 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         SettingError: one is not.
     """
     for name, value in given.items():
+        if name in _PICKLED and value:
+            raise SettingError(
+                f"{name}={value!r}: RecBole pickles prepared data, and reading that can run code; "
+                "leave it out, data are prepared anew each time."
+            )
         default = defaults.get(name)
         if isinstance(default, bool):
             if not isinstance(value, bool):

@@ -100,6 +100,8 @@ def run(
         earlier = read_run(Path(resume))
         models, datasets = earlier["model"], earlier["dataset"]
         config_files = [Path(resume) / RUN_FILE, *config_files]
+        # Whether to run code is not for a folder to say: whoever resumes it says so again.
+        settings = {"trust_remote_code": False, **(settings or {})}
     layers = [yaml_files.read_settings(file) for file in config_files]
     names, labels = what_is_run(models, datasets, layers)
     grid = read_grid(names, [*layers, settings or {}])
@@ -349,6 +351,8 @@ def _resume_recbole(trainer: Any) -> None:
     path = trainer.saved_model_file
     try:
         trainer.resume_checkpoint(path)
+    except IdiomoeError:
+        raise
     except (OSError, EOFError, UnpicklingError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); --resume wants the folder of a run "

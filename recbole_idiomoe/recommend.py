@@ -281,7 +281,8 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
     from recbole_idiomoe.data.loading import load_dataset
     from recbole_idiomoe.registry import get_model
 
-    config = RunConfig(run["model"], run["dataset"], settings=run["settings"])
+    settings = {**run["settings"], "trust_remote_code": False}  # that is not the folder's to ask
+    config = RunConfig(run["model"], run["dataset"], settings=settings)
     config["device"] = device
     if "train_stage" in config:
         config["train_stage"] = "pretrain"  # S3Rec would look for its first stage's file

@@ -1,6 +1,7 @@
 """RecBole on today's libraries: each test fails without the mend that it is named after."""
 
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ import torch
 
 from recbole_idiomoe import compat, registry
 from recbole_idiomoe.config import RunConfig
+from tests.bad_input.traps import Trap
 
 TESTS = Path(__file__).parent
 COLUMNS = {
@@ -109,14 +111,26 @@ def test_numpy_names_that_exist_are_left_alone(monkeypatch: pytest.MonkeyPatch) 
     assert vars(np)["float"] == "mine"
 
 
-def test_trust_own_checkpoints(tiny: Path) -> None:
-    trainer, test_data = train(configure("SASRec", tiny))
-    assert "ndcg@5" in trainer.evaluate(test_data)
+@pytest.mark.parametrize("model", ["SASRec", "FDSA", "DIN", "GRU4RecF", "SASRecF"])
+def test_keep_checkpoints_plain(model: str, tiny: Path) -> None:
+    """Those of all models are read without unpickling, to the last number."""
+    features = {} if model in ("SASRec", "DIN") else {"selected_features": ["class"]}
+    trainer, test_data = train(configure(model, tiny, **features))
+    result = trainer.evaluate(test_data)
+    assert "ndcg@5" in result
+    state = torch.load(trainer.saved_model_file, weights_only=True)
+    assert state["config"] == {"model": model} and not state["other_parameter"]
+    weights = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    for weight in trainer.model.parameters():
+        weight.data.zero_()
     trainer.resume_checkpoint(trainer.saved_model_file)
     assert trainer.start_epoch == 1
+    restored = trainer.model.state_dict()
+    assert all(torch.equal(weight, restored[name]) for name, weight in weights.items())
+    assert trainer.evaluate(test_data) == result
 
 
-def test_trust_own_checkpoints_of_s3rec(tiny: Path) -> None:
+def test_keep_checkpoints_plain_of_s3rec(tiny: Path) -> None:
     settings = {"item_attribute": "class", "train_batch_size": 4}
     first, _ = train(configure("S3Rec", tiny, pretrain_epochs=1, save_step=1, **settings))
     second, test_data = train(
@@ -125,6 +139,18 @@ def test_trust_own_checkpoints_of_s3rec(tiny: Path) -> None:
         )
     )
     assert "ndcg@5" in second.evaluate(test_data)
+
+
+def test_forget_pickled_loaders(tiny: Path) -> None:
+    """The name is the one that RecBole looks for without being told."""
+    from recbole.data import create_dataset, data_preparation
+
+    config = configure("SASRec", tiny)
+    (tiny / "saved").mkdir()
+    trap = Trap(tiny / "ran")
+    (tiny / "saved" / "tiny-for-SASRec-dataloader.pth").write_bytes(pickle.dumps(trap))
+    assert len(data_preparation(config, create_dataset(config))) == 3
+    assert not trap.sprung
 
 
 def test_everybody_else_keeps_torch_as_it_is() -> None:

@@ -21,6 +21,7 @@ from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryErr
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.lm.embedding import centred_directions
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, item_token
+from recbole_idiomoe.threads import one_thread
 
 FILE_NAME = "semantic_ids.safetensors"
 # Tie tokens beyond those in use, so that a trained model can take up as many new items that
@@ -217,6 +218,7 @@ class SemanticIds:
             raise ValueError("numbers")
 
 
+@one_thread()  # a last bit may decide an item's cluster, and that one others
 def fit_semantic_ids(
     vectors: np.ndarray,
     *,
@@ -229,7 +231,8 @@ def fit_semantic_ids(
 
     The text vectors less their mean, of length 1, are quantised residually: k-means, then
     moving averages of all levels together. Items without text are left out of that and
-    get the codes of a zero vector.
+    get the codes of a zero vector. The same vectors and seed give the same codes, whatever the
+    number of threads.
 
     Args:
         vectors: (item_num, k) from :func:`item_vectors`; row 0 is the padding item's.
@@ -250,8 +253,7 @@ def fit_semantic_ids(
         chosen &= torch.from_numpy(fitted)
     known = rows[chosen]
     mean = known.mean(0) if len(known) else torch.zeros(rows.shape[1])
-    # Equal rows count once: k-means starts from rows, and equal ones would make equal codes.
-    points = torch.unique(centred_directions(known, mean), dim=0)
+    points = _distinct(centred_directions(known, mean))
     if not len(points):
         points = torch.zeros(1, rows.shape[1])
     codebooks = _fit_codebooks(points, levels, min(codebook_size, len(points)), seed)
@@ -260,6 +262,17 @@ def fit_semantic_ids(
     ties = int(np.unique(codes[1:], axis=0, return_counts=True)[1].max(initial=1))
     used = ties if ties > 1 else 0
     return replace(blank, codes=codes, tie_tokens=used + SPARE_TIES)
+
+
+def _distinct(rows: torch.Tensor) -> torch.Tensor:
+    """Equal rows once, in the order of the catalogue; equal are those that agree to five places.
+
+    k-means starts from rows, and equal ones would make equal codes. It draws them by their
+    number: sorted by value, a last bit that changed places would change every code.
+    """
+    rounded = rows.numpy().round(5) + 0.0  # no -0
+    first = np.unique(rounded, axis=0, return_index=True)[1]
+    return rows[np.sort(first)]
 
 
 def _fit_codebooks(points: torch.Tensor, levels: int, size: int, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.threads import one_thread
 
 BATCH_TEXTS = 64
 
@@ -63,6 +64,7 @@ def item_vectors(
     return vectors
 
 
+@one_thread()  # semantic IDs are made from these vectors, to the last bit
 def _tfidf(texts: list[str], known: list[str], dim: int, seed: int) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and word pairs, then a truncated SVD.
 
@@ -115,16 +117,17 @@ def _load(encoder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        model = AutoModel.from_pretrained(encoder)
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
+        # Without the word, transformers asks at the terminal whether to run a model's own code.
+        model = AutoModel.from_pretrained(encoder, trust_remote_code=False, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         if model.config.is_encoder_decoder or not tokenizer("words").input_ids:
             raise ValueError
         return model, tokenizer
     except Exception as error:  # whatever a broken file may raise
         raise BackboneError(
             f"text_encoder={encoder!r} could not be loaded ({type(error).__name__}); give the "
-            "folder of a sentence encoder, a hub name that is reachable, a file of vectors, or "
-            "text_encoder: tfidf."
+            "folder of a sentence encoder (safetensors, no code of its own), a hub name that is "
+            "reachable, a file of vectors, or text_encoder: tfidf."
         ) from error
 
 

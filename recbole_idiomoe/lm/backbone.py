@@ -192,6 +192,11 @@ def _attempt(name: str, part: str, load: Any, source: str, **options: Any) -> An
     try:
         return load(source, **options)
     except Exception as error:  # whatever a broken file or remote code may raise
+        if "trust_remote_code" in str(error):
+            raise BackboneError(
+                f"backbone={name}: its {part} is code of its own, which is not run; read it, and "
+                "where you trust it set trust_remote_code: True."
+            ) from error
         raise BackboneError(
             f"backbone={name}: its {part} cannot be loaded: {_one_line(error)}"
         ) from error

@@ -79,7 +79,9 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     ) -> None:
         super().__init__(config)
         if backbone is None:
-            backbone = AutoModelForCausalLM.from_config(config.backbone_config)
+            backbone = AutoModelForCausalLM.from_config(
+                config.backbone_config, trust_remote_code=False
+            )
         assert backbone is not None
         check_head(backbone)
         self.backbone = backbone
@@ -169,6 +171,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
                 would draw the missing ones at random.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["use_safetensors"] = True  # or it takes pytorch_model.bin, where that is all
         path = pretrained_model_name_or_path
         load: Any = super().from_pretrained
         model, info = load(path, *model_args, output_loading_info=True, **kwargs)

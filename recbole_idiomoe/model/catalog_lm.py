@@ -270,7 +270,7 @@ class CatalogLM(nn.Module):
             (folder / CONFIG_NAME).read_bytes()
             with no_progress_bars():
                 lm = IdiomoeForCausalLM.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (CheckpointError, MissingLibraryError):
             raise
         except Exception as error:  # of a broken file, each library raises its own
