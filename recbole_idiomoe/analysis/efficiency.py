@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +86,7 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
         dense = dense_form(run)
         notes.append(_note(run, dense, settings, sorted(set(settings.length) - set(lengths))))
         sides = {"dense": dense, "run": lm}
+        _compile(run.catalog_lm, sides.values())
         for phase in PHASES:
             for length in lengths:
                 found = compare(run.catalog_lm, sides, phase, length, settings)
@@ -177,16 +178,20 @@ def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int
 
 def _prepare(lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, phase: str) -> None:
     """Do to the model what training and use do to it."""
-    settings = catalog_lm.settings
     lm.train(phase == "train")
-    lm.freeze(settings.freeze)
+    lm.freeze(catalog_lm.settings.freeze)
     if phase == "train" and catalog_lm.uses_bf16:
         halve_frozen(lm)
-    compiles = settings.compile
+
+
+def _compile(catalog_lm: CatalogLM, models: Iterable[IdiomoeForCausalLM]) -> None:
+    """Compile the blocks of ``models`` where training would compile the run's."""
+    compiles = catalog_lm.settings.compile
     if compiles is None:
-        compiles = lm.backbone.config.hidden_size >= COMPILED_WIDTH
-    if compiles and lm.device.type == "cuda":
-        compile_blocks(lm.backbone)
+        compiles = catalog_lm.lm.backbone.config.hidden_size >= COMPILED_WIDTH
+    if compiles and catalog_lm.lm.device.type == "cuda":
+        for lm in models:
+            compile_blocks(lm.backbone)
 
 
 def _training_step(
@@ -287,9 +292,10 @@ def _how(settings: EfficiencySettings) -> str:
     return (
         f"A batch has {settings.batch_size} sequences of random tokens, "
         f"{settings.item_share:.0%} of them items; a time is the median of {settings.repeats} "
-        "steps, the two sides measured in turns, which differ by the spread. dense: the run's backbone with an item table "
-        "and nothing else added. train: forward, loss at every item, backward, AdamW; infer: "
-        "the catalogue's scores after the last token. Memory is measured on a GPU alone."
+        "steps, the two sides measured in turns, and the spread half the range between the "
+        "quartiles of what turns found. dense: the run's backbone with an item table and nothing "
+        "else added. train: forward, loss at every item, backward, AdamW; infer: the catalogue's "
+        "scores after the last token. Memory is measured on a GPU alone."
     )
 
 

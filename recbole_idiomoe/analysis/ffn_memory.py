@@ -198,11 +198,11 @@ def _prominence(neurons: Neurons) -> Tensor:
 
 def _notes(settings: FfnMemorySettings) -> list[str]:
     level = settings.category_level
-    entry = "all entries as one" if level == 0 else "the last" if level < 0 else f"entry {level}"
+    entry = "all entries" if level == 0 else "the last entry" if level < 0 else f"entry {level}"
     return [
         f"k={settings.k}, tau={settings.tau:g}. Affinity: median cosine of a value vector's k "
         "nearest items less that of its k nearest text tokens. Purity: the largest share of the k "
-        f"items that are of one category ({entry} of an item's). Clustered: share of neurons with "
+        f"items that are of one category ({entry} of its field). Clustered: share of neurons with "
         "a purity of at least tau. Layers and neurons count from 0.",
         f"{RANDOM}: {RANDOM_NUMBER:,} Gaussian vectors in place of neurons. Of more candidates "
         "the nearest k are nearer, and neighbouring items share categories whatever a neuron "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,14 +73,15 @@ def _ffn_memory(figure: Any, analysis: Analysis) -> None:
             of_line = [r for r in mine if (r["run"], r["expert"]) == (run, expert)]
             layers = [row for row in of_line if row["layer"] is not None]
             at = [row["layer"] for row in layers]
-            left.plot(at, [row["affinity"] for row in layers], **style)
-            right.plot(at, [row["purity"] for row in layers], **style)
+            left.plot(at, _numbers(layers, "affinity"), **style)
+            right.plot(at, _numbers(layers, "purity"), **style)
             dashed = style | {"linestyle": "--", "label": None, "markerfacecolor": "white"}
-            right.plot(at, [row["clustered"] for row in layers], **dashed)
+            right.plot(at, _numbers(layers, "clustered"), **dashed)
         for run in runs:
             (random,) = [r for r in mine if (r["run"], r["expert"]) == (run, "random vectors")]
             first = next(index for index, line in enumerate(lines) if line[0] == run)
-            dotted = _dotted(COLOURS[first % len(COLOURS)])
+            colour = COLOURS[first % len(COLOURS)]
+            dotted = {"color": colour, "linestyle": ":", "linewidth": 1.2}
             left.axhline(random["affinity"], label=f"{run}, random vectors", **dotted)
             right.axhline(random["purity"], **dotted)
         left.axhline(0, color="black", linewidth=0.8)
@@ -105,10 +106,11 @@ def _text_attention(figure: Any, analysis: Analysis) -> None:
         "entropy": ("entropy", "nats"),
     }
     for axes, (measure, (title, unit)) in zip(panels, titles.items(), strict=True):
-        for index, run in enumerate(analysis.runs):
-            rows = [row for row in analysis.tables["text"] if row["run"] == run["run"]]
-            at = [row["layer"] for row in rows]
-            _pair(axes, index, run["run"], at, rows, measure, f"untouched_{measure}")
+        rows = {
+            run["run"]: [row for row in analysis.tables["text"] if row["run"] == run["run"]]
+            for run in analysis.runs
+        }
+        _beside_untouched(axes, rows, "layer", measure)
         axes.set_title(title)
         axes.set_ylabel(unit)
         axes.set_xlabel("layer")
@@ -123,10 +125,11 @@ def _distances(figure: Any, analysis: Analysis) -> None:
     blocks = list(dict.fromkeys(row["layers"] for row in table))
     (panels,) = grid = _panels(figure, 1, len(blocks), sharey=True)
     for axes, block in zip(panels, blocks, strict=True):
-        for index, run in enumerate(analysis.runs):
-            rows = [r for r in table if (r["run"], r["layers"]) == (run["run"], block)]
-            at = [row["distance"] for row in rows]
-            _pair(axes, index, run["run"], at, rows, "attention", "untouched_attention", marker="")
+        rows = {
+            run["run"]: [r for r in table if (r["run"], r["layers"]) == (run["run"], block)]
+            for run in analysis.runs
+        }
+        _beside_untouched(axes, rows, "distance", "attention", marker="")
         axes.set_title(f"{block} layers")
         axes.set_xlabel("distance, tokens")
         axes.set_yscale("log")
@@ -146,15 +149,15 @@ def _item_attention(figure: Any, analysis: Analysis) -> None:
     table = analysis.tables["items"]
     runs = list(dict.fromkeys(row["run"] for row in table))
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        even: dict[str, np.ndarray] = {}
         for index, run in enumerate(runs):
             rows = [row for row in table if row["run"] == run]
             layers = [row for row in rows if row["layer"] is not None]
-            (even,) = [row for row in rows if row["layer"] is None]
+            even[str(run)] = _numbers([row for row in rows if row["layer"] is None], column)
             at = [row["layer"] for row in layers]
-            style = _style(index, str(run))
-            axes.plot(at, _numbers(layers, column), **style)
-            if even[column] is not None:
-                axes.axhline(even[column], label=f"{run}, if even", **_dotted(style["color"]))
+            axes.plot(at, _numbers(layers, column), **_style(index, str(run)))
+        for label, (value,), style in _references(even, "spread evenly"):
+            axes.axhline(value, label=label, **style)
         axes.set_title(title)
         axes.set_xlabel("layer")
         axes.set_ylim(0, 1)
@@ -183,22 +186,29 @@ def _efficiency(figure: Any, analysis: Analysis) -> None:
     _legend(figure, grid)
 
 
-def _pair(
-    axes: Any,
-    index: int,
-    name: str,
-    at: Sequence[Any],
-    rows: Sequence[Row],
-    column: str,
-    untouched: str,
-    **changes: Any,
+def _beside_untouched(
+    axes: Any, rows: dict[str, list[Row]], along: str, column: str, **changes: Any
 ) -> None:
-    """A run's line, and above it, thin and dashed, that of its untouched backbone."""
-    style = _style(index, name) | {"linewidth": 3, "alpha": 0.55} | changes
-    axes.plot(at, _numbers(rows, column), **style)
-    label = f"{name}, untouched backbone"
-    thin = {"color": "black", "linestyle": ("--", ":", "-.")[index % 3], "linewidth": 1}
-    axes.plot(at, _numbers(rows, untouched), label=label, **thin)
+    """Each run's line, and above them, thin and black, those of their untouched backbones."""
+    for index, (name, of_run) in enumerate(rows.items()):
+        style = _style(index, name) | {"linewidth": 3, "alpha": 0.55} | changes
+        axes.plot([row[along] for row in of_run], _numbers(of_run, column), **style)
+    untouched = {name: _numbers(of_run, f"untouched_{column}") for name, of_run in rows.items()}
+    for label, values, style in _references(untouched, "untouched backbone"):
+        axes.plot(range(len(values)), values, label=label, **style)
+
+
+def _references(
+    found: dict[str, np.ndarray], what: str
+) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    """What runs are compared with, once where it is the same: label, values and style."""
+    groups: dict[bytes, list[str]] = {}
+    for name, values in found.items():
+        groups.setdefault(values.tobytes(), []).append(name)
+    for index, names in enumerate(groups.values()):
+        label = what if len(groups) == 1 else f"{', '.join(names)}: {what}"
+        style = {"color": "black", "linestyle": ("--", ":", "-.")[index % 3], "linewidth": 1}
+        yield label, found[names[0]], style
 
 
 def _numbers(rows: Sequence[Row], column: str) -> np.ndarray:
@@ -222,10 +232,6 @@ def _panels(figure: Any, height: int, width: int, sharey: bool = False) -> Any:
 def _style(index: int, label: str) -> dict[str, Any]:
     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     return {"color": colour, "marker": marker, "label": label}
-
-
-def _dotted(colour: str) -> dict[str, Any]:
-    return {"color": colour, "linestyle": ":", "linewidth": 1.2}
 
 
 def _whole_numbers(axes: Any) -> None:
@@ -277,7 +283,7 @@ PICTURES: dict[str, list[Picture]] = {
         Picture(
             "items",
             "Attention between items and text on histories",
-            "Shares of the attention of item tokens and of text tokens. Dotted: attention that is "
+            "Shares of the attention of item tokens and of text tokens. Dashed: attention that is "
             "spread evenly over what a token sees.",
             "items",
             _item_attention,

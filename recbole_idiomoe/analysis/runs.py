@@ -51,6 +51,11 @@ class Run:
             settings["data_path"] = self.data_path
         return load_dataset(RunConfig(self.info["model"], self.info["dataset"], settings=settings))
 
+    @cached_property
+    def _test(self) -> Any:
+        """The test split of it; RecBole splits a dataset once."""
+        return self.dataset.build()[2]
+
     def categories(self, column: str = "", level: int = -1) -> list[str]:
         """The category of every catalogue row, empty where an item has none.
 
@@ -93,7 +98,7 @@ class Run:
 
     def histories(self, count: int) -> list[np.ndarray]:
         """Catalogue rows of the histories of ``count`` test users, evenly spaced among all."""
-        _, _, test = self.dataset.build()
+        test = self._test
         chosen = np.unique(np.linspace(0, len(test) - 1, min(count, len(test))).astype(int))
         rows = test[torch.from_numpy(chosen)]
         names = test.field2id_token[test.iid_field]
