@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ PROGRAM = "python -m recbole_idiomoe.analysis"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compute what the arguments ask for, write its files and print its tables; exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
     try:
         if not given or given[0] in ("-h", "--help"):
             print(_usage())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.measures import device_name, versions
 from recbole_idiomoe.model.catalog_lm import ATTENTION_KERNELS, CatalogLM, untouched_backbone
 from recbole_idiomoe.training.trainer import COMPILED_WIDTH
+
+logger = logging.getLogger(__name__)
 
 PHASES = ("train", "infer")
 
@@ -93,6 +96,10 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
                 place: Row = {"run": run.label, "length": length, "phase": phase}
                 columns = _columns(found["dense"], found["run"], settings.batch_size, length)
                 rows.append(place | columns)
+                logger.info(
+                    f"{run.label}, {phase}, {length} tokens: {columns['run_ms']:.1f} ms, the dense "
+                    f"form {columns['dense_ms']:.1f} ms"
+                )
         runs.append(run.about)
         device = device_name(lm.device)
     return Analysis(
@@ -115,6 +122,8 @@ def dense_form(run: Run) -> IdiomoeForCausalLM:
         backbone.to(lm.device),
         lm.config.item_num,
         item_embedding_dim=settings.item_embedding_dim,
+        expert_layers=settings.expert_layers,  # where it drops outputs, as the run does
+        expert_width=settings.expert_width,
         dropout=settings.dropout,
         softmax=settings.softmax,
         architecture="dense",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,8 @@ from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import decoder_layers
 from recbole_idiomoe.lm.decoder import ffn_names
 from recbole_idiomoe.measures import device_name, versions
+
+logger = logging.getLogger(__name__)
 
 RANDOM = "random vectors"
 RANDOM_NUMBER = 1000
@@ -105,6 +108,7 @@ class _RunMemory:
         self._check(wanted, len(blocks))
         by_expert: dict[str, list[tuple[Row, Neurons]]] = {}
         for layer, (block, name) in enumerate(blocks):
+            logger.info(f"{self.run.label}: layer {layer} of {len(blocks)}")
             for expert, values in value_vectors(block, name).items():
                 place: Row = {"run": self.run.label, "expert": expert, "layer": layer}
                 neurons = self._measured(values)

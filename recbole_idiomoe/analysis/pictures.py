@@ -64,11 +64,13 @@ def _ffn_memory(figure: Any, analysis: Analysis) -> None:
     rows = analysis.tables["layers"]
     datasets = _datasets(analysis)
     panels = _panels(figure, len(datasets), 2)
+    lines = list(dict.fromkeys((row["run"], row["expert"]) for row in rows))
+    lines = [line for line in lines if line[1] != "random vectors"]
     for (left, right), (dataset, runs) in zip(panels, datasets.items(), strict=True):
         mine = [row for row in rows if row["run"] in runs]
-        lines = list(dict.fromkeys((row["run"], row["expert"]) for row in mine))
-        lines = [line for line in lines if line[1] != "random vectors"]
         for index, (run, expert) in enumerate(lines):
+            if run not in runs:
+                continue
             style = _style(index, f"{run}, {expert}")
             of_line = [r for r in mine if (r["run"], r["expert"]) == (run, expert)]
             layers = [row for row in of_line if row["layer"] is not None]
@@ -88,9 +90,8 @@ def _ffn_memory(figure: Any, analysis: Analysis) -> None:
         left.set_ylabel("mean affinity a(w)")
         right.set_ylabel("purity p(w), clustered fraction")
         right.set_ylim(0, 1)
-        above = f"{dataset}: " if len(datasets) > 1 else ""
-        left.set_title(f"{above}item-text affinity")
-        right.set_title(f"{above}mean purity (solid), clustered (dashed)")
+        left.set_title(f"{dataset}: item-text affinity")
+        right.set_title("mean purity (solid), clustered (dashed)")
         for axes in (left, right):
             _whole_numbers(axes)
             axes.set_xlabel("layer")
