@@ -22,8 +22,8 @@ WITHOUT = "Pictures need matplotlib: pip install recbole_idiomoe[plots], then th
 BINS = 5
 
 # Told apart by people who see few colours, and on either ground (after Okabe and Ito).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
-_MARKERS = "osD^vP*X<>"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
+MARKERS = "osD^vP*X<>"
 _INK = "#0a0b0c"  # stands for the colour of the page's text, whatever that is
 _SIZE = (5.2, 3.6)  # inches: its letters can be read on a telephone
 _LEGEND, _HANDLE = 76, 7  # letters in a line of the legend, and what a line's sample takes of them
@@ -148,8 +148,8 @@ def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]
         index = looks[id(standing.row)]
         style = {
             "label": standing.name,
-            "color": _COLOURS[index % len(_COLOURS)],
-            "marker": _MARKERS[index % len(_MARKERS)],
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
             "markersize": 6 if standing.row.ours else 4,
             "linewidth": 2 if standing.row.ours else 1,
         }

@@ -1,0 +1,83 @@
+"""``python -m recbole_idiomoe.analysis NAME FOLDER [FOLDER ...]``."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import HfArgumentParser
+
+from recbole_idiomoe.analysis.commands import COMMANDS
+from recbole_idiomoe.analysis.outputs import out_folder, plain_text, write_outputs
+from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.registry import did_you_mean
+
+PROGRAM = "python -m recbole_idiomoe.analysis"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compute what the arguments ask for, write its files and print its tables; exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
+    try:
+        if not given or given[0] in ("-h", "--help"):
+            print(_usage())
+            return 0 if given else 2
+        print(_analysed(given))
+    except IdiomoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _analysed(given: list[str]) -> str:
+    name, *rest = given
+    if name not in COMMANDS:
+        raise SettingError(f"unknown analysis {name!r}{did_you_mean(name, COMMANDS, '--help')}")
+    command = COMMANDS[name]
+    parser = HfArgumentParser(
+        cast(Any, command.settings),
+        prog=f"{PROGRAM} {name}",
+        description=f"Shows {command.help}.",
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run, under saved/")
+    settings, named, unknown = parser.parse_args_into_dataclasses(
+        rest, return_remaining_strings=True
+    )
+    if unknown:
+        raise SettingError(f"unknown setting {unknown[0]}; {name} --help names them all.")
+    folders = [Path(folder) for folder in named.folders]
+    out = out_folder(settings.out, folders)
+    analysis = replace(command.compute(folders, settings), command=_typed(given))
+    return plain_text(analysis, write_outputs(analysis, out))
+
+
+def _typed(given: Sequence[str]) -> str:
+    return f"{PROGRAM} {shlex.join(given)}"
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} NAME FOLDER [FOLDER ...] [--setting VALUE ...]",
+            "",
+            *lines,
+            "",
+            "NAME --help names the settings of one.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""``attention``: where layers attend, on text and between items (paper, section B.6.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from recbole_idiomoe.analysis.attention_maps import (
+    HistoryAttention,
+    Means,
+    TextAttention,
+    attention_read,
+    even_attention,
+    read_items,
+    text_attention,
+)
+from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.analysis.prompts import PROMPTS
+from recbole_idiomoe.analysis.runs import Run, open_runs
+from recbole_idiomoe.analysis.settings import AttentionSettings
+from recbole_idiomoe.data.sequence import ITEM, collate
+from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.lm import encode_text, with_random_weights
+from recbole_idiomoe.measures import device_name, versions
+from recbole_idiomoe.model.catalog_lm import CatalogLM, untouched_backbone
+from recbole_idiomoe.registry import get_model
+
+BLOCKS = ("early", "middle", "late")
+EVEN = "spread evenly"
+
+
+def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
+    """Attention of one or several runs on text, beside their backbones', and on histories.
+
+    Returns:
+        Tables ``text`` (a row a layer), ``distance`` (a row a block of layers and distance) and
+        ``items`` (a row a layer, and one of attention that is spread evenly).
+
+    Raises:
+        IdiomoeError: a folder that is no run of a language model, a backbone that is no longer
+            there, or text or histories that cannot be read.
+    """
+    texts = _texts(settings.text)
+    given = _given_histories(settings.histories_file)
+    runs: list[dict[str, str]] = []
+    notes = _notes(settings)
+    tables: dict[str, list[Row]] = {"text": [], "distance": [], "items": []}
+    device = ""
+    for run in open_runs(folders, settings):
+        lm = run.catalog_lm.lm.float()
+        prompts = _prompts(run.catalog_lm, texts, settings)
+        untouched = _untouched(run).to(lm.device)
+        on_text = {
+            name: text_attention(model, prompts, settings.distances)
+            for name, model in (("", lm.language_model()), ("untouched_", untouched))
+        }
+        del untouched
+        tables["text"] += _text_rows(run.label, on_text)
+        tables["distance"] += _distance_rows(run.label, on_text)
+        notes.append(_text_note(run.label, prompts, on_text))
+        histories = [run.catalog_lm.catalog.rows(items) for items in given]
+        if not given and settings.histories:
+            histories = run.histories(settings.histories)
+        if histories:
+            rows, note = _item_rows(run, histories)
+            tables["items"] += rows
+            notes.append(note)
+        runs.append(run.about)
+        device = device_name(lm.device)
+    return Analysis(
+        name="attention",
+        title="Attention on text and between items (section B.6.3)",
+        runs=runs,
+        settings=asdict(settings),
+        tables=tables,
+        notes=notes,
+        device=device,
+        versions=versions(),
+    )
+
+
+@torch.no_grad()
+def history_attention(
+    catalog_lm: CatalogLM, histories: Sequence[np.ndarray]
+) -> tuple[list[HistoryAttention], HistoryAttention]:
+    """Each layer's attention between items and text, and what even attention would give.
+
+    Histories are read as they are when the next item is asked for, one at a time.
+
+    Args:
+        histories: catalogue rows, oldest first.
+
+    Raises:
+        DataError: there is no item token in them, as where items are spelt in text.
+    """
+    means, even = Means(), Means()
+    is_item = torch.zeros(0, dtype=torch.bool)
+    with attention_read(
+        catalog_lm.lm.backbone, lambda layer, found: read_items(found[0], layer, means, is_item)
+    ):
+        for sequence in catalog_lm.sequences(histories):
+            is_item = torch.from_numpy(sequence.token_types == ITEM)
+            if not is_item.any():
+                raise DataError("there are no item tokens in the histories to attend to.")
+            batch = collate([sequence], catalog_lm.pad_token_id).to(catalog_lm.lm.device)
+            catalog_lm.lm.hidden_states(batch.input_ids, batch.token_types, segments=batch.segments)
+            read_items(even_attention(len(is_item)), 0, even, is_item)
+    layers = [HistoryAttention(**means.layer(layer)) for layer in range(means.depth)]
+    return layers, HistoryAttention(**even.layer(0))
+
+
+def _untouched(run: Run) -> PreTrainedModel:
+    """The decoder that the run started from."""
+    seed = run.info["settings"]["seed"]
+    backbone, _ = untouched_backbone(run.catalog_lm.settings, seed)
+    if not get_model(run.info["model"]).pretrained:
+        backbone = with_random_weights(backbone, seed)
+    return backbone
+
+
+def _texts(path: str) -> Sequence[str]:
+    """The texts to read.
+
+    Raises:
+        DataError: a file that is not there, is no text, or holds none.
+    """
+    if not path:
+        return PROMPTS
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"--text={path} cannot be read ({type(error).__name__}); name a text file in UTF-8."
+        ) from error
+    if not text.strip():
+        raise DataError(f"--text={path} is empty; name a file with text in it.")
+    return [text]
+
+
+def _prompts(
+    catalog_lm: CatalogLM, texts: Sequence[str], settings: AttentionSettings
+) -> list[list[int]]:
+    """Token ids of at most ``prompts`` pieces of ``texts``, of at most ``prompt_tokens`` each."""
+    longest = getattr(catalog_lm.lm.backbone.config, "max_position_embeddings", None)
+    size = min(settings.prompt_tokens, longest or settings.prompt_tokens)
+    pieces = (
+        ids[start : start + size]
+        for ids in encode_text(catalog_lm.tokenizer, list(texts))
+        for start in range(0, len(ids), size)
+    )
+    found = list(islice((piece for piece in pieces if len(piece) > 1), settings.prompts))
+    if not found:
+        raise DataError(f"--text={settings.text} has fewer than two tokens; give a longer text.")
+    return found
+
+
+def _given_histories(path: str) -> list[list[str]]:
+    """Item ids of the histories in a file; none without one.
+
+    Raises:
+        DataError: a file that is not there, is no text, or holds no history.
+    """
+    if not path:
+        return []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"--histories_file={path} cannot be read ({type(error).__name__}); name a text file "
+            "with item ids on each line: ID,ID."
+        ) from error
+    histories = [[item.strip() for item in line.split(",") if item.strip()] for line in lines]
+    histories = [history for history in histories if history]
+    if not histories:
+        raise DataError(f"--histories_file={path} holds no history; give item ids: ID,ID.")
+    return histories
+
+
+def _text_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
+    """A row a layer; a model with more or fewer blocks than its backbone has gaps there."""
+    rows = []
+    for layer in range(max(map(len, found.values()))):
+        row: Row = {"run": label, "layer": layer}
+        for measure in ("previous", "first", "entropy"):
+            for name, layers in found.items():
+                there = layer < len(layers)
+                row[name + measure] = getattr(layers[layer], measure) if there else None
+        rows.append(row)
+    return rows
+
+
+def _distance_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
+    """Means over thirds of the layers, a row a distance."""
+    profiles = {
+        name: [
+            np.mean([layer.distances for layer in block], axis=0)
+            for block in np.array_split(np.array(layers, dtype=object), len(BLOCKS))
+            if len(block)
+        ]
+        for name, layers in found.items()
+    }
+    names = BLOCKS[: min(map(len, profiles.values()))]
+    rows: list[Row] = []
+    for index, block in enumerate(names):
+        for distance in range(len(profiles[""][index])):
+            row: Row = {"run": label, "layers": block, "distance": distance}
+            for name, of in profiles.items():
+                row[f"{name}attention"] = float(of[index][distance])
+            rows.append(row)
+    return rows
+
+
+def _item_rows(run: Run, histories: Sequence[np.ndarray]) -> tuple[list[Row], str]:
+    if run.catalog_lm.settings.item_tokens == "title":
+        return [], f"{run.label} spells items in text, so that no token of a history is an item."
+    layers, even = history_attention(run.catalog_lm, histories)
+    rows: list[Row] = [
+        {"run": run.label, "layer": layer, **asdict(found)} for layer, found in enumerate(layers)
+    ]
+    rows.append({"run": run.label, "layer": None, **asdict(even)})
+    return rows, f"{run.label}: {len(histories)} histories."
+
+
+def _text_note(
+    label: str, prompts: Sequence[Sequence[int]], found: dict[str, list[TextAttention]]
+) -> str:
+    start = f"{label}: {len(prompts)} prompts of {sum(map(len, prompts)):,} tokens"
+    trained, untouched = found[""], found["untouched_"]
+    if len(trained) != len(untouched):
+        return f"{start}; {len(trained)} layers, its backbone {len(untouched)}."
+    pairs = list(zip(trained, untouched, strict=True))
+    largest = {
+        measure: max(abs(getattr(a, measure) - getattr(b, measure)) for a, b in pairs)
+        for measure in ("previous", "first", "entropy")
+    }
+    listed = ", ".join(f"{name} {value:.2g}" for name, value in largest.items())
+    return f"{start}; largest difference of a layer from the untouched backbone: {listed}."
+
+
+def _notes(settings: AttentionSettings) -> list[str]:
+    return [
+        "Attention is the mean over heads, in float32; figures are means over queries. previous: "
+        "to the token before; first: to the first token; entropy in nats. "
+        f"Distances up to {settings.distances} tokens; layers in three blocks of about equal size. "
+        "Layers count from 0.",
+        f"Histories are read as in use. The row without a layer is attention that is {EVEN} over "
+        "what a token sees, which is more items or more text. item to first, text to first: what "
+        "of it goes to the first token, where decoders put attention that nothing needs.",
+    ]

@@ -1,0 +1,45 @@
+"""The analyses by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recbole_idiomoe.analysis.attention import attention
+from recbole_idiomoe.analysis.efficiency import efficiency
+from recbole_idiomoe.analysis.ffn_memory import ffn_memory
+from recbole_idiomoe.analysis.outputs import Analysis
+from recbole_idiomoe.analysis.settings import (
+    AnalysisSettings,
+    AttentionSettings,
+    EfficiencySettings,
+    FfnMemorySettings,
+)
+
+
+class Command(NamedTuple):
+    """One analysis: what it computes from the folders of runs, and what it can be told."""
+
+    compute: Callable[[Sequence[Path], Any], Analysis]
+    settings: type[AnalysisSettings]
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "ffn-memory": Command(
+        ffn_memory,
+        FfnMemorySettings,
+        "what each FFN neuron points to: items or text, of one category or many",
+    ),
+    "attention": Command(
+        attention,
+        AttentionSettings,
+        "where each layer attends: on text, beside the untouched backbone, and between items",
+    ),
+    "efficiency": Command(
+        efficiency,
+        EfficiencySettings,
+        "time and memory of a step, beside the same decoder without what was added",
+    ),
+}

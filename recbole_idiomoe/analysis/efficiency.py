@@ -1,0 +1,327 @@
+"""``efficiency``: what a run's architecture costs on this machine (paper, Table 12)."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import sdpa_kernel
+from torch.utils.benchmark import Timer
+
+from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
+from recbole_idiomoe.analysis.settings import EfficiencySettings
+from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.compilation import compile_blocks
+from recbole_idiomoe.lm.training import halve_frozen
+from recbole_idiomoe.measures import device_name, versions
+from recbole_idiomoe.model.catalog_lm import ATTENTION_KERNELS, CatalogLM, untouched_backbone
+from recbole_idiomoe.training.trainer import COMPILED_WIDTH
+
+logger = logging.getLogger(__name__)
+
+PHASES = ("train", "infer")
+
+
+class Batch(NamedTuple):
+    """Hybrid tokens, (B, T), of which some are items, at random places."""
+
+    input_ids: Tensor
+    token_types: Tensor
+    segments: Tensor
+    """Where attention tells items apart: an item and the text before it are one."""
+    item_count: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step on one batch."""
+
+    times: list[float]
+    """Seconds of each turn."""
+    peak_bytes: int | None
+    """At most, what the model holds included; None on a CPU."""
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return statistics.median(self.times)
+
+
+def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysis:
+    """Time and memory of training and inference, of one or several runs.
+
+    Each is compared with the decoder that it started from, with the same item table and nothing
+    else added; what costs the same time whatever weights are is measured on random tokens, as in
+    the paper.
+
+    Returns:
+        The table ``costs``, a row a run, length and phase.
+
+    Raises:
+        IdiomoeError: a folder that is no run of a language model with a token an item, a backbone
+            that is no longer there, or none of the lengths fits into its context.
+    """
+    runs: list[dict[str, str]] = []
+    rows: list[Row] = []
+    notes: list[str] = []
+    device = ""
+    for run in open_runs(folders, settings):
+        require_item_tokens(run)
+        lm = run.catalog_lm.lm
+        context = getattr(lm.backbone.config, "max_position_embeddings", None) or max(
+            settings.length
+        )
+        lengths = [length for length in settings.length if length <= context]
+        if not lengths:
+            raise SettingError(
+                f"--length={settings.length}: {run.label} reads {context} tokens at most; give "
+                "a shorter one."
+            )
+        dense = dense_form(run)
+        notes.append(_note(run, dense, settings, sorted(set(settings.length) - set(lengths))))
+        sides = {"dense": dense, "run": lm}
+        _compile(run.catalog_lm, sides.values())
+        for phase in PHASES:
+            for length in lengths:
+                found = compare(run.catalog_lm, sides, phase, length, settings)
+                place: Row = {"run": run.label, "length": length, "phase": phase}
+                columns = _columns(found["dense"], found["run"], settings.batch_size, length)
+                rows.append(place | columns)
+                logger.info(
+                    f"{run.label}, {phase}, {length} tokens: {columns['run_ms']:.1f} ms, the dense "
+                    f"form {columns['dense_ms']:.1f} ms"
+                )
+        runs.append(run.about)
+        device = device_name(lm.device)
+    return Analysis(
+        name="efficiency",
+        title=f"Time and memory on {device} (Table 12)",
+        runs=runs,
+        settings=asdict(settings),
+        tables={"costs": rows},
+        notes=[_how(settings), *notes],
+        device=device,
+        versions=versions(),
+    )
+
+
+def dense_form(run: Run) -> IdiomoeForCausalLM:
+    """The run's decoder with an item table of the same size and one FFN a layer."""
+    settings, lm = run.catalog_lm.settings, run.catalog_lm.lm
+    backbone, _ = untouched_backbone(settings, run.info["settings"]["seed"])
+    dense = IdiomoeForCausalLM.from_backbone(
+        backbone.to(lm.device),
+        lm.config.item_num,
+        item_embedding_dim=settings.item_embedding_dim,
+        expert_layers=settings.expert_layers,  # where it drops outputs, as the run does
+        expert_width=settings.expert_width,
+        dropout=settings.dropout,
+        softmax=settings.softmax,
+        architecture="dense",
+    )
+    dense.backbone.set_attn_implementation(settings.attn_implementation)
+    return dense
+
+
+def compare(
+    catalog_lm: CatalogLM,
+    sides: dict[str, IdiomoeForCausalLM],
+    phase: str,
+    length: int,
+    settings: EfficiencySettings,
+) -> dict[str, Cost]:
+    """Costs of the same step of each of ``sides``, measured in turns, by name.
+
+    In turns, because what else a machine does then slows all of them. Each gets the treatment
+    that the run's own settings give it: precision, compiled blocks, what is frozen.
+    """
+    device = catalog_lm.lm.device
+    batch = make_batch(catalog_lm.lm, settings, length)
+    steps: dict[str, Callable[[], object]] = {}
+    peaks: dict[str, int | None] = {}
+    for name, lm in sides.items():
+        _prepare(lm, catalog_lm, phase)
+        make = _training_step if phase == "train" else _inference_step
+        steps[name], held = make(lm, catalog_lm, batch)
+        steps[name]()  # compiles, and makes the optimizer's state
+        peaks[name] = _peak(steps[name], lm, held, device)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    timers = {
+        name: Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+        for name, step in steps.items()
+    }
+    for _ in range(settings.repeats):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(1).mean)
+    for lm in sides.values():
+        lm.zero_grad()
+    return {name: Cost(times[name], peaks[name]) for name in sides}
+
+
+def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int) -> Batch:
+    """Random tokens, ``item_share`` of them items at random places, the same for equal lengths."""
+    shape = settings.batch_size, length
+    generator = torch.Generator().manual_seed(length)
+    offset = lm.config.item_token_offset
+    text = torch.randint(offset, shape, generator=generator)
+    items = offset + torch.randint(1, lm.config.item_num, shape, generator=generator)
+    places = torch.randperm(text.numel(), generator=generator).view(shape)
+    is_item = places < round(settings.item_share * text.numel())
+    behind = is_item.long().cumsum(1) - is_item.long()
+    return Batch(
+        input_ids=torch.where(is_item, items, text).to(lm.device),
+        token_types=is_item.long().to(lm.device),
+        segments=(behind + 1).to(lm.device),
+        item_count=int(is_item.sum()),
+    )
+
+
+def _prepare(lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, phase: str) -> None:
+    """Do to the model what training and use do to it."""
+    lm.train(phase == "train")
+    lm.freeze(catalog_lm.settings.freeze)
+    if phase == "train" and catalog_lm.uses_bf16:
+        halve_frozen(lm)
+
+
+def _compile(catalog_lm: CatalogLM, models: Iterable[IdiomoeForCausalLM]) -> None:
+    """Compile the blocks of ``models`` where training would compile the run's."""
+    compiles = catalog_lm.settings.compile
+    if compiles is None:
+        compiles = catalog_lm.lm.backbone.config.hidden_size >= COMPILED_WIDTH
+    if compiles and catalog_lm.lm.device.type == "cuda":
+        for lm in models:
+            compile_blocks(lm.backbone)
+
+
+def _training_step(
+    lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, batch: Batch
+) -> tuple[Callable[[], object], torch.optim.Optimizer]:
+    """Forward, the loss at every item, backward and AdamW."""
+    flat = torch.arange(batch.input_ids.numel(), device=lm.device)
+    follows = flat % batch.input_ids.shape[1] != 0
+    predicted = flat[batch.token_types.flatten().bool() & follows]
+    targets = batch.input_ids.flatten()[predicted] - lm.config.item_token_offset
+    trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=lm.device.type == "cuda" or None)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with catalog_lm.autocast(), sdpa_kernel(ATTENTION_KERNELS):
+            loss = lm.item_loss(_states(lm, batch).flatten(0, 1)[predicted - 1], targets)
+            auxiliary = lm.auxiliary_loss(
+                batch.token_types, torch.ones_like(batch.token_types, dtype=torch.bool)
+            )
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        optimizer.step()
+
+    return step, optimizer
+
+
+def _inference_step(
+    lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, batch: Batch
+) -> tuple[Callable[[], object], None]:
+    """The trunk and the catalogue's scores after the last token."""
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        with catalog_lm.autocast(), sdpa_kernel(ATTENTION_KERNELS):
+            return lm.item_logits(_states(lm, batch)[:, -1])
+
+    return step, None
+
+
+def _states(lm: IdiomoeForCausalLM, batch: Batch) -> Tensor:
+    output = lm.hidden_states(
+        batch.input_ids,
+        token_types=batch.token_types,
+        segments=batch.segments,
+        item_count=batch.item_count,
+    )
+    assert output.last_hidden_state is not None
+    return output.last_hidden_state
+
+
+def _peak(
+    step: Callable[[], object],
+    lm: IdiomoeForCausalLM,
+    optimizer: torch.optim.Optimizer | None,
+    device: torch.device,
+) -> int | None:
+    """Bytes of a GPU that this side holds at most: what it keeps, and what a step adds."""
+    if device.type != "cuda":
+        return None
+    lm.zero_grad()
+    kept = [*lm.parameters(), *lm.buffers()]
+    if optimizer is not None:
+        kept += [each for state in optimizer.state.values() for each in state.values()]
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    added = torch.cuda.max_memory_allocated(device) - before
+    return added + sum(each.nbytes for each in kept if each.device == device)
+
+
+def _columns(dense: Cost, run: Cost, batch_size: int, length: int) -> Row:
+    """The paper's columns. More examples or tokens a second is the inverse of more time.
+
+    The spread is half the range between the quartiles of the turns' own ratios.
+    """
+    ratios = np.divide(run.times, dense.times)
+    spread = float(np.subtract(*np.quantile(ratios, (0.75, 0.25)))) / 2
+    columns: Row = {
+        "dense_ms": 1e3 * dense.seconds,
+        "run_ms": 1e3 * run.seconds,
+        "more_time_%": 100 * (run.seconds / dense.seconds - 1),
+        "spread_%": 100 * spread,
+        "dense_examples_s": batch_size / dense.seconds,
+        "run_examples_s": batch_size / run.seconds,
+        "dense_tokens_s": batch_size * length / dense.seconds,
+        "run_tokens_s": batch_size * length / run.seconds,
+    }
+    if dense.peak_bytes is not None and run.peak_bytes is not None:
+        columns |= {
+            "dense_gib": dense.peak_bytes / 2**30,
+            "run_gib": run.peak_bytes / 2**30,
+            "more_memory_%": 100 * (run.peak_bytes / dense.peak_bytes - 1),
+        }
+    return columns
+
+
+def _how(settings: EfficiencySettings) -> str:
+    return (
+        f"A batch has {settings.batch_size} sequences of random tokens, "
+        f"{settings.item_share:.0%} of them items; a time is the median of {settings.repeats} "
+        "steps, the two sides measured in turns, and the spread half the range between the "
+        "quartiles of what turns found. dense: the run's backbone with an item table and nothing "
+        "else added. train: forward, loss at every item, backward, AdamW; infer: the catalogue's "
+        "scores after the last token. Memory is measured on a GPU alone."
+    )
+
+
+def _note(
+    run: Run, dense: IdiomoeForCausalLM, settings: EfficiencySettings, left_out: list[int]
+) -> str:
+    freeze = run.catalog_lm.settings.freeze
+    counts = []
+    for lm in (run.catalog_lm.lm, dense):
+        lm.freeze(freeze)
+        counts.append(sum(p.numel() for p in lm.parameters() if p.requires_grad))
+    precision = "bf16" if run.catalog_lm.uses_bf16 else "fp32"
+    text = (
+        f"{run.label}: {counts[0]:,} parameters train, of the dense form {counts[1]:,} "
+        f"(freeze: {freeze}); {precision}; {run.catalog_lm.lm.config.item_num - 1:,} items"
+    )
+    if left_out:
+        longer = ", ".join(map(str, left_out))
+        text += f"; lengths beyond its context are left out: {longer}"
+    return f"{text}."

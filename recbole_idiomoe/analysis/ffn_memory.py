@@ -1,0 +1,240 @@
+"""``ffn-memory``: what the neurons of each layer point to (paper, section 4.3, Figure 5)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_idiomoe.analysis.neurons import (
+    NO_CATEGORY,
+    Neurons,
+    is_clustered,
+    measure,
+    references,
+    summary,
+    value_vectors,
+)
+from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
+from recbole_idiomoe.analysis.settings import FfnMemorySettings
+from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.lm import decoder_layers
+from recbole_idiomoe.lm.decoder import ffn_names
+from recbole_idiomoe.measures import device_name, versions
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random vectors"
+RANDOM_NUMBER = 1000
+
+
+@torch.no_grad()
+def ffn_memory(folders: Sequence[Path], settings: FfnMemorySettings) -> Analysis:
+    """Affinity, purity and clustered fraction of every layer's neurons, of one or several runs.
+
+    Returns:
+        Tables ``layers``, ``neurons`` (those that are shown, with their neighbours) and, long,
+        ``all`` (every neuron).
+
+    Raises:
+        IdiomoeError: a folder that is no run of a language model with a token an item, no
+            categories, a ``k`` larger than the catalogue, or a neuron that is not there.
+    """
+    wanted = _wanted(settings.neuron)
+    runs: list[dict[str, str]] = []
+    notes = _notes(settings)
+    tables: dict[str, list[Row]] = {"layers": [], "neurons": []}
+    every: list[Row] = []
+    device = ""
+    for run in open_runs(folders, settings):
+        require_item_tokens(run)
+        memory = _RunMemory(run, settings)
+        memory.measure_all(wanted)
+        runs.append(run.about)
+        tables["layers"] += memory.layers
+        tables["neurons"] += memory.shown
+        every += memory.every
+        notes.append(memory.note())
+        device = device_name(run.catalog_lm.lm.device)
+    return Analysis(
+        name="ffn-memory",
+        title="FFN neurons as key-value memories (section 3.3)",
+        runs=runs,
+        settings=asdict(settings),
+        tables=tables,
+        notes=notes,
+        device=device,
+        versions=versions(),
+        long_tables={"all": every},
+    )
+
+
+class _RunMemory:
+    """One run's rows of the tables.
+
+    Attributes:
+        layers: of each layer's experts, then of each expert in all layers, then what random
+            vectors have.
+        shown: neurons with their neighbours.
+        every: neuron.
+    """
+
+    def __init__(self, run: Run, settings: FfnMemorySettings) -> None:
+        self.run = run
+        self.settings = settings
+        categories = run.categories(settings.category_field, settings.category_level)
+        self.names = sorted(set(categories) - {""})
+        number = {name: index for index, name in enumerate(self.names)}
+        self.categories = torch.tensor([number.get(name, NO_CATEGORY) for name in categories])
+        self.items, self.tokens = references(run.catalog_lm)
+        self.layers: list[Row] = []
+        self.shown: list[Row] = []
+        self.every: list[Row] = []
+
+    def measure_all(self, wanted: Sequence[tuple[int, int]]) -> None:
+        """Fill the tables.
+
+        Args:
+            wanted: layers and neurons to show; none: the purest of each expert.
+        """
+        backbone, tau = self.run.catalog_lm.lm.backbone, self.settings.tau
+        blocks = list(zip(decoder_layers(backbone), ffn_names(backbone), strict=True))
+        self._check(wanted, len(blocks))
+        by_expert: dict[str, list[tuple[Row, Neurons]]] = {}
+        for layer, (block, name) in enumerate(blocks):
+            logger.info(f"{self.run.label}: layer {layer} of {len(blocks)}")
+            for expert, values in value_vectors(block, name).items():
+                place: Row = {"run": self.run.label, "expert": expert, "layer": layer}
+                neurons = self._measured(values)
+                self.layers.append(place | summary([neurons], tau))
+                self.every.extend(place | row for row in self._each(neurons))
+                by_expert.setdefault(expert, []).append((place, neurons))
+                for neuron in [neuron for at, neuron in wanted if at == layer]:
+                    self.shown.extend(self._neighbours(place, neuron, neurons))
+        for expert, found in by_expert.items():
+            whole: Row = {"run": self.run.label, "expert": expert, "layer": None}
+            self.layers.append(whole | summary([neurons for _, neurons in found], tau))
+            if not wanted:
+                place, neurons = max(found, key=lambda pair: float(_prominence(pair[1]).max()))
+                neuron = int(_prominence(neurons).argmax())
+                self.shown.extend(self._neighbours(place, neuron, neurons))
+        random = summary([self._measured(self._random_vectors())], tau)
+        nowhere: Row = {"run": self.run.label, "expert": RANDOM, "layer": None}
+        self.layers.append(nowhere | random)
+
+    def note(self) -> str:
+        """How many items and categories there are, and what items drawn at random would have."""
+        counted = self.categories[self.items.ids].numpy()
+        purity = _random_purity(counted, self.settings.k)
+        share = float(is_clustered(torch.from_numpy(purity), self.settings.tau).double().mean())
+        without = int((counted == NO_CATEGORY).sum())
+        return (
+            f"{self.run.label}: {len(counted):,} items of {len(self.names):,} categories "
+            f"({without:,} items without), {len(self.tokens.ids):,} text tokens; "
+            f"{self.settings.k} items drawn at random have purity {purity.mean():.4f}, "
+            f"{share:.4f} of such draws are clustered."
+        )
+
+    def _measured(self, values: Tensor) -> Neurons:
+        return measure(values, self.items, self.tokens, self.categories, self.settings.k)
+
+    def _check(self, wanted: Sequence[tuple[int, int]], depth: int) -> None:
+        for layer, _ in wanted:
+            if layer >= depth:
+                raise SettingError(
+                    f"--neuron: {self.run.label} has layers 0 to {depth - 1}, not {layer}."
+                )
+
+    def _random_vectors(self) -> Tensor:
+        lm = self.run.catalog_lm.lm
+        generator = torch.Generator().manual_seed(0)
+        size = RANDOM_NUMBER, lm.config.hidden_size
+        return torch.randn(size, generator=generator).to(lm.device)
+
+    def _each(self, neurons: Neurons) -> Iterator[Row]:
+        clustered = is_clustered(neurons.purity, self.settings.tau).int()
+        columns = (neurons.affinity, neurons.purity, clustered, neurons.category)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for neuron, (affinity, purity, in_cluster, category) in enumerate(rows):
+            yield {
+                "neuron": neuron,
+                "affinity": affinity,
+                "purity": purity,
+                "clustered": in_cluster,
+                "category": self._category(category),
+            }
+
+    def _neighbours(self, place: Row, neuron: int, neurons: Neurons) -> Iterator[Row]:
+        if neuron >= len(neurons.items):
+            raise SettingError(
+                f"--neuron={place['layer']}:{neuron}: the {place['expert']} there, of "
+                f"{self.run.label}, has neurons 0 to {len(neurons.items) - 1}."
+            )
+        catalog, tokenizer = self.run.catalog_lm.catalog, self.run.catalog_lm.tokenizer
+        tokens = neurons.tokens[neuron].tolist()
+        items = neurons.items[neuron].tolist()
+        for rank, (item, token) in enumerate(zip(items, tokens, strict=True)):
+            yield place | {
+                "neuron": neuron,
+                "rank": rank + 1,
+                "item": catalog.item_ids[item],
+                "title": catalog.titles[item],
+                "category": self._category(int(self.categories[item])),
+                "cosine": float(neurons.item_cosines[neuron, rank]),
+                "token": tokenizer.decode([token]),
+                "token_cosine": float(neurons.token_cosines[neuron, rank]),
+            }
+
+    def _category(self, number: int) -> str:
+        return "" if number == NO_CATEGORY else self.names[number]
+
+
+def _prominence(neurons: Neurons) -> Tensor:
+    """Purity (m,), and between equals affinity; one more of 256 neighbours still counts more."""
+    return neurons.purity.nan_to_num(-1) + 1e-3 * neurons.affinity.nan_to_num()
+
+
+def _notes(settings: FfnMemorySettings) -> list[str]:
+    level = settings.category_level
+    entry = "all entries" if level == 0 else "the last entry" if level < 0 else f"entry {level}"
+    return [
+        f"k={settings.k}, tau={settings.tau:g}. Affinity: median cosine of a value vector's k "
+        "nearest items less that of its k nearest text tokens. Purity: the largest share of the k "
+        f"items that are of one category ({entry} of its field). Clustered: share of neurons with "
+        "a purity of at least tau. Layers and neurons count from 0.",
+        f"{RANDOM}: {RANDOM_NUMBER:,} Gaussian vectors in place of neurons. Of more candidates "
+        "the nearest k are nearer, and neighbouring items share categories whatever a neuron "
+        "learned: what neurons have beyond these is their own.",
+    ]
+
+
+def _random_purity(categories: np.ndarray, k: int, draws: int = 2000) -> np.ndarray:
+    """Purity of ``draws`` sets of ``k`` different items, from the items' categories (n,)."""
+    rng = np.random.default_rng(0)
+    largest = np.zeros(draws)
+    for draw in range(draws):
+        drawn = categories[rng.choice(len(categories), k, replace=False, shuffle=False)]
+        drawn = drawn[drawn != NO_CATEGORY]
+        largest[draw] = np.unique(drawn, return_counts=True)[1].max(initial=0)
+    return largest / k
+
+
+def _wanted(given: Sequence[str]) -> list[tuple[int, int]]:
+    """``LAYER:NEURON`` as numbers.
+
+    Raises:
+        SettingError: another form.
+    """
+    pairs = []
+    for text in given:
+        layer, _, neuron = text.partition(":")
+        if not (layer.isdecimal() and neuron.isdecimal()):
+            raise SettingError(f"--neuron={text} is not of the form LAYER:NEURON, as 5:120.")
+        pairs.append((int(layer), int(neuron)))
+    return pairs

@@ -1,0 +1,154 @@
+"""FFN neurons as key-value memories: what their value vectors point to (paper, section 3.3).
+
+The paper leaves open, and we chose: an item's one category where its data has several entries
+(a setting); items without a category count among the k and for no category; the median of an
+even number is the mean of the middle two; a value vector of zeros points nowhere and is left
+out; text tokens are all that the tokenizer has, but for those that only fill up the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from recbole_idiomoe.analysis.neighbours import References, nearest
+from recbole_idiomoe.analysis.outputs import Row
+from recbole_idiomoe.lm import TwoExpertFFN
+from recbole_idiomoe.lm.controls.switch import SwitchFFN
+from recbole_idiomoe.lm.controls.wide_ffn import WidenedFFN
+from recbole_idiomoe.lm.decoder import ffn_layout
+from recbole_idiomoe.model.catalog_lm import CatalogLM
+
+ITEM_EXPERT, TEXT_EXPERT, FFN = "item expert", "text expert", "FFN"
+NO_CATEGORY = -1
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """The neurons of one FFN, or of one of its experts, against items and text tokens.
+
+    Of those of length 0 all but the neighbours is nan.
+    """
+
+    affinity: Tensor
+    """a(w), equation 2, (m,)."""
+    purity: Tensor
+    """p(w), equation 3, (m,)."""
+    category: Tensor
+    """The category that the purity is of, (m,); :data:`NO_CATEGORY` if no neighbour has one."""
+    items: Tensor
+    """Catalogue rows of the nearest items, (m, k), nearest first."""
+    item_cosines: Tensor
+    """Their cosines, (m, k)."""
+    tokens: Tensor
+    """The nearest text tokens, (m, k), nearest first."""
+    token_cosines: Tensor
+    """Their cosines, (m, k)."""
+
+
+def measure(
+    values: Tensor, items: References, tokens: References, categories: Tensor, k: int
+) -> Neurons:
+    """Affinity and purity of value vectors (m, d).
+
+    Args:
+        items: with catalogue rows as ids.
+        tokens: the text tokens.
+        categories: (item_num,), a number for each row's category, or :data:`NO_CATEGORY`.
+
+    Raises:
+        SettingError: fewer than ``k`` items or tokens.
+    """
+    item_cosines, near_items = nearest(values, items, k)
+    token_cosines, near_tokens = nearest(values, tokens, k)
+    middle = [(k - 1) // 2, k // 2]
+    affinity = item_cosines[:, middle].mean(1) - token_cosines[:, middle].mean(1)
+    found = categories.to(values.device)[near_items]
+    # How many of the k each neighbour shares its category with, itself included.
+    alike = (found.unsqueeze(2) == found.unsqueeze(1)).sum(2).masked_fill(found == NO_CATEGORY, 0)
+    most, first = alike.max(1)
+    category = found.gather(1, first.unsqueeze(1)).squeeze(1)
+    nowhere = ~values.any(dim=1)
+    return Neurons(
+        affinity.masked_fill(nowhere, torch.nan),
+        (most / k).masked_fill(nowhere, torch.nan),
+        category.masked_fill(nowhere, NO_CATEGORY),
+        near_items,
+        item_cosines,
+        near_tokens,
+        token_cosines,
+    )
+
+
+def is_clustered(purity: Tensor, tau: float) -> Tensor:
+    """Equation 4. A purity is a whole number of k-ths, which float32 does not hold exactly."""
+    return purity >= tau - 1e-6
+
+
+def summary(neurons: Sequence[Neurons], tau: float) -> Row:
+    """Of a layer, or of all: means and medians, and the share of clustered rows (equation 4)."""
+    affinity = torch.cat([each.affinity for each in neurons])
+    purity = torch.cat([each.purity for each in neurons])
+    counted = ~purity.isnan()
+    affinity, purity = affinity[counted].double(), purity[counted].double()
+    clustered = is_clustered(purity, tau).double()
+    return {
+        "neurons": int(counted.sum()),
+        "affinity": float(affinity.mean()),
+        "affinity_median": float(affinity.quantile(0.5)) if len(affinity) else float("nan"),
+        "purity": float(purity.mean()),
+        "purity_median": float(purity.quantile(0.5)) if len(purity) else float("nan"),
+        "clustered": float(clustered.mean()),
+    }
+
+
+def value_vectors(layer: nn.Module, name: str) -> dict[str, Tensor]:
+    """Value vectors (m, d), float32, of a decoder block's FFN called ``name``, by expert."""
+    ffn = getattr(layer, name)
+    if isinstance(ffn, TwoExpertFFN):
+        experts = {ITEM_EXPERT: [ffn.item_expert], TEXT_EXPERT: [ffn.text_expert]}
+    elif isinstance(ffn, SwitchFFN):
+        experts = {f"expert {number}": [each] for number, each in enumerate(ffn.experts)}
+    elif isinstance(ffn, WidenedFFN):
+        experts = {FFN: [ffn.ffn, ffn.extra]}
+    else:
+        experts = {FFN: [ffn]}
+    return {
+        expert: torch.cat([_output_rows(part) for part in parts])
+        for expert, parts in experts.items()
+    }
+
+
+def _output_rows(ffn: nn.Module) -> Tensor:
+    """W_out, a row for each neuron; with its low-rank adapter, where it has one."""
+    layout = ffn_layout(ffn)
+    assert layout is not None
+    projection = getattr(ffn, layout[1])
+    base = getattr(projection, "base_layer", projection)
+    weight = base.weight.detach().float()
+    for adapter in getattr(projection, "active_adapters", ()):
+        weight = weight + projection.get_delta_weight(adapter).detach().float()
+    return weight if isinstance(base, Conv1D) else weight.T
+
+
+def references(catalog_lm: CatalogLM) -> tuple[References, References]:
+    """The items as they are read, and the backbone's text tokens: E_items and E_text."""
+    lm, catalog = catalog_lm.lm, catalog_lm.catalog
+    left_out = [0] if catalog_lm.ranks_unseen_items else [0, *catalog.untrained]
+    rows = np.setdiff1d(np.arange(catalog.item_num), left_out)
+    offset = lm.config.item_token_offset
+    names = catalog_lm.tokenizer.convert_ids_to_tokens(list(range(offset)))
+    # add_item_tokens names what the tokenizer lacks.
+    kept = [i for i, name in enumerate(names) if not str(name).startswith("<|reserved-")]
+    embedding = lm.get_input_embeddings()
+    assert isinstance(embedding.weight, Tensor)
+    weight = embedding.weight
+    return (
+        References("items", torch.from_numpy(rows), lm.item_table),
+        References("text tokens", torch.tensor(kept), lambda ids: weight[ids]),
+    )

@@ -1,0 +1,137 @@
+"""What an analysis found, and its files: JSON, a CSV for each table, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_idiomoe.errors import IdiomoeError
+from recbole_idiomoe.files import refusal, write_text, written_aside
+from recbole_idiomoe.leaderboard.plots import WITHOUT, can_draw
+from recbole_idiomoe.report import aligned, wrapped
+
+Row = dict[str, str | int | float | None]
+FORMATS = ("png", "svg", "pdf")
+PRINTED = 120  # rows; a longer table is in its files alone
+WORD = 26  # letters that a cell shows
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Of one or several runs. All of it is plain data, so that its JSON file holds it whole.
+
+    ``Analysis(**json.loads(text))`` reads such a file again, and
+    :data:`~recbole_idiomoe.analysis.pictures.PICTURES` draws it without any model.
+    """
+
+    name: str
+    """The command, as ``ffn-memory``; files are named after it."""
+    title: str
+    runs: list[dict[str, str]]
+    """Of each its ``run``, which rows name it by, and its model, dataset and folder's name."""
+    settings: dict[str, Any]
+    tables: dict[str, list[Row]]
+    """By name; rows of a table have the same columns."""
+    notes: list[str]
+    """What a reader has to know of how it was measured, a paragraph each."""
+    device: str
+    versions: dict[str, str]
+    command: str = ""
+    """What was typed."""
+    long_tables: dict[str, list[Row]] = field(default_factory=dict)
+    """Tables of too many rows to print; they have a CSV file each and are not in the JSON."""
+
+
+def out_folder(given: str, folders: Sequence[Path]) -> Path:
+    """Where the files go, found out before anything is computed.
+
+    Raises:
+        IdiomoeError: nothing can be written there.
+    """
+    folder = Path(given) if given else folders[0] / "analysis"
+    if folder.exists() and not folder.is_dir():
+        raise IdiomoeError(f"--out={folder} is a file; name a folder.")
+    if reason := refusal(folder):
+        raise IdiomoeError(f"--out={folder} cannot be written ({reason}); name another.")
+    return folder
+
+
+def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
+    """Write ``NAME.json``, ``NAME-TABLE.csv`` and the pictures into ``folder``; their paths.
+
+    Each is written aside and renamed. Without matplotlib there are no pictures.
+    """
+    content = asdict(analysis)
+    del content["long_tables"]
+    files = {f"{analysis.name}.json": json.dumps(_finite(content), indent=1, ensure_ascii=False)}
+    for name, rows in (analysis.tables | analysis.long_tables).items():
+        if rows:
+            files[f"{analysis.name}-{name}.csv"] = comma_separated(rows)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    written = [folder / name for name in files]
+    if can_draw():
+        from recbole_idiomoe.analysis.pictures import PICTURES, image
+
+        for picture in PICTURES.get(analysis.name, ()):
+            if not analysis.tables.get(picture.table):
+                continue
+            for kind in FORMATS:
+                path = folder / f"{analysis.name}-{picture.name}.{kind}"
+                with written_aside(path) as aside:
+                    aside.write_bytes(image(picture, analysis, kind))
+                written.append(path)
+    return written
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """A header and the rows, numbers in full; what is not a number is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([_finite(row) for row in rows])
+    return text.getvalue()
+
+
+def plain_text(analysis: Analysis, written: Sequence[Path]) -> str:
+    """The tables and notes for a terminal, and where the files are."""
+    lines = [analysis.title, ""]
+    for rows in analysis.tables.values():
+        if 0 < len(rows) <= PRINTED:
+            columns = [[name.replace("_", " "), *_cells(r[name] for r in rows)] for name in rows[0]]
+            lines += [*aligned(list(zip(*columns, strict=True))), ""]
+    notes = list(analysis.notes)
+    if not can_draw():
+        notes.append(WITHOUT)
+    notes.append(f"{len(written)} files are in {written[0].parent}.")
+    return "\n".join([*lines, *(line for note in notes for line in wrapped(note))])
+
+
+def _cells(column: Iterable[str | int | float | None]) -> list[str]:
+    """A column as people read it: its numbers with the same decimals, long words cut."""
+    values = [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
+    largest = max((abs(v) for v in values if isinstance(v, float)), default=0.0)
+    decimals = 4 if largest < 1 else 3 if largest < 10 else 1
+    return ["-" if v is None else _cell(v, decimals) for v in values]
+
+
+def _cell(value: str | int | float, decimals: int) -> str:
+    if isinstance(value, float):
+        return f"{value:,.{decimals}f}"
+    text = str(value) if str(value).isprintable() else repr(value)  # a token may be a line break
+    return text if len(text) <= WORD else text[: WORD - 1] + "…"
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null for what is not a number, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

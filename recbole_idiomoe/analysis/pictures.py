@@ -1,0 +1,304 @@
+"""Pictures of analyses, drawn from what their JSON holds: on white ground, for eyes of any kind."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.leaderboard.plots import COLOURS, MARKERS
+
+_PANEL = (3.4, 2.9)  # inches
+_RESOLUTION = 200  # dots an inch of a PNG
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of an analysis and the table that has its numbers."""
+
+    name: str
+    title: str
+    caption: str
+    table: str
+    draw: Callable[[Any, Analysis], None]
+    """Draws on an empty matplotlib figure."""
+
+
+def image(picture: Picture, analysis: Analysis, kind: str) -> bytes:
+    """The picture as a file of ``kind``: ``png``, ``svg`` or ``pdf``. Needs matplotlib."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "text.parse_math": False,  # a run's name may have a dollar sign
+        "svg.hashsalt": picture.name,  # so that the same picture is the same file
+        "pdf.fonttype": 42,  # letters stay letters
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "figure.constrained_layout.wspace": 0.06,
+        "figure.constrained_layout.hspace": 0.06,
+        "lines.markersize": 4,
+        "lines.linewidth": 1.5,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
+    }
+    metadata = {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {}
+    with rc_context(settings):
+        figure = Figure(layout="constrained")
+        picture.draw(figure, analysis)
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=metadata)
+    return content.getvalue()
+
+
+def _ffn_memory(figure: Any, analysis: Analysis) -> None:
+    """Figure 5: a row of two panels for each data set."""
+    rows = analysis.tables["layers"]
+    datasets = _datasets(analysis)
+    panels = _panels(figure, len(datasets), 2)
+    lines = list(dict.fromkeys((row["run"], row["expert"]) for row in rows))
+    lines = [line for line in lines if line[1] != "random vectors"]
+    for (left, right), (dataset, runs) in zip(panels, datasets.items(), strict=True):
+        mine = [row for row in rows if row["run"] in runs]
+        for index, (run, expert) in enumerate(lines):
+            if run not in runs:
+                continue
+            style = _style(index, f"{run}, {expert}")
+            of_line = [r for r in mine if (r["run"], r["expert"]) == (run, expert)]
+            layers = [row for row in of_line if row["layer"] is not None]
+            at = [row["layer"] for row in layers]
+            left.plot(at, _numbers(layers, "affinity"), **style)
+            right.plot(at, _numbers(layers, "purity"), **style)
+            dashed = style | {"linestyle": "--", "label": None, "markerfacecolor": "white"}
+            right.plot(at, _numbers(layers, "clustered"), **dashed)
+        for run in runs:
+            (random,) = [r for r in mine if (r["run"], r["expert"]) == (run, "random vectors")]
+            first = next(index for index, line in enumerate(lines) if line[0] == run)
+            colour = COLOURS[first % len(COLOURS)]
+            dotted = {"color": colour, "linestyle": ":", "linewidth": 1.2}
+            left.axhline(random["affinity"], label=f"{run}, random vectors", **dotted)
+            right.axhline(random["purity"], **dotted)
+        left.axhline(0, color="black", linewidth=0.8)
+        left.set_ylabel("mean affinity a(w)")
+        right.set_ylabel("purity p(w), clustered fraction")
+        right.set_ylim(0, 1)
+        left.set_title(f"{dataset}: item-text affinity")
+        right.set_title("mean purity (solid), clustered (dashed)")
+        for axes in (left, right):
+            _whole_numbers(axes)
+            axes.set_xlabel("layer")
+    _legend(figure, panels)
+
+
+def _text_attention(figure: Any, analysis: Analysis) -> None:
+    """Figure 7: previous token, first token, entropy."""
+    (panels,) = grid = _panels(figure, 1, 3)
+    titles = {
+        "previous": ("to the previous token", "mean attention"),
+        "first": ("to the first token", "mean attention"),
+        "entropy": ("entropy", "nats"),
+    }
+    for axes, (measure, (title, unit)) in zip(panels, titles.items(), strict=True):
+        rows = {
+            run["run"]: [row for row in analysis.tables["text"] if row["run"] == run["run"]]
+            for run in analysis.runs
+        }
+        _beside_untouched(axes, rows, "layer", measure)
+        axes.set_title(title)
+        axes.set_ylabel(unit)
+        axes.set_xlabel("layer")
+        axes.set_ylim(0, None)
+        _whole_numbers(axes)
+    _legend(figure, grid)
+
+
+def _distances(figure: Any, analysis: Analysis) -> None:
+    """Figure 8: attention by distance, in early, middle and late layers."""
+    table = analysis.tables["distance"]
+    blocks = list(dict.fromkeys(row["layers"] for row in table))
+    (panels,) = grid = _panels(figure, 1, len(blocks), sharey=True)
+    for axes, block in zip(panels, blocks, strict=True):
+        rows = {
+            run["run"]: [r for r in table if (r["run"], r["layers"]) == (run["run"], block)]
+            for run in analysis.runs
+        }
+        _beside_untouched(axes, rows, "distance", "attention", marker="")
+        axes.set_title(f"{block} layers")
+        axes.set_xlabel("distance, tokens")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    panels[0].set_ylabel("mean attention")
+    _legend(figure, grid)
+
+
+def _item_attention(figure: Any, analysis: Analysis) -> None:
+    """Shares of attention on histories, beside what even attention would give."""
+    (panels,) = grid = _panels(figure, 1, 3, sharey=True)
+    titles = {
+        "item_to_items": "items to other items",
+        "item_to_text": "items to text",
+        "text_to_items": "text to items",
+    }
+    table = analysis.tables["items"]
+    runs = list(dict.fromkeys(row["run"] for row in table))
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        even: dict[str, np.ndarray] = {}
+        for index, run in enumerate(runs):
+            rows = [row for row in table if row["run"] == run]
+            layers = [row for row in rows if row["layer"] is not None]
+            even[str(run)] = _numbers([row for row in rows if row["layer"] is None], column)
+            at = [row["layer"] for row in layers]
+            axes.plot(at, _numbers(layers, column), **_style(index, str(run)))
+        for label, (value,), style in _references(even, "spread evenly"):
+            axes.axhline(value, label=label, **style)
+        axes.set_title(title)
+        axes.set_xlabel("layer")
+        axes.set_ylim(0, 1)
+        _whole_numbers(axes)
+    panels[0].set_ylabel("share of attention")
+    _legend(figure, grid)
+
+
+def _efficiency(figure: Any, analysis: Analysis) -> None:
+    """More time than the dense form, by length."""
+    (panels,) = grid = _panels(figure, 1, 2, sharey=True)
+    table = analysis.tables["costs"]
+    for axes, (phase, title) in zip(
+        panels, {"train": "training step", "infer": "inference"}.items(), strict=True
+    ):
+        for index, run in enumerate(analysis.runs):
+            rows = [r for r in table if (r["run"], r["phase"]) == (run["run"], phase)]
+            at = [str(row["length"]) for row in rows]
+            spread = _numbers(rows, "spread_%")
+            style = _style(index, run["run"])
+            axes.errorbar(at, _numbers(rows, "more_time_%"), yerr=spread, capsize=3, **style)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(title)
+        axes.set_xlabel("tokens of a sequence")
+    panels[0].set_ylabel("time beyond the dense form, %")
+    _legend(figure, grid)
+
+
+def _beside_untouched(
+    axes: Any, rows: dict[str, list[Row]], along: str, column: str, **changes: Any
+) -> None:
+    """Each run's line, and above them, thin and black, those of their untouched backbones."""
+    for index, (name, of_run) in enumerate(rows.items()):
+        style = _style(index, name) | {"linewidth": 3, "alpha": 0.55} | changes
+        axes.plot([row[along] for row in of_run], _numbers(of_run, column), **style)
+    untouched = {name: _numbers(of_run, f"untouched_{column}") for name, of_run in rows.items()}
+    for label, values, style in _references(untouched, "untouched backbone"):
+        axes.plot(range(len(values)), values, label=label, **style)
+
+
+def _references(
+    found: dict[str, np.ndarray], what: str
+) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    """What runs are compared with, once where it is the same: label, values and style."""
+    groups: dict[bytes, list[str]] = {}
+    for name, values in found.items():
+        groups.setdefault(values.tobytes(), []).append(name)
+    for index, names in enumerate(groups.values()):
+        label = what if len(groups) == 1 else f"{', '.join(names)}: {what}"
+        style = {"color": "black", "linestyle": ("--", ":", "-.")[index % 3], "linewidth": 1}
+        yield label, found[names[0]], style
+
+
+def _numbers(rows: Sequence[Row], column: str) -> np.ndarray:
+    """A column with nan for what is missing, which leaves a gap in a line."""
+    return np.array([row[column] for row in rows], dtype=float)
+
+
+def _datasets(analysis: Analysis) -> dict[str, list[str]]:
+    """The runs of each data set."""
+    found: dict[str, list[str]] = {}
+    for run in analysis.runs:
+        found.setdefault(run["dataset"], []).append(run["run"])
+    return found
+
+
+def _panels(figure: Any, height: int, width: int, sharey: bool = False) -> Any:
+    figure.set_size_inches(_PANEL[0] * width, _PANEL[1] * height + 0.4)
+    return figure.subplots(height, width, squeeze=False, sharey=sharey)
+
+
+def _style(index: int, label: str) -> dict[str, Any]:
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    return {"color": colour, "marker": marker, "label": label}
+
+
+def _whole_numbers(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(figure: Any, panels: Any) -> None:
+    """One for all panels, below them, each label once."""
+    handles: dict[str, Any] = {}
+    for axes in np.ravel(panels):
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles=handles.values(),
+        labels=handles.keys(),
+        loc="outside lower center",
+        ncols=min(3, len(handles)),
+    )
+
+
+PICTURES: dict[str, list[Picture]] = {
+    "ffn-memory": [
+        Picture(
+            "figure",
+            "FFN neurons by layer",
+            "Means over each layer's neurons. Dotted: random vectors in place of neurons "
+            "(affinity; purity).",
+            "layers",
+            _ffn_memory,
+        )
+    ],
+    "attention": [
+        Picture(
+            "text",
+            "Attention on text by layer",
+            "Means over heads and queries, beside the backbone before any training here.",
+            "text",
+            _text_attention,
+        ),
+        Picture(
+            "distance",
+            "Attention on text by distance",
+            "Means over heads, queries and the layers of a block.",
+            "distance",
+            _distances,
+        ),
+        Picture(
+            "items",
+            "Attention between items and text on histories",
+            "Shares of the attention of item tokens and of text tokens. Dashed: attention that is "
+            "spread evenly over what a token sees.",
+            "items",
+            _item_attention,
+        ),
+    ],
+    "efficiency": [
+        Picture(
+            "figure",
+            "Time beyond the dense form",
+            "Medians, with half the range between the quartiles of single turns; the dense form "
+            "is the run's backbone with an item table alone.",
+            "costs",
+            _efficiency,
+        )
+    ],
+}
+"""By analysis."""

@@ -1,0 +1,174 @@
+"""The trained models that are looked into, and what of their data sets is needed for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_idiomoe import load
+from recbole_idiomoe.analysis.settings import AnalysisSettings
+from recbole_idiomoe.data.catalog import text_fields
+from recbole_idiomoe.errors import DataError, SettingError
+from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.registry import LANGUAGE_MODELS
+from recbole_idiomoe.run_folder import read_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained language model and the data set that it was trained on."""
+
+    label: str
+    """Its model's name, with a number where several runs share it."""
+    folder: Path
+    info: dict[str, Any]
+    """What :func:`~recbole_idiomoe.run_folder.read_run` gives."""
+    catalog_lm: CatalogLM
+    data_path: str
+    """Where the data sets lie, if not where they did."""
+
+    @property
+    def about(self) -> dict[str, str]:
+        """The run in words. Where its folder lies is nobody else's affair."""
+        names = {"model": self.info["model"], "dataset": self.info["dataset"]}
+        return {"run": self.label, **names, "folder": self.folder.resolve().name}
+
+    @cached_property
+    def dataset(self) -> Any:
+        """RecBole's dataset, read again from its files, not yet split."""
+        from recbole_idiomoe.config import RunConfig
+        from recbole_idiomoe.data.loading import load_dataset
+
+        settings = dict(self.info["settings"])
+        if self.data_path:
+            settings["data_path"] = self.data_path
+        return load_dataset(RunConfig(self.info["model"], self.info["dataset"], settings=settings))
+
+    @cached_property
+    def _test(self) -> Any:
+        """The test split of it; RecBole splits a dataset once."""
+        return self.dataset.build()[2]
+
+    def categories(self, column: str = "", level: int = -1) -> list[str]:
+        """The category of every catalogue row, empty where an item has none.
+
+        The paper has one category an item. Of a column with several entries, as the parts of a
+        path or a set of genres, ``level`` says which it is.
+
+        Args:
+            column: of the ``.item`` file; empty: the one whose role is ``category``, else
+                ``item_attribute``.
+            level: see :class:`~recbole_idiomoe.analysis.settings.FfnMemorySettings`.
+
+        Raises:
+            SettingError: there is no such column.
+            DataError: no item has a category.
+        """
+        dataset = self.dataset
+        roles = text_fields(self.catalog_lm.settings)
+        column = column or roles.get("category") or self.info["settings"].get("item_attribute", "")
+        loaded = [] if dataset.item_feat is None else list(dataset.item_feat.columns)
+        if column not in loaded or dataset.field2id_token.get(column) is None:
+            named = f"there is no column {column!r} of words" if column else "no column is named"
+            raise SettingError(
+                f"categories: {named} among what was loaded from {dataset.dataset_name}.item "
+                f"({', '.join(loaded) or 'nothing'}); give --category_field."
+            )
+        values, names = dataset.item_feat[column], dataset.field2id_token[column]
+        entries = [
+            [str(names[i]) for i in np.atleast_1d(row) if int(i) != 0] for row in np.asarray(values)
+        ]
+        ids = map(str, dataset.field2id_token[dataset.iid_field])
+        by_item = dict(zip(ids, (_chosen(row, level) for row in entries), strict=True))
+        found = [by_item.get(item, "") for item in self.catalog_lm.catalog.item_ids]
+        found[0] = ""
+        if not any(found):
+            raise DataError(
+                f"no item of {self.label} has a category in {column!r}; give another "
+                "--category_field."
+            )
+        return found
+
+    def histories(self, count: int) -> list[np.ndarray]:
+        """Catalogue rows of the histories of ``count`` test users, evenly spaced among all."""
+        test = self._test
+        chosen = np.unique(np.linspace(0, len(test) - 1, min(count, len(test))).astype(int))
+        rows = test[torch.from_numpy(chosen)]
+        names = test.field2id_token[test.iid_field]
+        lengths = rows[test.item_list_length_field].tolist()
+        return [
+            self.catalog_lm.catalog.rows(names[items[:length]])
+            for items, length in zip(rows[test.item_id_list_field].numpy(), lengths, strict=True)
+        ]
+
+
+def open_runs(folders: Sequence[Path], settings: AnalysisSettings) -> Iterator[Run]:
+    """The runs in ``folders``, loaded one after another.
+
+    Raises:
+        CheckpointError: a folder that is not that of a finished run.
+        SettingError: a run that trained no language model, or a device that is not there.
+    """
+    infos = [read_run(folder) for folder in folders]
+    for folder, info in zip(folders, infos, strict=True):
+        if info["model"] not in LANGUAGE_MODELS:
+            raise SettingError(
+                f"{folder} holds {info['model']}, which is no language model; give the folder of "
+                f"one ({', '.join(list(LANGUAGE_MODELS)[:2])} ...)."
+            )
+    device = chosen_device(settings.device)
+    for label, folder, info in zip(_labels(infos), folders, infos, strict=True):
+        catalog_lm = load(folder, device).catalog_lm
+        assert catalog_lm is not None
+        yield Run(label, folder, info, catalog_lm, settings.data_path)
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device called ``name``; empty: a GPU if there is one.
+
+    Raises:
+        SettingError: there is no such device here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise SettingError(f"--device={name} is not to be had here; give cpu.") from error
+    return device
+
+
+def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:
+    """A name for each run, as short as can be: its model, its data set, and a number."""
+    several = len({info["dataset"] for info in infos}) > 1
+    names = [f"{i['model']} {i['dataset']}" if several else str(i["model"]) for i in infos]
+    shared, seen = Counter(names), Counter[str]()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(f"{name} ({seen[name]})" if shared[name] > 1 else name)
+    return labels
+
+
+def _chosen(entries: list[str], level: int) -> str:
+    if not entries:
+        return ""
+    if level == 0:
+        return ", ".join(entries)
+    return entries[-1] if level < 0 else entries[min(level, len(entries)) - 1]
+
+
+def require_item_tokens(run: Run) -> None:
+    """Raise a :class:`SettingError` unless every item of ``run`` has a token of its own."""
+    chosen = run.catalog_lm.settings.item_tokens
+    if chosen != "atomic":
+        raise SettingError(
+            f"{run.label} spells items in several tokens (item_tokens={chosen}), so that none has "
+            "a vector of its own; give a run with item_tokens=atomic."
+        )

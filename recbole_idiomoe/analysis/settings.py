@@ -1,0 +1,106 @@
+"""What ``python -m recbole_idiomoe.analysis`` can be told, for each analysis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from recbole_idiomoe.errors import SettingError
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "k": (1, 256),
+    "tau": (0, 1),
+    "prompts": (1, math.inf),
+    "prompt_tokens": (2, math.inf),
+    "distances": (1, math.inf),
+    "histories": (0, math.inf),
+    "batch_size": (1, math.inf),
+    "length": (2, math.inf),
+    "item_share": (0, 1),
+    "repeats": (1, math.inf),
+}
+
+
+def _setting(default: Any, help: str) -> Any:
+    """A field as HfArgumentParser reads it: metadata becomes arguments of add_argument."""
+    kind = type(default[0] if isinstance(default, list) and default else default)
+    metadata = {"help": help, "metavar": "N" if kind in (int, float) else "TEXT"}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """What every analysis takes.
+
+    Raises:
+        SettingError: a number out of its range.
+    """
+
+    out: str = _setting("", "folder for the files; empty: analysis/ in the first run's folder")
+    device: str = _setting("", "where to compute: cpu, cuda ...; empty: a GPU if there is one")
+    data_path: str = _setting(
+        "", "folder of the data sets, where it is no longer what the run was given"
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            low, high = _RANGES.get(each.name, (-math.inf, math.inf))
+            given = getattr(self, each.name)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, int | float) and not low <= value <= high:
+                    span = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+                    raise SettingError(f"--{each.name}={value} is out of range; give {span}.")
+
+
+@dataclass(frozen=True)
+class FfnMemorySettings(AnalysisSettings):
+    """Of ``ffn-memory`` (paper, sections 3.3 and 4.3)."""
+
+    k: int = _setting(20, "items and text tokens nearest to a neuron that count (1 to 256)")
+    tau: float = _setting(0.5, "purity from which a neuron counts as clustered (0 to 1)")
+    category_field: str = _setting(
+        "",
+        "column of the .item file that holds the categories; empty: the one whose role in "
+        "item_text_fields is category, else item_attribute",
+    )
+    category_level: int = _setting(
+        -1,
+        "an item's category: 1 the first of its entries, 2 the second (or the last, if it has "
+        "fewer) ...; -1 the last, which ends a path; 0 all of them as one",
+    )
+    neuron: list[str] = _setting(
+        [],
+        "neurons to show with their items and tokens, as LAYER:NEURON, both from 0; none: the "
+        "purest of each expert",
+    )
+
+
+@dataclass(frozen=True)
+class AttentionSettings(AnalysisSettings):
+    """Of ``attention`` (paper, section B.6.3)."""
+
+    text: str = _setting(
+        "", "text file (UTF-8) to read, cut into prompts; empty: the prompts that come with it"
+    )
+    prompts: int = _setting(64, "prompts that are cut from it at most")
+    prompt_tokens: int = _setting(128, "tokens of a prompt at most")
+    distances: int = _setting(64, "how far back the distance profile goes, in tokens")
+    histories: int = _setting(
+        64, "test users, evenly spaced, whose histories show attention to items; 0: none"
+    )
+    histories_file: str = _setting(
+        "", "histories to read instead: a text file, item ids on a line, oldest first: ID,ID"
+    )
+
+
+@dataclass(frozen=True)
+class EfficiencySettings(AnalysisSettings):
+    """Of ``efficiency`` (paper, Table 12)."""
+
+    length: list[int] = _setting([256, 512, 1024], "tokens of a sequence, one or several")
+    batch_size: int = _setting(8, "sequences in a batch")
+    item_share: float = _setting(0.2, "share of the tokens that are items (0 to 1)")
+    repeats: int = _setting(5, "times that each step is measured, after one that is not")
