@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -168,7 +169,9 @@ class Recommender:
     def _best(self, scores: torch.Tensor, k: int) -> list[list[Recommendation]]:
         """The head of each list, named."""
         best, items = scores.topk(min(k, self.catalog.item_num - 1), dim=1)
-        if best[:, :1].isnan().any():  # topk puts nan first
+        heads = list(zip(best.tolist(), items.tolist(), strict=True))
+        if any(math.isnan(score) for best_row, _ in heads for score in best_row[:1]):
+            # topk puts nan first.
             raise CheckpointError(
                 f"{self.run['model']} scores items nan: nothing can be recommended by that; train "
                 "it anew with a lower learning_rate or precision: fp32."
@@ -179,7 +182,7 @@ class Recommender:
                 for score, item in zip(best_row, item_row, strict=True)
                 if score != -torch.inf
             ]
-            for best_row, item_row in zip(best.tolist(), items.tolist(), strict=True)
+            for best_row, item_row in heads
         ]
 
     def _checked(self, query: str) -> str:
