@@ -169,11 +169,11 @@ class IdiomoeTrainer(Trainer):
             rates = self.scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-        users = train_data._dataset.training_window_users(*limits)
-        self.loss_watch = LossWatch(self.folder, train_data._dataset, users, self.loader.sampler)
         self._make_fast()
         self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.micro_batches = MicroBatches(self.loader, self._backward, self.optimizer.zero_grad)
+        users = train_data._dataset.training_window_users(*limits)
+        self.loss_watch = LossWatch(self.folder, train_data._dataset, users, self.loader.sampler)
 
     def _make_fast(self) -> None:
         """Do to the model what changes its speed and its memory, and no result."""
