@@ -15,7 +15,7 @@ from recbole_idiomoe.errors import DataError
 _TYPES = ("token", "token_seq", "float", "float_seq")
 
 # What pandas reads as missing; RecBole then drops the row without a word.
-_MISSING = {
+MISSING = {
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
     *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
 }
@@ -139,11 +139,11 @@ class AtomicFile:
                 fault = f"a field of more than {csv.field_size_limit()} characters"
             else:
                 for i in id_columns:
-                    if row[i] in _MISSING:
+                    if row[i] in MISSING:
                         fault = f"{names[i]} is {row[i]!r}, which RecBole takes for missing"
                 for i, separator in separators.items():
                     for part in [row[i]] if separator is None else row[i].split(separator):
-                        if part not in _MISSING and (wrong := _wrong_number(part)):
+                        if part not in MISSING and (wrong := _wrong_number(part)):
                             fault = f"column {names[i]!r:.60} is {part[:60]!r}, {wrong}"
             if fault:
                 raise DataError(f"{self.path}, line {at}: {fault}; mend that line.")

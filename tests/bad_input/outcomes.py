@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.data.atomic_files import _MISSING
+from recbole_idiomoe.data.atomic_files import MISSING
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import IdiomoeError
@@ -98,7 +98,7 @@ def first_fault(text: str, number: str | None) -> int | None:
 
 
 def _is_bad(names: list[str], fields: list[str], number: str | None) -> bool:
-    if any(fields[i] in _MISSING for i, name in enumerate(names) if name.endswith("_id")):
+    if any(fields[i] in MISSING for i, name in enumerate(names) if name.endswith("_id")):
         return True
     if number is None:
         return False
