@@ -23,6 +23,7 @@ from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.cold_start import evaluate_apart, leave_out_items
+from recbole_idiomoe.evaluation.finite_scores import refuse_nan
 from recbole_idiomoe.evaluation.mixing import evaluate_mix, load_counter
 from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
@@ -52,6 +53,7 @@ from recbole_idiomoe.run_folder import (
     read_run,
     write_run,
 )
+from recbole_idiomoe.training.loss_watch import watch_loss
 from recbole_idiomoe.training.stages import pretrain
 
 
@@ -252,6 +254,9 @@ def _fit(
     reset_peak_memory(config["device"])
     trainer = get_trainer(config["model"])(config, model)
     trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
+    if config["model"] not in LANGUAGE_MODELS:
+        watch_loss(trainer, train_data._dataset, folder)
+    refuse_nan(trainer, train_data._dataset)
     catalog = read_catalog(train_data._dataset, config.settings)
     if resume is not None:
         _check_same_catalog(catalog, resume)
@@ -267,12 +272,7 @@ def _fit(
     curve = LearningCurve(trainer)
     trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
     fit = clock.timing("fit", trainer.fit)
-    try:
-        _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
-    except ValueError as error:
-        if str(error) != "Training loss is nan":  # RecBole's
-            raise
-        raise IdiomoeError("the training loss became nan; lower learning_rate.") from error
+    _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
     valid_seconds = clock.seconds.get("evaluate", 0.0)
     return _Fitted(model, trainer, folder, clock, curve, valid_seconds, best_valid_result)
 

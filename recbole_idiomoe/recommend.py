@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 import torch
 
-from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.catalog import Catalog, check_history
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.evaluation.score_memory import users_at_once
 from recbole_idiomoe.run_folder import read_run, write_run
@@ -102,13 +103,13 @@ class Recommender:
             A list of recommendations; for a list of histories, a list for each.
 
         Raises:
-            DataError: items that are not in the catalogue, which are named; an empty history;
-                ``k`` below 1; a query to a model that reads no text.
+            DataError: items that are not in the catalogue, which are named; an empty history, or
+                one that is no list; ``k`` below 1; a query to a model that reads no text.
+            CheckpointError: the model's scores are not numbers.
         """
-        if isinstance(history, str):
-            raise DataError(f"history={history!r} is one string; give a list of item ids.")
-        single = not history or not isinstance(history[0], (list, tuple))
-        histories: list[Any] = [history] if single else history
+        check_history(history)
+        single = not any(isinstance(part, list | tuple | np.ndarray) for part in history)
+        histories: Sequence[Any] = [history] if single else history
         lists = self.ranked(histories, k, exclude_seen, query, self.scorer)
         return lists[0] if single else lists
 
@@ -138,8 +139,8 @@ class Recommender:
         Scores stay on the device that they are made on, so many at once as its memory is
         meant to hold.
         """
-        if k < 1:
-            raise DataError(f"k={k}: at least 1 is wanted.")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise DataError(f"k={k!r:.60}: a whole number, at least 1, is wanted.")
         rows = [self.catalog.rows(history) for history in histories]
         if query is None and any(len(row) == 0 for row in rows):
             raise DataError("a history is empty; give at least one item id.")
@@ -168,18 +169,25 @@ class Recommender:
     def _best(self, scores: torch.Tensor, k: int) -> list[list[Recommendation]]:
         """The head of each list, named."""
         best, items = scores.topk(min(k, self.catalog.item_num - 1), dim=1)
+        heads = list(zip(best.tolist(), items.tolist(), strict=True))
+        if any(math.isnan(score) for best_row, _ in heads for score in best_row[:1]):
+            # topk puts nan first.
+            raise CheckpointError(
+                f"{self.run['model']} scores items nan: nothing can be recommended by that; train "
+                "it anew with a lower learning_rate or precision: fp32."
+            )
         return [
             [
                 Recommendation(self.catalog.item_ids[item], self.catalog.titles[item], score)
                 for score, item in zip(best_row, item_row, strict=True)
                 if score != -torch.inf
             ]
-            for best_row, item_row in zip(best.tolist(), items.tolist(), strict=True)
+            for best_row, item_row in heads
         ]
 
     def _checked(self, query: str) -> str:
         if not isinstance(query, str) or not query.strip():
-            raise DataError(f"query={query!r}: some words are wanted, or None.")
+            raise DataError(f"query={query!r:.60}: some words are wanted, or None.")
         if self.catalog_lm is None:
             raise DataError(f"query: {self.run['model']} reads no text; leave it out.")
         if self.catalog_lm.settings.query_share == 0:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from recbole_idiomoe.errors import DataError
-
 if TYPE_CHECKING:
     from recbole_idiomoe.recommend import Recommendation, Recommender
 
@@ -26,8 +24,6 @@ class Session:
     """
 
     def __init__(self, recommender: Recommender, history: Sequence[str] = ()) -> None:
-        if isinstance(history, str):
-            raise DataError(f"history={history!r} is one string; give a list of item ids.")
         recommender.catalog.rows(history)
         self.history = list(history)
         self._recommender = recommender

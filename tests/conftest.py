@@ -8,6 +8,12 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time. For more: pytest --hypothesis-profile=slow
+settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.register_profile("slow", max_examples=500, deadline=None, derandomize=True, database=None)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,16 +59,19 @@ class Catalog:
     def _index(self) -> dict[str, int]:
         return {item_id: row for row, item_id in enumerate(self.item_ids) if row > 0}
 
-    def rows(self, item_ids: Iterable[str]) -> np.ndarray:
+    def rows(self, item_ids: Sequence[str]) -> np.ndarray:
         """Internal rows of the named items, shape ``(n,)``.
 
         Raises:
-            DataError: some items are not in the catalogue; the message names them.
+            DataError: no list, or some items are not in the catalogue; the message names them.
         """
+        check_history(item_ids)
         names = [str(item_id) for item_id in item_ids]
         unknown = [name for name in names if name not in self._index]
         if unknown:
-            shown = ", ".join(map(repr, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
+            shown = ", ".join(f"{name!r:.60}" for name in unknown[:5]) + (
+                " ..." if len(unknown) > 5 else ""
+            )
             raise DataError(
                 f"{len(unknown)} of {len(names)} items are not in the catalogue of "
                 f"{self.item_num - 1}: {shown}; use the item ids of the dataset's files."
@@ -100,6 +103,18 @@ class Catalog:
         if catalog.fingerprint != fingerprint:
             raise CheckpointError(f"{path} was altered: its fingerprint does not match its items.")
         return catalog
+
+
+def check_history(history: Any) -> None:
+    """``history`` is a list.
+
+    Raises:
+        DataError: it is not.
+    """
+    if isinstance(history, str):
+        raise DataError(f"history={history!r:.60} is one string; give a list of item ids.")
+    if not isinstance(history, list | tuple | np.ndarray):
+        raise DataError(f"history={history!r:.60} is no list; give a list of item ids.")
 
 
 def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:

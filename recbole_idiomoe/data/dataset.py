@@ -8,6 +8,7 @@ split of them is too; the padded ``item_id_list`` of a row is made when it is as
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -116,18 +117,27 @@ class HistoryDataset(SequentialDataset):
         Returns:
             Arrays of at least two and at most ``max_items + 1`` item rows.
         """
+        bounds = self._window_bounds(max_items, lengths, room)
+        return [self.history_items[first : last + 1] for _, first, last in bounds]
+
+    def training_window_users(self, max_items: int, lengths: np.ndarray, room: int) -> list[int]:
+        """The user row of each of :meth:`training_windows`, which has the same arguments."""
+        return [user for user, _, _ in self._window_bounds(max_items, lengths, room)]
+
+    def _window_bounds(
+        self, max_items: int, lengths: np.ndarray, room: int
+    ) -> Iterator[tuple[int, int, int]]:
+        """User, and where the first and the last item stand, of each training window."""
         ends = self.inter_feat[HISTORY_END].numpy()
         users = self.inter_feat[self.uid_field].numpy()
         order = np.argsort(ends)
         ends, users = ends[order], users[order]
         starts_user = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
-        windows = []
         for begin, stop in zip(starts_user, np.r_[starts_user[1:], len(ends)], strict=True):
             first, last = ends[begin] - 1, ends[stop - 1]
             while last > first:
                 inputs = self.history_items[max(last - max_items, first) : last]
                 newest_first = np.cumsum(lengths[inputs][::-1])
                 count = max(1, int(np.searchsorted(newest_first, room, side="right")))
-                windows.append(self.history_items[last - count : last + 1])
+                yield int(users[begin]), last - count, last
                 last -= count
-        return windows

@@ -90,14 +90,15 @@ def check_atomic_files(config: RunConfig) -> None:
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     load_col = config["load_col"]
-    time = config["TIME_FIELD"]
+    time, seq_separator = config["TIME_FIELD"], config["seq_separator"]
     for path in _inter_files(config, folder, name):
         inter = AtomicFile(path, config["field_separator"], config["encoding"])
         ids = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
         inter.check_columns([*ids, time], load_col, "inter")
         inter.check_types(ids, "token")
         inter.check_types([time], "float")
-        inter.check_rows(ids, number=time)
+        numbers = inter.loaded_numbers(load_col, "inter", seq_separator)
+        inter.check_rows(ids, number=time, numbers=numbers)
     item_columns = _item_columns(config)
     if item_columns or (load_col or {}).get("item"):
         path, item_id = folder / f"{name}.item", config["ITEM_ID_FIELD"]
@@ -109,7 +110,7 @@ def check_atomic_files(config: RunConfig) -> None:
         item = AtomicFile(path, config["field_separator"], config["encoding"])
         item.check_columns([item_id, *item_columns], load_col, "item")
         item.check_types([item_id], "token")
-        item.check_rows([item_id])
+        item.check_rows([item_id], numbers=item.loaded_numbers(load_col, "item", seq_separator))
 
 
 def _item_columns(config: RunConfig) -> list[str]:

@@ -256,6 +256,13 @@ def _checked(number: int, item: Any, roles: Sequence[str]) -> tuple[str, dict[st
             )
         if not isinstance(value, str):
             raise DataError(f"items[{number}]: {key}={value!r:.60} must be text; put it in quotes.")
+    try:
+        item[ITEM_ID].encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"items[{number}]: {ITEM_ID}={item[ITEM_ID]!r:.60} is no Unicode text (a lone "
+            "surrogate); give the item another id."
+        ) from error
     return item[ITEM_ID], {role: item.get(role, "") for role in roles}
 
 

@@ -13,8 +13,10 @@ from recbole.utils import init_seed
 
 from recbole_idiomoe import yaml_files
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.evaluation.finite_scores import refuse_nan
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.registry import get_model, get_trainer
+from recbole_idiomoe.training.loss_watch import watch_loss
 
 ID_ENCODER = "SASRecCE"
 ID_VECTORS_FILE = "id_vectors.npz"
@@ -42,6 +44,7 @@ def _pretrain_s3rec(config: RunConfig, train_data: Any, folder: Path) -> None:
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     checkpoint_dir, config["checkpoint_dir"] = config["checkpoint_dir"], str(folder)
     trainer = S3RecTrainer(config, model)
+    watch_loss(trainer, train_data._dataset, folder)
     trainer.fit(train_data, show_progress=config["show_progress"])
     config["checkpoint_dir"] = checkpoint_dir
     config["train_stage"] = "finetune"
@@ -64,6 +67,8 @@ def _train_id_encoder(config: RunConfig, train_data: Any, valid_data: Any, folde
     trainer = get_trainer(ID_ENCODER)(stage, model)
     folder.mkdir(parents=True, exist_ok=True)
     trainer.saved_model_file = str(folder / "id_encoder.pth")
+    watch_loss(trainer, histories, folder)
+    refuse_nan(trainer, histories)
     loader = TrainDataLoader(stage, windows, None, shuffle=True)
     _, result = trainer.fit(loader, valid_data, show_progress=stage["show_progress"])
     trainer.resume_checkpoint(trainer.saved_model_file)  # the best epoch's weights

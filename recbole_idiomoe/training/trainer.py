@@ -23,13 +23,14 @@ from transformers import get_cosine_schedule_with_warmup
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.query import item_queries
 from recbole_idiomoe.data.sequence import SequenceBatch
-from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
 from recbole_idiomoe.model.new_items import place_unseen_items
 from recbole_idiomoe.training.averaging import WeightAverage
+from recbole_idiomoe.training.loss_watch import LossWatch
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
 
@@ -137,9 +138,8 @@ class IdiomoeTrainer(Trainer):
         """The loader of token batches, and the schedule, which needs its length."""
         builder = self.catalog_lm.builder
         max_items = self.config["MAX_ITEM_LIST_LENGTH"]
-        windows = train_data._dataset.training_windows(
-            max_items, builder.code_lengths, builder.room
-        )
+        limits = max_items, builder.code_lengths, builder.room
+        windows = train_data._dataset.training_windows(*limits)
         held = builder.room // np.median(builder.code_lengths[1:])
         if held < max_items:
             self.logger.warning(
@@ -179,6 +179,8 @@ class IdiomoeTrainer(Trainer):
         self._make_fast()
         self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self.micro_batches = MicroBatches(self.loader, self._backward, self.optimizer.zero_grad)
+        users = train_data._dataset.training_window_users(*limits)
+        self.loss_watch = LossWatch(self.folder, train_data._dataset, users, self.loader.sampler)
 
     def _make_fast(self) -> None:
         """Do to the model what changes its speed and its memory, and no result."""
@@ -213,9 +215,11 @@ class IdiomoeTrainer(Trainer):
             disable=not show_progress,
         )
         total = torch.zeros((), device=self.device)
+        sums: list[torch.Tensor] = []  # up to each step since the last look at the loss
         for step, batches in enumerate(bar, start=1):
             for loss in self.micro_batches.run(step - 1, batches):
-                total += loss
+                total = total + loss
+            sums.append(total)
             if self.clip_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
             self.optimizer.step()
@@ -225,7 +229,8 @@ class IdiomoeTrainer(Trainer):
             self.optimizer.zero_grad()
             if step % LOSS_EVERY == 0 or step == len(self.loader):
                 mean = total.item() / step
-                self._check_finite(mean, epoch_idx)
+                self.loss_watch.check(sums, epoch_idx, step)
+                sums.clear()
                 bar.set_postfix_str(f"loss {mean:.4f}")
         return mean
 
@@ -280,13 +285,6 @@ class IdiomoeTrainer(Trainer):
             if verbose:
                 shown = " ".join(f"{value:.3f}" for value in by_layer)
                 self.logger.info(f"{name}, by layer: {shown}")
-
-    def _check_finite(self, loss: float, epoch: int) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise IdiomoeError(
-                f"the training loss became {loss} in epoch {epoch}; lower learning_rate, or set "
-                "clip_grad_norm: {max_norm: 1.0} or precision: fp32."
-            )
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         if self.learner.lower() != "adamw":

@@ -1,0 +1,111 @@
+"""A training loss that is no number stops the run, and says on whose histories it came about."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_idiomoe.data.loader import WindowSampler
+from recbole_idiomoe.errors import IdiomoeError
+from recbole_idiomoe.files import write_text
+
+FILE_NAME = "non_finite_loss.json"
+"""In the run's folder: ``epoch``, ``loss``, the ``users`` of the first step without a finite loss,
+and ``users_before``, those of the step before, whose gradients may be what spoilt the weights."""
+
+
+class LossWatch:
+    """Tells, of the losses of many steps that are looked at together, in which it went wrong.
+
+    Args:
+        folder: the run's.
+        dataset: the training split, which knows the users by name.
+        users: the user row of every training window.
+        sampler: which windows are in which step.
+    """
+
+    def __init__(
+        self, folder: Path, dataset: Any, users: Sequence[int], sampler: WindowSampler
+    ) -> None:
+        self._folder, self._dataset = folder, dataset
+        self._users, self._sampler = users, sampler
+
+    def check(self, sums: Sequence[torch.Tensor], epoch: int, step: int) -> None:
+        """The losses are finite; the device is waited for.
+
+        Args:
+            sums: of the epoch's losses up to the newest steps, each a scalar.
+            step: number of the last of them, from 1.
+
+        Raises:
+            IdiomoeError: one is not; it names the file.
+        """
+        if math.isfinite(loss := sums[-1].item()):
+            return
+        finite = torch.stack(list(sums)).isfinite().tolist()
+        first = step - len(sums) + finite.index(False)
+        _stop(self._folder, self._dataset, loss, epoch, self._of(first), self._of(first - 1))
+
+    def _of(self, step: int) -> list[int]:
+        """User rows of a step, from 0; there are none before the first."""
+        windows = self._sampler.batches[step].tolist() if step >= 0 else []
+        return [self._users[window] for window in windows]
+
+
+def watch_loss(trainer: Any, dataset: Any, folder: Path) -> None:
+    """Have one of RecBole's trainers stop, as ours does, at a loss that is no finite number.
+
+    RecBole stops at nan alone, with a traceback, and trains on at infinity. Its fp16 keeps its
+    own way with what overflows in gradients: the scaler leaves out such a step and lowers the
+    scale. What is looked at here is the loss before it is scaled, which no scale can mend.
+    """
+    calculate_loss = trainer.model.calculate_loss
+    newest: deque[Any] = deque([[], []], maxlen=2)
+
+    def noted(interaction: Interaction) -> Any:
+        newest.append(interaction[dataset.uid_field])
+        return calculate_loss(interaction)
+
+    def check(loss: torch.Tensor) -> None:
+        if math.isfinite(value := loss.item()):
+            return
+        before, users = ([int(user) for user in rows] for rows in newest)
+        epoch = max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1
+        _stop(folder, dataset, value, epoch, users, before)
+
+    trainer.model.calculate_loss = noted
+    trainer._check_nan = check
+
+
+def _stop(
+    folder: Path,
+    dataset: Any,
+    loss: float,
+    epoch: int,
+    users: Iterable[int],
+    users_before: Iterable[int],
+) -> NoReturn:
+    """Save the users to ``FILE_NAME``, each once, and raise."""
+
+    def named(rows: Iterable[int]) -> list[str]:
+        return [str(dataset.id2token(dataset.uid_field, row)) for row in sorted(set(rows))]
+
+    content = {
+        "epoch": epoch,
+        "loss": str(loss),
+        "users": named(users),
+        "users_before": named(users_before),
+    }
+    path = folder / FILE_NAME
+    write_text(path, json.dumps(content, indent=1))
+    raise IdiomoeError(
+        f"the training loss became {loss} in epoch {epoch}; lower learning_rate, or set "
+        f"clip_grad_norm: {{max_norm: 1.0}} or precision: fp32 (the step's users: {path})."
+    )
