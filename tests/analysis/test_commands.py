@@ -99,7 +99,7 @@ def test_a_cluster_planted_in_a_trained_model_is_found(
     """Neuron 3 of layer 1's item expert is made to point to items 5 to 9 of one category."""
     model = load(folders["IDIOMoE"])
     lm = model.catalog_lm.lm
-    rows = model.catalog.rows(f"i{n}" for n in range(5, 10))
+    rows = model.catalog.rows([f"i{n}" for n in range(5, 10)])
     direction = torch.randn(lm.config.hidden_size, generator=torch.Generator().manual_seed(1))
     block, name = decoder_layers(lm.backbone)[1], ffn_names(lm.backbone)[1]
     with torch.no_grad():

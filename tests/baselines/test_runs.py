@@ -28,6 +28,8 @@ LEARNING_CODES = LEARNING | {
     "user_tokens": 0,
     "learning_rate": 0.005,
     "eval_step": 10,
+    "epochs": 60,
+    "stopping_step": 60,
 }
 
 
