@@ -21,7 +21,8 @@ from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.registry import get_model
 from recbole_idiomoe.settings import Settings
 from recbole_idiomoe.training.averaging import WeightAverage
-from recbole_idiomoe.training.trainer import STATE_FILE, IdiomoeTrainer
+from recbole_idiomoe.training.state import STATE_FILE
+from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.lm.decoders import ITEMS, VOCAB, decoder, mixed_batch
 from tests.lm.test_compilation import compilations  # noqa: F401, a fixture
 from tests.model.test_host_syncs import Operators

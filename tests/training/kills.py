@@ -1,0 +1,158 @@
+"""Runs in processes that are killed with SIGKILL, and gone on with as a user would."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from recbole_idiomoe.training.state import STATE_FILE
+
+# A server that has imported everything, and of which every run is a child that has not.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.training.kills", "recbole_idiomoe.quick_start"])
+
+SAME = ("best_valid_result", "test_result", "learning_curve", "epochs", "cold_start")
+
+
+@dataclass
+class Place:
+    """Where a run writes, and what it is."""
+
+    folder: Path
+    model: str
+    settings: Mapping[str, Any]
+    kills: list[float] = field(default_factory=list)
+    """After how many seconds each of its processes was killed."""
+
+    @property
+    def run(self) -> Path | None:
+        """The run's folder, once ``--resume`` can take it."""
+        found = sorted(self.folder.glob("saved/*/run.json"))
+        assert len(found) <= 1
+        return found[0].parent if found else None
+
+    def process(self, **more: Any) -> Any:
+        """A process, started, that begins the run or goes on with it."""
+        resume = self.run
+        process = PROCESSES.Process(
+            target=_run,
+            args=(self.folder, self.model, dict(self.settings), resume and str(resume), more),
+        )
+        process.start()
+        return process
+
+    def finish(self) -> None:
+        """Let the run end, from wherever it is."""
+        process = self.process()
+        process.join()
+        assert process.exitcode == 0, (self.folder / "said").read_text()
+
+    def kill_after(self, seconds: float) -> bool:
+        """Kill a process of the run after ``seconds``, unless it has ended."""
+        process = self.process()
+        process.join(seconds)
+        if process.exitcode is not None:
+            assert process.exitcode == 0, (self.folder / "said").read_text()
+            return False
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        self.kills.append(seconds)
+        return True
+
+    def kill_at_write(self, number: int) -> bool:
+        """Kill a process of the run at one of the moments that change its files."""
+        process = self.process(kill_at=number)
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), (self.folder / "said").read_text()
+        return bool(process.exitcode)
+
+    def outcome(self) -> dict[str, Any]:
+        """What must not differ by a bit: metrics, the best weights, and the whole last state."""
+        folder = self.run
+        assert folder is not None
+        result = json.loads((folder / "run.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+        state = torch.load(folder / STATE_FILE, weights_only=True)
+        return {
+            "result": {name: result[name] for name in SAME if name in result},
+            "weights": weights,
+            "state": state,
+            "files": sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")),
+        }
+
+
+def moments(seed: int, longest: float) -> Any:
+    """Seconds after which to kill, without end; every one as likely up to ``longest``."""
+    draw = random.Random(seed)
+    while True:
+        yield draw.uniform(0.0, longest)
+
+
+def duration(place: Place) -> float:
+    """Seconds of the whole run in one process."""
+    start = time.perf_counter()
+    place.finish()
+    return time.perf_counter() - start
+
+
+def _run(
+    folder: Path, model: str, settings: dict[str, Any], resume: str | None, more: Mapping[str, Any]
+) -> None:
+    """The process: what the command line does with these words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    torch.set_num_threads(1)
+    from recbole_idiomoe.errors import IdiomoeError
+    from recbole_idiomoe.quick_start import run
+
+    if "kill_at" in more:
+        _kill_at(more["kill_at"])
+    try:
+        if resume is not None:
+            run(resume=resume)
+        else:
+            run(model, "cycle", settings=settings)
+    except IdiomoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        os._exit(2)
+
+
+def _kill_at(number: int) -> None:
+    """Have this process kill itself at its ``number``-th moment, from 0, of writing a file.
+
+    Moments are right before and right after each rename, and in the midst of what was written
+    for it: the file, still aside, is cut in half then.
+    """
+    replace, left = os.replace, number
+
+    def moment(half: Any = None) -> None:
+        nonlocal left
+        if left == 0:
+            if half is not None and os.path.isfile(half):
+                os.truncate(half, os.path.getsize(half) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    def watched(source: Any, target: Any) -> None:
+        moment(half=source)
+        moment()
+        replace(source, target)
+        moment()
+
+    os.replace = watched
