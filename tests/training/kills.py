@@ -9,8 +9,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ class Place:
     folder: Path
     model: str
     settings: Mapping[str, Any]
-    kills: list[float] = field(default_factory=list)
-    """After how many seconds each of its processes was killed."""
 
     @property
     def run(self) -> Path | None:
@@ -43,15 +41,12 @@ class Place:
         assert len(found) <= 1
         return found[0].parent if found else None
 
-    def process(self, **more: Any) -> Any:
+    def process(self, kill_at: int | None = None) -> Any:
         """A process, started, that begins the run or goes on with it."""
-        resume = self.run
-        process = PROCESSES.Process(
-            target=_run,
-            args=(self.folder, self.model, dict(self.settings), resume and str(resume), more),
-        )
-        process.start()
-        return process
+        if self.run is not None:
+            return started(self.folder, {"resume": str(self.run)}, kill_at)
+        arguments = {"models": self.model, "datasets": "cycle", "settings": dict(self.settings)}
+        return started(self.folder, arguments, kill_at)
 
     def finish(self) -> None:
         """Let the run end, from wherever it is."""
@@ -63,14 +58,10 @@ class Place:
         """Kill a process of the run after ``seconds``, unless it has ended."""
         process = self.process()
         process.join(seconds)
-        if process.exitcode is not None:
-            assert process.exitcode == 0, (self.folder / "said").read_text()
-            return False
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
-        self.kills.append(seconds)
-        return True
+        assert process.exitcode in (0, -signal.SIGKILL), (self.folder / "said").read_text()
+        return bool(process.exitcode)
 
     def kill_at_write(self, number: int) -> bool:
         """Kill a process of the run at one of the moments that change its files."""
@@ -94,7 +85,7 @@ class Place:
         }
 
 
-def moments(seed: int, longest: float) -> Any:
+def moments(seed: int, longest: float) -> Iterator[float]:
     """Seconds after which to kill, without end; every one as likely up to ``longest``."""
     draw = random.Random(seed)
     while True:
@@ -103,15 +94,22 @@ def moments(seed: int, longest: float) -> Any:
 
 def duration(place: Place) -> float:
     """Seconds of the whole run in one process."""
+    server = PROCESSES.Process(target=int)  # its start is none of the run's
+    server.start()
+    server.join()
     start = time.perf_counter()
     place.finish()
     return time.perf_counter() - start
 
 
-def _run(
-    folder: Path, model: str, settings: dict[str, Any], resume: str | None, more: Mapping[str, Any]
-) -> None:
-    """The process: what the command line does with these words."""
+def started(folder: Path, arguments: Mapping[str, Any], kill_at: int | None = None) -> Any:
+    """A process that calls ``run`` with ``arguments``, standing in ``folder``."""
+    process = PROCESSES.Process(target=_run, args=(folder, arguments, kill_at))
+    process.start()
+    return process
+
+
+def _run(folder: Path, arguments: Mapping[str, Any], kill_at: int | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -121,13 +119,10 @@ def _run(
     from recbole_idiomoe.errors import IdiomoeError
     from recbole_idiomoe.quick_start import run
 
-    if "kill_at" in more:
-        _kill_at(more["kill_at"])
+    if kill_at is not None:
+        _kill_at(kill_at)
     try:
-        if resume is not None:
-            run(resume=resume)
-        else:
-            run(model, "cycle", settings=settings)
+        run(**arguments)
     except IdiomoeError as error:
         print(f"error: {error}", file=sys.stderr)
         os._exit(2)

@@ -189,7 +189,7 @@ def test_the_weights_train_as_without(data_path: str) -> None:
     averaged = state_of(run(data_path, checkpoint_dir="averaged"))
     plain = state_of(run(data_path, checkpoint_dir="plain", ema_decay=0.0))
     assert averaged.keys() - plain.keys() == {"ema"}
-    for part in ("model", "optimizer", "scheduler", "rng"):
+    for part in ("model", "optimizer", "scheduler", "random"):
         assert_same(averaged[part], plain[part])
     assert averaged["best_valid_result"] != plain["best_valid_result"]
 

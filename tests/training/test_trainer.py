@@ -11,6 +11,7 @@ from recbole.data import data_preparation
 from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
+import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import CheckpointError, IdiomoeError, SettingError
@@ -122,6 +123,26 @@ def test_a_finished_run_resumes_to_the_same_result(data: Path) -> None:
     (again,) = quick_start.run(resume=finished["folder"])
     assert again["test_result"] == finished["test_result"]
     assert again["epochs"] == 4
+
+
+def test_the_last_epochs_models_are_kept_if_asked_for(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Scripted(monkeypatch, [0.1, 0.4, 0.3, 0.2])
+    folder = Path(run(data, item_warmup=0.0, keep_last=2, ema_decay=0.9)["folder"])
+    kept = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert [path.name for path in kept] == ["epoch-00003", "epoch-00004"]
+    for epoch, place in ((2, kept[0]), (3, kept[1]), (1, folder)):
+        model = recbole_idiomoe.load(place).catalog_lm
+        assert model is not None
+        assert_same(dict(model.state_dict()), script.models[epoch])
+    assert len(recbole_idiomoe.load(kept[0]).recommend(["i3"], k=3)) == 3
+
+
+def test_by_default_the_best_model_alone_is_kept(data: Path) -> None:
+    folder = Path(run(data)["folder"])
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    assert len(list(folder.glob("*.safetensors"))) == 1
 
 
 def test_resuming_with_another_catalogue_is_refused(data: Path) -> None:
