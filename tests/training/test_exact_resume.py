@@ -45,7 +45,15 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "BERT4Rec": ("BERT4Rec", {"hidden_size": 16, "inner_size": 16}),  # Python's, for its masks
-    "S3Rec": ("S3Rec", {"hidden_size": 16, "inner_size": 16, "pretrain_epochs": 1}),
+    "S3Rec": (
+        "S3Rec",
+        {
+            "hidden_size": 16,
+            "inner_size": 16,
+            "pretrain_epochs": 1,
+            "item_attribute": "categories",
+        },
+    ),
     "SASRecCE": ("SASRecCE", {"hidden_size": 16}),
     "SASRecSS": ("SASRecSS", {"hidden_size": 16, "negatives": 20}),
     "HSTU": ("HSTU", {"hidden_size": 16, "negatives": 20}),
