@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,23 @@ class Place:
         process.join()
         assert process.exitcode == 0, (self.folder / "said").read_text()
 
-    def kill_after(self, seconds: float) -> bool:
-        """Kill a process of the run after ``seconds``, unless it has ended."""
-        process = self.process()
+    def training(self) -> Any:
+        """A process of the run that has read its data and is about to train."""
+        before, process = self._described(), self.process()
+        while self._described() == before and process.is_alive():
+            time.sleep(0.002)
+        return process
+
+    def _described(self) -> int | None:
+        return self.run and (self.run / "run.json").stat().st_mtime_ns
+
+    def kill_after(self, seconds: float, training: bool) -> bool:
+        """Kill a process of the run, unless it has ended.
+
+        Args:
+            seconds: from its start, or from that of training.
+        """
+        process = self.training() if training else self.process()
         process.join(seconds)
         process.kill()
         process.join()
@@ -85,20 +100,22 @@ class Place:
         }
 
 
-def moments(seed: int, longest: float) -> Iterator[float]:
-    """Seconds after which to kill, without end; every one as likely up to ``longest``."""
+def moments(seed: int, longest: float) -> Iterator[tuple[float, bool]]:
+    """When to kill, without end, as :meth:`Place.kill_after` wants it; each as likely.
+
+    Every fifth process is killed from its start on, when most of them still read their data.
+    """
     draw = random.Random(seed)
-    while True:
-        yield draw.uniform(0.0, longest)
+    for number in count(1):
+        yield draw.uniform(0.0, longest), number % 5 > 0
 
 
 def duration(place: Place) -> float:
-    """Seconds of the whole run in one process."""
-    server = PROCESSES.Process(target=int)  # its start is none of the run's
-    server.start()
-    server.join()
+    """Seconds that the whole run takes from the start of training, in one process."""
+    process = place.training()
     start = time.perf_counter()
-    place.finish()
+    process.join()
+    assert process.exitcode == 0, (place.folder / "said").read_text()
     return time.perf_counter() - start
 
 

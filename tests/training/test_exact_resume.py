@@ -57,7 +57,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "SASRecCE": ("SASRecCE", {"hidden_size": 16}),
     "SASRecSS": ("SASRecSS", {"hidden_size": 16, "negatives": 20}),
     "HSTU": ("HSTU", {"hidden_size": 16, "negatives": 20}),
-    "stopped early": ("SASRecCE", {"hidden_size": 16, "epochs": 12, "stopping_step": 0}),
+    "stopped early": (
+        "SASRecCE",
+        {"hidden_size": 16, "epochs": 12, "stopping_step": 0, "learning_rate": 0.03},
+    ),
 }
 TIMED = ("IDIOMoE", "SASRec, BPR")
 
@@ -97,7 +100,7 @@ def kill_at_random_moments(bench: Bench, kills: int, seed: int) -> None:
     survived = 0
     while survived < kills:
         place = bench.new()
-        while survived < kills and place.kill_after(next(times)):
+        while survived < kills and place.kill_after(*next(times)):
             survived += 1
         place.finish()
         bench.check(place)
