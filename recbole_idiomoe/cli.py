@@ -17,6 +17,7 @@ import yaml
 
 from recbole_idiomoe import registry, yaml_files
 from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.files import FULL
 from recbole_idiomoe.settings import Settings
 
 WIDTH = 80
@@ -113,13 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IdiomoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader, such as head, has seen enough; Python would complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # such as of a log, which others write
+        if error.errno not in FULL:
+            raise
+        print(f"error: the disk is full ({error}); make room and try again.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:

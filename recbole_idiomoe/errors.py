@@ -35,6 +35,10 @@ class CheckpointError(IdiomoeError):
     """A saved model that is incomplete, altered or made for something else."""
 
 
+class DiskFullError(IdiomoeError):
+    """There is no room for a file; what it would have replaced is still there."""
+
+
 def reason_of(error: Exception) -> str:
     """One line on what went wrong: our own message, or another error's last line with its class."""
     if isinstance(error, IdiomoeError):

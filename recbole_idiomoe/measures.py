@@ -82,12 +82,12 @@ class LearningCurve:
     """Notes what validation found after which epoch, for every trainer of RecBole's or ours.
 
     Attributes:
-        points: ``epoch`` from 1, ``train_loss`` and ``valid``, the metric that selects; a run that
-            was resumed has those since.
+        points: ``epoch`` from 1, ``train_loss`` and ``valid``, the metric that selects. They are
+            the trainer's ``learning_curve``, which its state keeps for a run that is resumed.
     """
 
     def __init__(self, trainer: Any) -> None:
-        self.points: list[dict[str, float]] = []
+        self.points: list[dict[str, float]] = vars(trainer).setdefault("learning_curve", [])
         self._trainer, self._validate = trainer, trainer._valid_epoch
         trainer._valid_epoch = self._note
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from recbole_idiomoe.evaluation.mixing import evaluate_mix, load_counter
 from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
-from recbole_idiomoe.files import refusal, written_aside
+from recbole_idiomoe.files import refusal, remove_asides, written_aside
 from recbole_idiomoe.grid import Grid, read_grid
 from recbole_idiomoe.grid_runs import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
@@ -54,7 +53,8 @@ from recbole_idiomoe.run_folder import (
     write_run,
 )
 from recbole_idiomoe.training.loss_watch import watch_loss
-from recbole_idiomoe.training.stages import pretrain
+from recbole_idiomoe.training.resumable import resumable
+from recbole_idiomoe.training.stages import has_first_stage, pretrain
 
 
 def run(
@@ -159,6 +159,8 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     folder = resume or new_folder(Path(config["checkpoint_dir"]), name)
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])
+    if resume is not None:
+        remove_asides(resume)
     splits = _load(config, folder)
     fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
     is_language_model = config["model"] in LANGUAGE_MODELS
@@ -247,27 +249,34 @@ def _fit(
     resume: Path | None = None,
 ) -> _Fitted:
     """Train the model of ``config``, the best epoch on ``valid_data`` kept in ``folder``."""
+    catalog = read_catalog(train_data._dataset, config.settings)
+    if resume is not None:
+        _check_same_catalog(catalog, resume)
+
+    def describe_run() -> None:
+        """``resume`` can go on with the run from now on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        catalog.save(folder)
+        write_run(folder, _identity(config) | {"settings": complete_settings})
+
     clock = Clock()
+    if has_first_stage(config):
+        describe_run()
     clock.timing("fit", pretrain)(config, train_data, valid_data, folder)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset).to(config["device"])
     reset_peak_memory(config["device"])
-    trainer = get_trainer(config["model"])(config, model)
+    trainer_class = get_trainer(config["model"])
+    if config["model"] not in LANGUAGE_MODELS:
+        trainer_class = resumable(trainer_class)
+    trainer = trainer_class(config, model)
     trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
     if config["model"] not in LANGUAGE_MODELS:
         watch_loss(trainer, train_data._dataset, folder)
     refuse_nan(trainer, train_data._dataset)
-    catalog = read_catalog(train_data._dataset, config.settings)
     if resume is not None:
-        _check_same_catalog(catalog, resume)
-        if config["model"] in LANGUAGE_MODELS:
-            trainer.resume_checkpoint(resume)
-        else:
-            _resume_recbole(trainer)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_run(folder, _identity(config) | {"settings": complete_settings})
-    catalog.save(folder)
+        trainer.resume_checkpoint(resume)
+    describe_run()
 
     curve = LearningCurve(trainer)
     trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
@@ -344,25 +353,6 @@ def _build_model(config: RunConfig, dataset: Any) -> Any:
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingError(f"{config['model']} cannot be built: {reason}") from error
-
-
-def _resume_recbole(trainer: Any) -> None:
-    """Go on from RecBole's own checkpoint in the run's folder."""
-    path = trainer.saved_model_file
-    try:
-        trainer.resume_checkpoint(path)
-    except IdiomoeError:
-        raise
-    except (OSError, EOFError, UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}); --resume wants the folder of a run "
-            "that finished at least one epoch."
-        ) from error
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} does not fit ({type(error).__name__}): it is damaged or of another "
-            "architecture; resume it with its own settings."
-        ) from error
 
 
 def _split(config: RunConfig, dataset: Any) -> tuple[Any, Any, Any]:

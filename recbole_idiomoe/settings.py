@@ -350,6 +350,13 @@ class Settings:
         high=0.99999,
         group="training",
     )
+    keep_last: int = _setting(
+        0,
+        "beside a language model's best epoch, keep the models of its last keep_last epochs, each "
+        "in a folder epoch-N of the run's",
+        low=0,
+        group="training",
+    )
     warmup_steps: int = _setting(
         100,
         "optimizer steps of linear learning-rate warm-up (paper: 3000)",

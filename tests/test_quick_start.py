@@ -224,7 +224,7 @@ def test_a_baseline_goes_on_after_an_interruption(
     assert len(recbole_idiomoe.load(folder).recommend(["i3"], k=3)) == 3
 
 
-def test_a_baseline_that_was_stopped_in_its_first_epoch_cannot_be_resumed(
+def test_a_baseline_that_was_stopped_in_its_first_epoch_is_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -238,10 +238,8 @@ def test_a_baseline_that_was_stopped_in_its_first_epoch_cannot_be_resumed(
             quick_start.run("SASRec", "cycle", settings=settings)
     (folder,) = Path("saved").iterdir()
     with pytest.raises(CheckpointError) as error:
-        quick_start.run(resume=folder)
-    assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError):
         recbole_idiomoe.load(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_data_that_leave_nothing_to_test_are_refused(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ class CatalogLM(nn.Module):
         self.catalog = catalog
         self.item_codes = item_codes
         self._tree: PrefixTree | None = None
+        self._described: set[Path] = set()  # folders that have been given tokenizer and items
         # Tokens that items share are trained on, whichever item they are held out with.
         rows = catalog.untrained if self.settings.item_tokens == "atomic" else []
         untrained = torch.tensor(rows, dtype=torch.int64, device=self.lm.device)
@@ -251,10 +252,11 @@ class CatalogLM(nn.Module):
         with folder_written_aside(folder) as aside:
             with no_progress_bars():
                 self.lm.save_pretrained(aside)
-            if not (folder / "tokenizer.json").exists():  # large as the catalogue, never changing
+            if folder not in self._described:  # large as the catalogue, never changing
                 self.tokenizer.save_pretrained(aside)
                 self.catalog.save(folder)
                 self.item_codes.save(folder)
+        self._described.add(folder)
 
     @classmethod
     def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:

@@ -22,11 +22,20 @@ ID_ENCODER = "SASRecCE"
 ID_VECTORS_FILE = "id_vectors.npz"
 
 
+def has_first_stage(config: RunConfig) -> bool:
+    """Whether :func:`pretrain` has anything to train for this model and its settings."""
+    if config["model"] == "S3Rec":
+        return bool(config["train_stage"] == "pretrain")
+    return config["model"] == "E4SRec" and config["id_vectors"] is None
+
+
 def pretrain(config: RunConfig, train_data: Any, valid_data: Any, folder: Path) -> None:
     """Run the first stage of a model that has one, and set ``config`` to the second."""
-    if config["model"] == "S3Rec" and config["train_stage"] == "pretrain":
+    if not has_first_stage(config):
+        return
+    if config["model"] == "S3Rec":
         _pretrain_s3rec(config, train_data, folder)
-    if config["model"] == "E4SRec" and config["id_vectors"] is None:
+    else:
         if not (folder / ID_VECTORS_FILE).exists():  # else of a run that is gone on with
             _train_id_encoder(config, train_data, valid_data, folder)
         config["id_vectors"] = str(folder / ID_VECTORS_FILE)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 from time import time
 from typing import Any
 
@@ -24,19 +24,27 @@ from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.query import item_queries
 from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.files import new_folder
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
 from recbole_idiomoe.model.new_items import place_unseen_items
+from recbole_idiomoe.run_folder import read_run, write_run
 from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.loss_watch import LossWatch
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
+from recbole_idiomoe.training.state import (
+    is_out_of_patience,
+    other_architecture,
+    read_state,
+    set_random_state,
+    write_state,
+)
 
-STATE_FILE = "training_state.pt"
 # A narrower decoder trains for shorter than it takes to compile.
 COMPILED_WIDTH = 512
+EPOCH_FOLDER = "epoch-"
 LOSS_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 
 
@@ -90,7 +98,12 @@ class IdiomoeTrainer(Trainer):
         if saved and not self._resumed:
             self.catalog_lm.item_codes.save(self.folder)
         self.eval_collector.data_collect(train_data)
+        if self._resumed:
+            set_random_state(self._resumed["random"])
         for epoch in range(self.start_epoch, self.epochs):
+            if is_out_of_patience(self):
+                self.logger.info(f"No better for {self.stopping_step} evaluations: stopped early")
+                break
             start = time()
             loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
             self.train_loss_dict[epoch] = loss
@@ -101,6 +114,7 @@ class IdiomoeTrainer(Trainer):
             if valid_data is None:
                 if saved:
                     self._save_checkpoint(epoch, verbose=verbose)
+                    self._save_state(epoch)
                 continue
             if not self._is_evaluated(epoch):
                 if saved:
@@ -112,7 +126,7 @@ class IdiomoeTrainer(Trainer):
             self.tensorboard.add_scalar("Valid_score", score, epoch)
             if verbose:
                 self._log_epoch(epoch, "valid", start, f"{self.valid_metric} {score:.4f}")
-            self.best_valid_score, self.cur_step, stop, is_best = early_stopping(
+            self.best_valid_score, self.cur_step, _, is_best = early_stopping(
                 score,
                 self.best_valid_score,
                 self.cur_step,
@@ -120,7 +134,7 @@ class IdiomoeTrainer(Trainer):
                 bigger=self.valid_metric_bigger,
             )
             if self._text_share(epoch) < self._text_share(self.epochs):
-                self.cur_step, stop = 0, False  # patience is for models that train as in use
+                self.cur_step = 0  # patience is for models that train as in use
             if is_best:
                 self.best_valid_result = result
                 if saved:
@@ -129,9 +143,6 @@ class IdiomoeTrainer(Trainer):
                 self._save_state(epoch)
             if callback_fn:
                 callback_fn(epoch, score)
-            if stop:
-                self.logger.info(f"No better for {self.stopping_step} evaluations: stopped early")
-                break
         return self.best_valid_score, self.best_valid_result
 
     def _prepare(self, train_data: Any) -> None:
@@ -323,42 +334,41 @@ class IdiomoeTrainer(Trainer):
         place_unseen_items(self.catalog_lm, self.config["seed"])
         self.catalog_lm.save(self.folder)
 
+    def _keep_model(self, epoch: int) -> None:
+        """The epoch's model in a folder of its own, which ``load`` opens like the best one's."""
+        name = f"{EPOCH_FOLDER}{epoch + 1:05d}"
+        shutil.rmtree(self.folder / name, ignore_errors=True)  # of an epoch that was broken off
+        with new_folder(self.folder / name) as aside, self._averaged():
+            self.catalog_lm.save(aside)
+            write_run(aside, read_run(self.folder))
+        for older in sorted(self.folder.glob(f"{EPOCH_FOLDER}*"))[: -self.settings.keep_last]:
+            shutil.rmtree(older)
+
     def _save_state(self, epoch: int) -> None:
-        """All that going on after ``epoch`` needs, tensors and plain values only."""
-        state = {
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            # Plain numbers: numpy's are not among what torch.load trusts.
-            "best_valid_score": float(self.best_valid_score),
-            "best_valid_result": {k: float(v) for k, v in (self.best_valid_result or {}).items()},
-            "fingerprint": self.catalog_lm.catalog.fingerprint,
-            "model": self.catalog_lm.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        if self._average:
-            state["ema"] = self._average.means
-        with written_aside(self.folder / STATE_FILE) as aside:
-            torch.save(state, aside)
+        """All that going on after ``epoch`` needs, and the epoch's model if it is to be kept."""
+        if self.settings.keep_last:
+            self._keep_model(epoch)
+        more = {"ema": self._average.means} if self._average else {}
+        write_state(
+            self,
+            epoch,
+            fingerprint=self.catalog_lm.catalog.fingerprint,
+            model=self.catalog_lm.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            **more,
+        )
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Go on from the last epoch that was evaluated in a run's folder.
+        """Go on from the last finished epoch in a run's folder, or start over if there is none.
 
         Items keep the codes that they were trained with, whatever would be made of them now.
 
         Raises:
-            CheckpointError: there is no state, or it belongs to another catalogue or model.
+            CheckpointError: the state is damaged, or belongs to another catalogue or model.
         """
-        path = Path(resume_file) / STATE_FILE
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}); --resume wants the folder of a "
-                "run that finished at least one epoch."
-            ) from error
+        state = read_state(self, Path(resume_file))
+        if state is None:
+            return
         if state["fingerprint"] != self.catalog_lm.catalog.fingerprint:
             raise CheckpointError(
                 f"{resume_file} was trained on another catalogue; resume it with the dataset, "
@@ -377,18 +387,8 @@ class IdiomoeTrainer(Trainer):
             for group in self.optimizer.param_groups:
                 group["fused"] = fused  # as fits this device, whichever the state is from
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{resume_file} holds another architecture; resume it with its own settings."
-            ) from error
+            raise other_architecture(Path(resume_file), error) from error
         self._resumed = state
-        self.start_epoch = state["epoch"] + 1
-        self.cur_step = state["cur_step"]
-        self.best_valid_score = state["best_valid_score"]
-        self.best_valid_result = OrderedDict(state["best_valid_result"])
-        torch.set_rng_state(state["rng"].cpu())
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
-        self.logger.info(f"Resuming {resume_file} at epoch {self.start_epoch}")
 
     @torch.no_grad()
     def evaluate(

@@ -60,7 +60,7 @@ def test_the_traps_work(trap: Trap) -> None:
 @both
 def test_a_pickle_is_no_checkpoint(model: str, stranger: Stranger, trap: Trap) -> None:
     folder = Path(stranger.result(model)["folder"])
-    state = folder / ("checkpoint.pth" if model == "SASRec" else "training_state.pt")
+    state = folder / "training_state.pt"
     for content in trap.pickled.values():
         state.write_bytes(content)
         assert "cannot be read" in stranger.refused(model, f"--resume={folder}", "--epochs=2")

@@ -1,6 +1,7 @@
 """What a leaderboard runs: that which it lacks, once, whatever happened before."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.helpers import write_dataset
 from tests.leaderboard.boards import Runner
 from tests.leaderboard.conftest import Lead
 from tests.training.cycle import TINY, write_cycle
+from tests.training.kills import started
 
 BOTH = [("SASRec", "amazon-toys", 2020), ("IDIOMoE", "amazon-toys", 2020)]
 FILES = {"README.md", "leaderboard.csv", "leaderboard.html", "leaderboard.json", "leaderboard.tex"}
@@ -201,6 +203,36 @@ def test_two_at_once_are_refused(lead: Lead, runner: Runner) -> None:
 
     quick_start.run_one = Beside()  # type: ignore[assignment]  # undone by `runner`
     assert len(rows(lead("SASRec"))) == 1
+
+
+def test_runs_that_were_killed_start_over(tmp_path: Path) -> None:
+    settings = TINY | {"data_path": str(write_cycle(tmp_path / "cycle")), "epochs": 3}
+    models = ["SASRecCE", "SASRec"]
+    arguments = {"models": models, "datasets": "cycle", "settings": settings}
+    arguments |= {"leaderboard": "board"}
+    straight = started(tmp_path / "straight", arguments)
+    straight.join()
+    assert straight.exitcode == 0
+    kept = tmp_path / "killed" / "board" / "runs"
+    broken = started(tmp_path / "killed", arguments)
+    while not (first := list(kept.glob("*.json"))):
+        assert broken.is_alive()
+        time.sleep(0.01)
+    broken.kill()
+    broken.join()
+    written = first[0].stat().st_mtime_ns
+    again = started(tmp_path / "killed", arguments)
+    again.join()
+    assert again.exitcode == 0 and first[0].stat().st_mtime_ns == written
+    results = [
+        {
+            result["model"]: (result["test_result"], result["learning_curve"])
+            for file in (tmp_path / place / "board" / "runs").glob("*.json")
+            for result in [json.loads(file.read_text())]
+        }
+        for place in ("straight", "killed")
+    ]
+    assert results[0] == results[1] and results[0].keys() == set(models)
 
 
 @pytest.mark.parametrize("options", [{"result_file": "a.json"}, {"resume": "run"}], ids=str)

@@ -21,7 +21,8 @@ from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.registry import get_model
 from recbole_idiomoe.settings import Settings
 from recbole_idiomoe.training.averaging import WeightAverage
-from recbole_idiomoe.training.trainer import STATE_FILE, IdiomoeTrainer
+from recbole_idiomoe.training.state import STATE_FILE
+from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.lm.decoders import ITEMS, VOCAB, decoder, mixed_batch
 from tests.lm.test_compilation import compilations  # noqa: F401, a fixture
 from tests.model.test_host_syncs import Operators
@@ -188,7 +189,7 @@ def test_the_weights_train_as_without(data_path: str) -> None:
     averaged = state_of(run(data_path, checkpoint_dir="averaged"))
     plain = state_of(run(data_path, checkpoint_dir="plain", ema_decay=0.0))
     assert averaged.keys() - plain.keys() == {"ema"}
-    for part in ("model", "optimizer", "scheduler", "rng"):
+    for part in ("model", "optimizer", "scheduler", "random"):
         assert_same(averaged[part], plain[part])
     assert averaged["best_valid_result"] != plain["best_valid_result"]
 

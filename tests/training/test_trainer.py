@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from recbole.data import data_preparation
+from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
+import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import CheckpointError, IdiomoeError, SettingError
 from recbole_idiomoe.registry import get_model
-from recbole_idiomoe.training.trainer import STATE_FILE, IdiomoeTrainer
+from recbole_idiomoe.training.state import STATE_FILE
+from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.training.cycle import TINY, titles_of, write_cycle
 
 # Slow enough to learn that metrics differ from epoch to epoch, and as random as it gets.
@@ -48,9 +51,9 @@ def only_folder(where: str) -> Path:
     return folder
 
 
-def interrupt(method: str, call: int) -> Callable[..., Any]:
-    """``IdiomoeTrainer``'s method, until the given call of it, which is a Ctrl-C."""
-    original, calls = getattr(IdiomoeTrainer, method), 0
+def interrupt(trainer: type[Any], method: str, call: int) -> Callable[..., Any]:
+    """``trainer``'s method, until the given call of it, which is a Ctrl-C."""
+    original, calls = getattr(trainer, method), 0
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -95,7 +98,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 ) -> None:
     straight = run(data, checkpoint_dir="straight", ema_decay=ema_decay)
     with monkeypatch.context() as patch:
-        patch.setattr(IdiomoeTrainer, method, interrupt(method, call))
+        patch.setattr(IdiomoeTrainer, method, interrupt(IdiomoeTrainer, method, call))
         with pytest.raises(KeyboardInterrupt):
             run(data, checkpoint_dir="broken", ema_decay=ema_decay)
     folder = only_folder("broken")
@@ -103,7 +106,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     (resumed,) = quick_start.run(resume=folder)
 
     assert Path(resumed["folder"]) == folder
-    for entry in ("test_result", "best_valid_result", "epochs", "parameters", "protocol"):
+    for entry in ("test_result", "best_valid_result", "epochs", "learning_curve", "protocol"):
         assert resumed[entry] == straight[entry]
     states = [
         torch.load(Path(result["folder"]) / STATE_FILE, weights_only=True)
@@ -120,6 +123,26 @@ def test_a_finished_run_resumes_to_the_same_result(data: Path) -> None:
     (again,) = quick_start.run(resume=finished["folder"])
     assert again["test_result"] == finished["test_result"]
     assert again["epochs"] == 4
+
+
+def test_the_last_epochs_models_are_kept_if_asked_for(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Scripted(monkeypatch, [0.1, 0.4, 0.3, 0.2])
+    folder = Path(run(data, item_warmup=0.0, keep_last=2, ema_decay=0.9)["folder"])
+    kept = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert [path.name for path in kept] == ["epoch-00003", "epoch-00004"]
+    for epoch, place in ((2, kept[0]), (3, kept[1]), (1, folder)):
+        model = recbole_idiomoe.load(place).catalog_lm
+        assert model is not None
+        assert_same(dict(model.state_dict()), script.models[epoch])
+    assert len(recbole_idiomoe.load(kept[0]).recommend(["i3"], k=3)) == 3
+
+
+def test_by_default_the_best_model_alone_is_kept(data: Path) -> None:
+    folder = Path(run(data)["folder"])
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    assert len(list(folder.glob("*.safetensors"))) == 1
 
 
 def test_resuming_with_another_catalogue_is_refused(data: Path) -> None:
@@ -149,6 +172,7 @@ def test_adamw_is_the_devices_own_whichever_the_state_is_from(data: Path) -> Non
         if state is not None:
             trainer.resume_checkpoint(state)
         trainer._prepare(train)
+        torch.manual_seed(0)
         trainer._train_epoch(train, 3)
         return trainer
 
@@ -179,30 +203,41 @@ def test_resuming_what_is_no_run_is_refused(content: str | None, tmp_path: Path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("fault", ["missing", "cut short", "no state"])
-def test_resuming_without_a_state_is_refused(fault: str, data: Path) -> None:
+@pytest.mark.parametrize("fault", ["cut short", "no state", "another version's"])
+def test_resuming_with_a_broken_state_is_refused(fault: str, data: Path) -> None:
     folder = Path(run(data, epochs=2)["folder"])
     path = folder / STATE_FILE
-    if fault == "missing":
-        path.unlink()
-    elif fault == "cut short":
+    told = "cannot be read"
+    if fault == "cut short":
         path.write_bytes(path.read_bytes()[:1000])
-    else:
+    elif fault == "no state":
         path.write_bytes(b"no state at all")
-    with pytest.raises(CheckpointError, match=r"training_state\.pt cannot be read") as error:
+    else:
+        state = torch.load(path, weights_only=True)
+        torch.save({name: state[name] for name in ("epoch", "model")}, path)
+        told = "is of another version"
+    with pytest.raises(CheckpointError, match=rf"training_state\.pt {told}") as error:
         quick_start.run(resume=folder)
     assert "\n" not in str(error.value)
 
 
-def test_resuming_a_run_that_was_stopped_in_its_first_epoch(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("model", ["IDIOMoE", "SASRec"])
+def test_a_run_that_was_stopped_in_its_first_epoch_starts_over(
+    model: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    settings = FOUR_EPOCHS | {"data_path": str(data.parent), "epochs": 2}
+    (straight,) = quick_start.run(model, "cycle", settings=settings)
+    trainer = {"IDIOMoE": IdiomoeTrainer, "SASRec": Trainer}[model]
     with monkeypatch.context() as patch:
-        patch.setattr(IdiomoeTrainer, "_train_epoch", interrupt("_train_epoch", 1))
+        patch.setattr(trainer, "_train_epoch", interrupt(trainer, "_train_epoch", 1))
         with pytest.raises(KeyboardInterrupt):
-            run(data, checkpoint_dir="broken")
-    with pytest.raises(CheckpointError):
-        quick_start.run(resume=only_folder("broken"))
+            quick_start.run(model, "cycle", settings=settings | {"checkpoint_dir": "broken"})
+    (resumed,) = quick_start.run(resume=only_folder("broken"))
+    said = capsys.readouterr().err
+    assert "no finished epoch to go on from: its run starts over" in said
+    assert Path(resumed["folder"]) == only_folder("broken")
+    for entry in ("test_result", "best_valid_result", "epochs", "learning_curve"):
+        assert resumed[entry] == straight[entry]
 
 
 class Scripted:
@@ -256,7 +291,7 @@ def test_a_resumed_run_knows_its_best_model_and_its_patience(
     settings = {"epochs": 9, "item_warmup": 0.0, "text_ramp": 0.0, "stopping_step": 2}
     with monkeypatch.context() as patch:
         before = Scripted(patch, [0.5, 0.9, 0.2])
-        patch.setattr(IdiomoeTrainer, "_train_epoch", interrupt("_train_epoch", 4))
+        patch.setattr(IdiomoeTrainer, "_train_epoch", interrupt(IdiomoeTrainer, "_train_epoch", 4))
         with pytest.raises(KeyboardInterrupt):
             run(data, checkpoint_dir="broken", **settings)
     after = Scripted(monkeypatch, [0.3, 0.4, 0.95])

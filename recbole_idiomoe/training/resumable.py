@@ -1,0 +1,98 @@
+"""RecBole's trainers, made to go on exactly where they were: theirs go on from the best epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import set_color
+
+from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.training.state import (
+    is_out_of_patience,
+    other_architecture,
+    read_state,
+    set_random_state,
+    write_state,
+)
+
+
+def resumable(trainer: type[Any]) -> type[Any]:
+    """``trainer``, a class of RecBole's, with a state that is written at the end of every epoch.
+
+    RecBole's loop has no place to write one, and is left as it is: an epoch has ended, its
+    validation and early stopping included, when the next one or nothing follows.
+    """
+    return type(trainer.__name__, (_Resumable, trainer), {})
+
+
+class _Resumable:
+    """Stands before one of RecBole's trainers, whose methods have the same arguments."""
+
+    start_epoch: int
+    epochs: int
+    saved_model_file: str
+    train_loss_dict: dict[int, float]
+    model: Any
+    optimizer: Any
+    logger: Any
+    _resumed: dict[str, Any] | None = None
+    _loaders: tuple[Any, ...] = ()
+
+    def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the state that was resumed if one was."""
+        # Each shuffles with a generator of its own, which goes on from epoch to epoch.
+        self._loaders = tuple(loader for loader in (train_data, valid_data) if loader is not None)
+        if self._resumed is not None:
+            for loader, state in zip(self._loaders, self._resumed["loaders"], strict=True):
+                loader.generator.set_state(state.cpu())
+            set_random_state(self._resumed["random"])
+        result = super().fit(train_data, valid_data, *args, **kwargs)  # type: ignore[misc]
+        self._write_state(max(self.train_loss_dict, default=-1))
+        return result
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Go on from the last finished epoch in a run's folder, or start over if there is none.
+
+        Raises:
+            CheckpointError: the state there is damaged, or another model's.
+        """
+        state = read_state(self, Path(resume_file))
+        if state is None:
+            return
+        try:
+            self.model.load_state_dict(state["model"])
+            self.model.load_other_parameter(state["other_parameter"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise other_architecture(Path(resume_file), error) from error
+        self._resumed = state
+        if is_out_of_patience(self):
+            self.epochs = self.start_epoch
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if epoch_idx > self.start_epoch:
+            self._write_state(epoch_idx - 1)
+        return super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
+
+    def _write_state(self, epoch: int) -> None:
+        if epoch < self.start_epoch:  # nothing was trained since, or ever
+            return
+        write_state(
+            self,
+            epoch,
+            model=self.model.state_dict(),
+            other_parameter=self.model.other_parameter(),
+            loaders=[loader.generator.get_state() for loader in self._loaders],
+        )
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        if epoch < 0 and self.start_epoch > 0:
+            return  # RecBole's loop has no epoch left, and would put the last weights for the best
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        with written_aside(path) as aside:
+            super()._save_checkpoint(  # type: ignore[misc]
+                epoch, verbose=False, saved_model_file=aside, **kwargs
+            )
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {path}")
