@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from recbole.utils import set_color
 
 from recbole_idiomoe.files import written_aside
@@ -78,11 +79,13 @@ class _Resumable:
     def _write_state(self, epoch: int) -> None:
         if epoch < self.start_epoch:  # nothing was trained since, or ever
             return
+        others = self.model.other_parameter().items()
         write_state(
             self,
             epoch,
             model=self.model.state_dict(),
-            other_parameter=self.model.other_parameter(),
+            # A module's weights are among the model's already.
+            other_parameter={k: v for k, v in others if not isinstance(v, torch.nn.Module)},
             loaders=[loader.generator.get_state() for loader in self._loaders],
         )
 

@@ -54,6 +54,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             "item_attribute": "categories",
         },
     ),
+    # Calls a module one of its parameters, which no state should pickle.
+    "GRU4RecF": (
+        "GRU4RecF",
+        {"embedding_size": 16, "hidden_size": 16, "selected_features": ["categories"]},
+    ),
     "SASRecCE": ("SASRecCE", {"hidden_size": 16}),
     "SASRecSS": ("SASRecSS", {"hidden_size": 16, "negatives": 20}),
     "HSTU": ("HSTU", {"hidden_size": 16, "negatives": 20}),
