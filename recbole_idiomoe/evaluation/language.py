@@ -12,7 +12,7 @@ from recbole_idiomoe.besides import nll_change
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.model.catalog_lm import untouched_backbone
-from recbole_idiomoe.model.idiomoe import IDIOMoE
+from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
 from recbole_idiomoe.pretrain.evaluation import likelihood
 from recbole_idiomoe.settings import UNTRAINED, Settings
 
@@ -25,7 +25,11 @@ that every token is predicted once, and all but the first from at least half a w
 
 def has_language(model: Any, settings: Settings) -> bool:
     """Whether ``model`` started from a pretrained language model."""
-    return isinstance(model, IDIOMoE) and model.pretrained and settings.backbone != UNTRAINED
+    return (
+        isinstance(model, LanguageModelRecommender)
+        and model.pretrained
+        and settings.backbone != UNTRAINED
+    )
 
 
 def language_kept(

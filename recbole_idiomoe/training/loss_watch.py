@@ -37,8 +37,8 @@ class LossWatch:
         self._folder, self._dataset = folder, dataset
         self._users, self._sampler = users, sampler
 
-    def check(self, sums: Sequence[torch.Tensor], epoch: int, step: int) -> None:
-        """The losses are finite; the device is waited for.
+    def check(self, sums: Sequence[torch.Tensor], epoch: int, step: int) -> float:
+        """The last of ``sums``, for which the device is waited for; they are all finite.
 
         Args:
             sums: of the epoch's losses up to the newest steps, each a scalar.
@@ -48,7 +48,7 @@ class LossWatch:
             IdiomoeError: one is not; it names the file.
         """
         if math.isfinite(loss := sums[-1].item()):
-            return
+            return loss
         finite = torch.stack(list(sums)).isfinite().tolist()
         first = step - len(sums) + finite.index(False)
         _stop(self._folder, self._dataset, loss, epoch, self._of(first), self._of(first - 1))

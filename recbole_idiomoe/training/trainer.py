@@ -239,8 +239,7 @@ class IdiomoeTrainer(Trainer):
             self.scheduler.step()
             self.optimizer.zero_grad()
             if step % LOSS_EVERY == 0 or step == len(self.loader):
-                mean = total.item() / step
-                self.loss_watch.check(sums, epoch_idx, step)
+                mean = self.loss_watch.check(sums, epoch_idx, step) / step
                 sums.clear()
                 bar.set_postfix_str(f"loss {mean:.4f}")
         return mean

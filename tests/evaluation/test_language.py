@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -78,6 +79,19 @@ def test_what_trains_changes_it_by_what_a_plain_loop_finds(given: dict[str, Any]
         assert found == pytest.approx(nll / (ids.shape[1] - 1), rel=1e-5)
     assert kept["tokens"] == ids.shape[1] - 1
     assert f"IDIOMoE {kept['nll_change']:+.4f}." in " ".join(table([result]).split())
+
+
+@pytest.mark.parametrize("model", ["E4SRec", "CoVE"])
+def test_adapters_in_the_way_of_text_change_it_too(
+    model: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    own: dict[str, Any] = {}
+    if model == "E4SRec":  # any vectors, in place of a first stage
+        vectors = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+        np.savez(tmp_path / "ids.npz", item_ids=[f"i{n}" for n in range(40)], vectors=vectors)
+        own = {"id_vectors": str(tmp_path / "ids.npz")}
+    (result,) = quick_start.run(model, "cycle", settings=given | own)
+    assert result["language"]["nll_change"] != 0
 
 
 def test_models_without_a_language_say_nothing(given: dict[str, Any]) -> None:
