@@ -59,8 +59,8 @@ TINY: dict[str, Any] = {  # some hundred users, and what a CPU can do with them
 }
 OTHERS_STEPS = 8
 KERNELS = {  # the first that its name fits is a kernel's kind
+    "attention": "flash|fmha|attention|sdpa",  # their names tell of cutlass too
     "matrix products": "nvjet|gemm|cutlass|cublas|gemv",
-    "attention": "flash|fmha|attention",
     "optimizer and clipping": "multi_tensor",
     "norms, activations, routing, residuals: compiled": "triton_",
     "all else": "",
