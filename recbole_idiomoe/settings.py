@@ -282,13 +282,6 @@ class Settings:
         high=0.99,
         group="model",
     )
-    attention_dropout: float = _setting(
-        0.0,
-        "dropout on the weights and the outputs of attention while training",
-        low=0.0,
-        high=0.99,
-        group="model",
-    )
 
     # Training.
     tuned: str | None = _setting(

@@ -46,7 +46,6 @@ class IdiomoeConfig(PreTrainedConfig):
         attention: ``causal``, or a key of :data:`~recbole_idiomoe.lm.item_attention.PATTERNS`.
         item_input_factor: items enter the trunk as rows of E times this; scores use E itself.
         dropout: probability, on embeddings, expert outputs and final states, in training.
-        attention_dropout: probability, on the weights and the outputs of attention, in training.
         softmax: candidates of an item target: the catalogue alone, or text and items.
         architecture: what is done to the decoder, a name in
             :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`. Where it has no item
@@ -69,7 +68,6 @@ class IdiomoeConfig(PreTrainedConfig):
     attention: str = "causal"
     item_input_factor: float = 1.0
     dropout: float = 0.0
-    attention_dropout: float = 0.0
     softmax: str = "item"
     architecture: str = TWO_EXPERT
     architecture_args: dict[str, Any] = field(default_factory=dict)

@@ -25,7 +25,6 @@ from recbole_idiomoe.lm.configuration import (
     initial_std,
 )
 from recbole_idiomoe.lm.controls.budget import expert_budget, log_size
-from recbole_idiomoe.lm.controls.dense import drop_attention
 from recbole_idiomoe.lm.decoder import EmptyCache, check_head, is_checkpointed, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.generation import HybridGeneration
@@ -92,8 +91,6 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             self.added = architecture.install(backbone, config, self.routing, expert_init, seed)
-        if config.attention_dropout:
-            drop_attention(backbone, config.attention_dropout)
         self.item_attention = (
             None if config.attention == "causal" else ItemAttention(backbone, config.attention)
         )
@@ -114,7 +111,6 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         attention: str = "causal",
         item_scale: float = 1.0,
         dropout: float = 0.0,
-        attention_dropout: float = 0.0,
         softmax: str = "item",
         seed: int = 0,
         architecture: str = TWO_EXPERT,
@@ -148,7 +144,6 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             attention=attention,
             item_input_factor=item_scale * text_rms(backbone) / initial_std(backbone.config),
             dropout=dropout,
-            attention_dropout=attention_dropout,
             softmax=softmax,
             dtype=backbone.dtype,
             architecture=architecture,

@@ -158,7 +158,6 @@ class CatalogLM(nn.Module):
             attention=settings.attention,
             item_scale=settings.item_scale,
             dropout=settings.dropout,
-            attention_dropout=settings.attention_dropout,
             softmax=settings.softmax,
             seed=seed,
             architecture=architecture,

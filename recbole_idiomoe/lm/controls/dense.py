@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.decoder import attention_of, backbone_ffns, decoder_layers
+from recbole_idiomoe.lm.decoder import backbone_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
 
 
@@ -35,31 +35,11 @@ def drop_ffn_outputs(backbone: PreTrainedModel, config: IdiomoeConfig, before: i
             ffns[before + layer].register_forward_hook(OutputDropout(config.dropout))
 
 
-def drop_attention(backbone: PreTrainedModel, p: float) -> None:
-    """Drop attention weights, and outputs of attention, with probability ``p`` in training.
-
-    Raises:
-        BackboneError: an attention of unknown name.
-    """
-    for layer in decoder_layers(backbone):
-        attention = attention_of(layer)
-        if isinstance(weights := getattr(attention, "attn_dropout", None), nn.Dropout):
-            weights.p = p  # GPT-2's
-        else:
-            attention.attention_dropout = p  # type: ignore[assignment]
-        attention.register_forward_hook(OutputDropout(p))
-
-
 class OutputDropout:
-    """A forward hook that drops outputs in training; a class, so that models can be pickled.
-
-    Of several outputs, the first: attention returns its weights too.
-    """
+    """A forward hook that drops outputs in training; a class, so that models can be pickled."""
 
     def __init__(self, p: float) -> None:
         self.p = p
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return F.dropout(output[0], self.p, module.training), *output[1:]
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return F.dropout(output, self.p, module.training)
