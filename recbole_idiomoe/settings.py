@@ -431,10 +431,10 @@ class Settings:
                 "leave one of them out, or take a model without."
             )
         for name in ("text_smoothing", "transition_smoothing"):
-            if getattr(self, name):
+            if share := getattr(self, name):
                 raise SettingError(
-                    f"item_tokens={self.item_tokens!r} does not go with {name}, which is of items "
-                    "that are one token each; leave one of them out."
+                    f"item_tokens={self.item_tokens!r} does not go with {name}={share}, which is "
+                    "of items that are one token each; set it to 0."
                 )
         if self.item_text_added:
             raise SettingError(

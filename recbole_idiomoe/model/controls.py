@@ -42,6 +42,8 @@ class TitleLLM(ItemLLM):
         "item_tokens": "title",
         "use_text": False,
         "item_init": "random",
+        "text_smoothing": 0.0,
+        "transition_smoothing": 0.0,
     }
 
 
