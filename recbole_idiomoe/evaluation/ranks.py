@@ -11,6 +11,7 @@ numbers to the last digit.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -32,10 +33,6 @@ METRICS = ("hit", "recall", "ndcg", "mrr", "map", "precision")
 class Ranks:
     """A row a test target, in the loader's order; every array has shape ``(targets,)``."""
 
-    user: np.ndarray
-    """Users' ids, as in the data."""
-    item: np.ndarray
-    """The targets' ids, as in the data."""
     rank: np.ndarray
     """The target's place among the candidates, 1 the first."""
     history: np.ndarray
@@ -63,23 +60,52 @@ class Ranks:
         }[kind]
         return np.where(found, gain, 0.0)
 
+
+@dataclass(frozen=True)
+class NamedRanks(Ranks):
+    """Ranks as a run keeps them in its folder: whose they are, too."""
+
+    user: np.ndarray
+    """Users' ids, as in the data."""
+    item: np.ndarray
+    """The targets' ids, as in the data."""
+
     def save(self, path: Path) -> None:
         """Write the arrays to ``path``, a ``.npz`` file, whole or not at all."""
-        with written_aside(path) as aside, open(aside, "wb") as file:
-            np.savez_compressed(file, **{f.name: getattr(self, f.name) for f in fields(self)})
+        save_arrays(path, **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
-    def load(cls, path: Path) -> Ranks:
+    def load(cls, path: Path) -> NamedRanks:
         """What :meth:`save` wrote.
 
         Raises:
             IdiomoeError: ``path`` holds something else.
         """
-        try:
-            with np.load(path) as arrays:
-                return cls(**{f.name: arrays[f.name] for f in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise IdiomoeError(f"{path} holds no ranks ({type(error).__name__}).") from error
+        return cls(**load_arrays(path, *(f.name for f in fields(cls))))
+
+    def targets_digest(self) -> str:
+        """A hash of who was asked for what, in order."""
+        named = "\n".join(np.char.add(np.char.add(self.user, "\t"), self.item))
+        return hashlib.sha256(named.encode()).hexdigest()
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write ``arrays`` to ``path``, a ``.npz`` file, whole or not at all."""
+    with written_aside(path) as aside, open(aside, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Those of ``path`` that :func:`save_arrays` wrote under ``names``.
+
+    Raises:
+        IdiomoeError: ``path`` lacks one, or holds something else.
+    """
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise IdiomoeError(f"{path} holds no ranks ({type(error).__name__}).") from error
 
 
 def is_ranked(metric: str) -> bool:
@@ -134,11 +160,11 @@ class _Recorder:
         self._ranks: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
 
-    def ranks(self, popularity: np.ndarray) -> Ranks:
+    def ranks(self, popularity: np.ndarray) -> NamedRanks:
         """The ranks of all batches."""
         users, items, lengths = torch.cat(self._rows, dim=1).numpy()
         dataset = self._dataset
-        return Ranks(
+        return NamedRanks(
             user=np.asarray(dataset.id2token(dataset.uid_field, users), dtype=str),
             item=np.asarray(dataset.id2token(dataset.iid_field, items), dtype=str),
             rank=torch.cat(self._ranks).cpu().numpy(),

@@ -1,9 +1,11 @@
 """A leaderboard's folder: which runs its tables are made of, and these runs, kept for good.
 
 ``leaderboard.json`` names the protocol and the rows, ``runs/`` has a JSON and the ranks of every
-run, and those of its mix. A row that is given other settings leaves its earlier runs there, and is
-found again with the earlier settings. Every step leaves the folder whole: a run's ranks are written
-before its JSON, which says that it is there, and both before the index names it.
+run, and those of its mix. What else is known of the targets is alike for all runs on a data set: it
+is kept once, in ``targets/``, and without their names, so that no data go on with a leaderboard. A
+row that is given other settings leaves its earlier runs there, and is found again with the earlier
+settings. Every step leaves the folder whole: a run's ranks are written before its JSON, which says
+that it is there, and both before the index names it.
 """
 
 from __future__ import annotations
@@ -11,18 +13,25 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recbole_idiomoe.besides import mix_of
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import IdiomoeError, SettingError
-from recbole_idiomoe.evaluation.ranks import Ranks, is_ranked
-from recbole_idiomoe.files import refusal, write_text, written_aside
+from recbole_idiomoe.evaluation.ranks import (
+    NamedRanks,
+    Ranks,
+    is_ranked,
+    load_arrays,
+    save_arrays,
+)
+from recbole_idiomoe.files import refusal, write_text
 from recbole_idiomoe.grid import Cell, Grid
 from recbole_idiomoe.measures import protocol
 from recbole_idiomoe.registry import FAMILY
@@ -30,6 +39,7 @@ from recbole_idiomoe.run_folder import MIX_RANKS_FILE, RANKS_FILE
 
 INDEX = "leaderboard.json"
 RUNS = "runs"
+TARGETS = "targets"
 _VERSION = 1
 _DATA = (".inter", ".item")
 _PLACES = ("checkpoint_dir", "data_path", "language_file")
@@ -106,7 +116,7 @@ class Board:
             alone: whether no other run went on meanwhile.
 
         Raises:
-            SettingError: its protocol is not that of the other runs.
+            SettingError: its protocol or its targets are not those of the other runs.
         """
         found = dict(result["protocol"])
         _check_same(f"{cell.variant!r}", self.folder, found, self.protocol[cell.dataset])
@@ -116,8 +126,10 @@ class Board:
             {_MIX_RANKS: MIX_RANKS_FILE} if "mix" in result else {}
         )
         for suffix, name in kept_ranks.items():
-            with written_aside(self._run_file(cell.key).with_suffix(suffix)) as aside:
-                shutil.copyfile(folder / name, aside)
+            ranks = NamedRanks.load(folder / name)
+            self._keep_targets(cell, ranks)
+            path = self._run_file(cell.key).with_suffix(suffix)
+            save_arrays(path, rank=ranks.rank.astype(np.int32))
         kept = {key: value for key, value in result.items() if key != "folder"}
         # Where it ran is nobody else's affair.
         settings = {k: v for k, v in result["settings"].items() if k not in _PLACES}
@@ -141,13 +153,13 @@ class Board:
         Raises:
             IdiomoeError: one cannot be read.
         """
-        paths = self._run_files(row)
-        return [(_read_run(path), Ranks.load(path.with_suffix(_RANKS))) for path in paths]
+        kept = [(path, _read_run(path)) for path in self._run_files(row)]
+        return [(run, self._ranks(path, run, _RANKS)) for path, run in kept]
 
     def mixes(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
         """The mixes that were measured with these runs, as runs of their own; raises likewise."""
         read = ((path, mix_of(_read_run(path))) for path in self._run_files(row))
-        return [(run, Ranks.load(path.with_suffix(_MIX_RANKS))) for path, run in read if run]
+        return [(run, self._ranks(path, run, _MIX_RANKS)) for path, run in read if run]
 
     def save(self) -> None:
         """Write the index."""
@@ -172,6 +184,26 @@ class Board:
                 f"leaderboard={self.folder} was made with other data of {dataset} "
                 f"({', '.join(names)}): the numbers do not compare; name another folder."
             )
+
+    def _keep_targets(self, cell: Cell, ranks: NamedRanks) -> None:
+        path, digest = self._targets_file(cell.dataset), ranks.targets_digest()
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            history, popularity = ranks.history.astype(np.int32), ranks.popularity.astype(np.int32)
+            save_arrays(path, digest=np.array(digest), history=history, popularity=popularity)
+        elif str(load_arrays(path, "digest")["digest"]) != digest:
+            raise SettingError(
+                f"leaderboard={self.folder}: {cell.variant} has other test targets on "
+                f"{cell.dataset} than the runs there: the numbers do not compare; name another "
+                "folder."
+            )
+
+    def _ranks(self, path: Path, run: Mapping[str, Any], suffix: str) -> Ranks:
+        targets = load_arrays(self._targets_file(run["dataset"]), "history", "popularity")
+        return Ranks(**load_arrays(path.with_suffix(suffix), "rank"), **targets)
+
+    def _targets_file(self, dataset: str) -> Path:
+        return self.folder / TARGETS / f"{dataset}.npz"
 
     def _count(self, cell: Cell, row: Row) -> None:
         seed = str(cell.settings["seed"])
@@ -230,12 +262,13 @@ def opened(folder: Path) -> Iterator[Board]:
         os.close(lock)
 
 
-def read_board(folder: Path) -> Board:
+def read_board(folder: str | Path) -> Board:
     """The leaderboard in ``folder``.
 
     Raises:
         SettingError: there is none.
     """
+    folder = Path(folder)
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if content["version"] != _VERSION:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import monte_carlo_test
 
-from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.evaluation.ranks import Ranks
 from recbole_idiomoe.leaderboard.board import Board, Row
 
@@ -78,7 +77,7 @@ def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
     out.
 
     Raises:
-        IdiomoeError: runs that have other test targets, or cannot be read.
+        IdiomoeError: runs that cannot be read.
     """
     found = []
     for name, row in board.rows[dataset].items():
@@ -89,7 +88,6 @@ def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
         if mixes := board.mixes(row):
             runs, ranks = [run for run, _ in mixes], [ranks for _, ranks in mixes]
             found.append(Standing(f"{name} + {runs[0]['with']}", row, runs, ranks, mixed=True))
-    _check_same_targets(dataset, found)
     ran = [standing for standing in found if standing.runs]
     best_first = sorted(ran, key=lambda standing: -standing.mean(metric))
     return [*best_first, *(standing for standing in found if not standing.runs)]
@@ -148,14 +146,3 @@ def marks(values: Sequence[float]) -> list[str]:
     places = sorted({value for value in printed if value is not None}, reverse=True)[:2]
     named = dict(zip(places, ("best", "second"), strict=False))
     return ["" if value is None else named.get(value, "") for value in printed]
-
-
-def _check_same_targets(dataset: str, standings: Sequence[Standing]) -> None:
-    every = [(s.name, ranks) for s in standings for ranks in s.ranks]
-    for name, ranks in every[1:]:
-        first_name, first = every[0]
-        if not (np.array_equal(ranks.user, first.user) and np.array_equal(ranks.item, first.item)):
-            raise IdiomoeError(
-                f"{name} and {first_name} have other test targets on {dataset}: the numbers do not "
-                "compare."
-            )

@@ -14,7 +14,7 @@ from ranx import Qrels, Run, evaluate
 
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config_checks import _METRICS
-from recbole_idiomoe.evaluation.ranks import METRICS, Ranks
+from recbole_idiomoe.evaluation.ranks import METRICS, NamedRanks
 from recbole_idiomoe.registry import get_model
 from recbole_idiomoe.run_folder import RANKS_FILE
 from tests.training.cycle import TINY, write_cycle
@@ -50,7 +50,7 @@ class Followed:
         options |= {"epochs": 1, "eval_batch_size": 17, "data_path": str(path)}
         (self.result,) = quick_start.run(model, "cycle", settings=TINY | options | settings)
         self.known = known.numpy()
-        self.ranks = Ranks.load(Path(self.result["folder"]) / RANKS_FILE)
+        self.ranks = NamedRanks.load(Path(self.result["folder"]) / RANKS_FILE)
 
     def candidates(self) -> list[tuple[int, dict[int, float]]]:
         """Of each user of the test: the target, and all candidates' scores, by item row."""

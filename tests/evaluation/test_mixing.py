@@ -12,7 +12,7 @@ from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.evaluation import mixing
 from recbole_idiomoe.evaluation.mixing import WEIGHTS, Mixture
-from recbole_idiomoe.evaluation.ranks import Ranks
+from recbole_idiomoe.evaluation.ranks import NamedRanks
 from recbole_idiomoe.report import table
 from tests.helpers import DATASET_SETTINGS, write_dataset
 from tests.training.cycle import TINY, write_cycle
@@ -73,7 +73,7 @@ def test_any_model_is_mixed_and_its_own_result_stays(model: str, data: Path) -> 
     # Of all weights the best, the model's own among them.
     assert mix["best_valid_result"]["ndcg@10"] >= alone["best_valid_result"]["ndcg@10"]
     folder = Path(beside["folder"])
-    ranks, own = Ranks.load(folder / "mix-ranks.npz"), Ranks.load(folder / "ranks.npz")
+    ranks, own = NamedRanks.load(folder / "mix-ranks.npz"), NamedRanks.load(folder / "ranks.npz")
     for name, value in mix["test_result"].items():
         assert round(float(ranks.metric(name).mean()), 12) == value
     assert np.array_equal(ranks.user, own.user) and np.array_equal(ranks.item, own.item)
@@ -91,8 +91,8 @@ def test_at_its_ends_a_mix_is_the_model_or_the_counters_own_run(
         same = counter if weight else result
         for part in ("best_valid_result", "test_result"):
             assert result["mix"][part] == same[part]
-        ranks = Ranks.load(Path(result["folder"]) / "mix-ranks.npz")
-        wanted = Ranks.load(Path(same["folder"]) / "ranks.npz")
+        ranks = NamedRanks.load(Path(result["folder"]) / "mix-ranks.npz")
+        wanted = NamedRanks.load(Path(same["folder"]) / "ranks.npz")
         assert np.array_equal(ranks.rank, wanted.rank) and np.array_equal(ranks.user, wanted.user)
 
 

@@ -13,7 +13,7 @@ from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.evaluation.ranks import Ranks, item_counts, ranks_among, ranks_kept
+from recbole_idiomoe.evaluation.ranks import NamedRanks, Ranks, item_counts, ranks_among, ranks_kept
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.registry import get_trainer
 from tests.training.cycle import TINY, write_cycle
@@ -73,7 +73,7 @@ def test_metrics_of_ranks_are_recboles_however_ties_fall(
     trainer = get_trainer("SASRec")(config, Fixed(scores))
     with ranks_kept(tmp_path / "ranks.npz", trainer, test, counts, valid):
         found = trainer.evaluate(test, load_best_model=False)
-    ranks = Ranks.load(tmp_path / "ranks.npz")
+    ranks = NamedRanks.load(tmp_path / "ranks.npz")
     assert len(found) == len(NAMES) * 3 and ranks.rank.min() >= 1 and len(ranks.rank) == 60
     assert {name: round(float(ranks.metric(name).mean()), 12) for name in found} == found
     # The recorder is gone.
@@ -92,7 +92,7 @@ def test_a_run_keeps_them_with_users_targets_and_what_they_are(data: Path) -> No
     }
     for model, own in models.items():
         (result,) = quick_start.run(model, "cycle", settings=settings | own)
-        ranks = Ranks.load(Path(result["folder"]) / "ranks.npz")
+        ranks = NamedRanks.load(Path(result["folder"]) / "ranks.npz")
         found = result["test_result"]
         assert {name: round(float(ranks.metric(name).mean()), 12) for name in found} == found
         assert dict(zip(ranks.user, ranks.item, strict=True)) == {
@@ -117,11 +117,11 @@ def test_a_target_without_one_rank_has_none(given: dict[str, Any], data: Path) -
 
 def test_what_ranks_cannot_tell_is_refused(tmp_path: Path) -> None:
     one = np.ones(1, dtype=int)
-    ranks = Ranks(one.astype(str), one.astype(str), one, one, one)
+    ranks = Ranks(one, one, one)
     for metric in ("gauc", "hit", "ndcg@x"):
         with pytest.raises(IdiomoeError, match="does not follow from ranks"):
             ranks.metric(metric)
     (tmp_path / "ranks.npz").write_bytes(b"PK nothing")
     for name in ("ranks.npz", "none.npz"):
         with pytest.raises(IdiomoeError, match="holds no ranks"):
-            Ranks.load(tmp_path / name)
+            NamedRanks.load(tmp_path / name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.evaluation.ranks import Ranks
+from recbole_idiomoe.evaluation.ranks import NamedRanks
 from recbole_idiomoe.measures import protocol
 from recbole_idiomoe.registry import LANGUAGE_MODELS
 
@@ -89,12 +89,12 @@ class Runner:
         }
 
 
-def ranks_by_chance(name: str, most: int) -> Ranks:
+def ranks_by_chance(name: str, most: int) -> NamedRanks:
     """The ranks of ``USERS`` targets, from 1 to ``most``, drawn by ``name``."""
     digest = hashlib.sha256(name.encode()).digest()
     random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     users = np.arange(USERS)
-    return Ranks(
+    return NamedRanks(
         user=np.char.add("u", users.astype(str)),
         item=np.char.add("i", (users % 7).astype(str)),
         rank=random.integers(1, most + 1, USERS),

@@ -39,7 +39,7 @@ def test_later_calls_add_models_seeds_and_data_sets(lead: Lead, runner: Runner) 
         "amazon-toys GRU4Rec": [2020],
         "amazon-beauty SASRec": [2020],
     }
-    assert {path.name for path in Path("board").iterdir()} == FILES | {"runs"}
+    assert {path.name for path in Path("board").iterdir()} == FILES | {"runs", "targets"}
     assert len(list(Path("board/runs").iterdir())) == 2 * len(runner.ran)
     assert not list(Path("saved").iterdir())
 

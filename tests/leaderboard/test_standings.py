@@ -1,13 +1,14 @@
 """Means, places and the paired test."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.evaluation.ranks import Ranks
+from recbole_idiomoe.evaluation.ranks import NamedRanks
 from recbole_idiomoe.leaderboard.board import Row, read_board
 from recbole_idiomoe.leaderboard.standings import (
     PERMUTATIONS,
@@ -16,8 +17,8 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
     paired_p,
-    standings_of,
 )
+from tests.leaderboard import boards
 from tests.leaderboard.boards import ranks_by_chance
 from tests.leaderboard.conftest import Lead
 
@@ -81,10 +82,27 @@ def test_rows_come_best_first(lead: Lead) -> None:
     assert best["p"] is None and ours["difference"] > 0 > other["difference"]
 
 
-def test_other_targets_do_not_compare(lead: Lead) -> None:
-    lead("SASRec,IDIOMoE")
-    (path,) = Path("board/runs").glob("SASRec*.npz")
-    ranks = Ranks.load(path)
-    Ranks(ranks.user[::-1], ranks.item, ranks.rank, ranks.history, ranks.popularity).save(path)
-    with pytest.raises(IdiomoeError, match="IDIOMoE and SASRec have other test targets"):
-        standings_of(read_board(Path("board")), "amazon-toys", "ndcg@10")
+def test_other_targets_do_not_compare(lead: Lead, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead("SASRec")
+    by_chance = boards.ranks_by_chance
+
+    def of_others(name: str, most: int) -> NamedRanks:
+        ranks = by_chance(name, most)
+        return replace(ranks, user=ranks.user[::-1])
+
+    monkeypatch.setattr(boards, "ranks_by_chance", of_others)
+    with pytest.raises(IdiomoeError, match="IDIOMoE has other test targets on amazon-toys"):
+        lead("IDIOMoE")
+
+
+def test_a_board_names_no_user_and_no_item(lead: Lead) -> None:
+    """Its folder can be passed on where the data cannot; what tables and pictures take is there."""
+    lead("SASRec")
+    (run,), (targets,) = Path("board/runs").glob("*.npz"), Path("board/targets").glob("*.npz")
+    with np.load(run) as arrays:
+        assert set(arrays) == {"rank"}
+    with np.load(targets) as arrays:
+        assert set(arrays) == {"digest", "history", "popularity"}
+    board = read_board("board")
+    ((_, ranks),) = board.results(board.rows["amazon-toys"]["SASRec"])
+    assert len(ranks.rank) == len(ranks.history) == len(ranks.popularity) == boards.USERS
