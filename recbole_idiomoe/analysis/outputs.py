@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.drawing import WITHOUT, can_draw
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text, written_aside
-from recbole_idiomoe.leaderboard.plots import WITHOUT, can_draw
 from recbole_idiomoe.report import aligned, wrapped
 
 Row = dict[str, str | int | float | None]
@@ -77,7 +77,8 @@ def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
         write_text(folder / name, text)
     written = [folder / name for name in files]
     if can_draw():
-        from recbole_idiomoe.analysis.pictures import PICTURES, image
+        from recbole_idiomoe.analysis.canvas import image
+        from recbole_idiomoe.analysis.pictures import PICTURES
 
         for picture in PICTURES.get(analysis.name, ()):
             if not analysis.tables.get(picture.table):
