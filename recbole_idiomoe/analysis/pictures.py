@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from recbole_idiomoe.analysis.canvas import Canvas, Picture
 from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.besides import nll_change
 from recbole_idiomoe.drawing import COLOURS, INK, MARKERS
 
 
@@ -140,6 +141,75 @@ def _efficiency(canvas: Canvas, analysis: Analysis) -> None:
     canvas.legend(grid)
 
 
+def _language(canvas: Canvas, analysis: Analysis) -> None:
+    """Figure 3: likelihood of a text by run, and what training did to it."""
+    (panels,) = grid = canvas.panels(1, 2, sharey=True)
+    rows = analysis.tables["text"]
+    after, change = panels
+    _bars(after, rows, "nll", "untouched_nll", "{:.3f}".format)
+    _bars(change, rows, "nll_change", None, nll_change)
+    after.set_title("NLL, nats a token")
+    change.set_title("change from the untouched backbone")
+    canvas.legend(grid)
+
+
+def _tasks(canvas: Canvas, analysis: Analysis) -> None:
+    """Figure 3: benchmarks by run, a panel each."""
+    table = analysis.tables["tasks"]
+    tasks = list(dict.fromkeys((row["task"], row["metric"]) for row in table))
+    grid = canvas.panels(-(-len(tasks) // 3), min(3, len(tasks)), sharey=True)
+    panels = grid.ravel()
+    for axes, (task, metric) in zip(panels, tasks, strict=False):
+        rows = [row for row in table if (row["task"], row["metric"]) == (task, metric)]
+        _bars(axes, rows, "score", "untouched_score", "{:.3f}".format, spread="stderr")
+        axes.set_title(f"{task}: {metric}")
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    canvas.legend(grid)
+
+
+def _bars(
+    axes: Any,
+    rows: Sequence[Row],
+    column: str,
+    untouched: str | None,
+    shown: Callable[[float], str],
+    spread: str = "",
+) -> None:
+    """A bar a run, the first on top, with its number, and a black line for its backbone."""
+    from matplotlib.ticker import MaxNLocator
+
+    at, values = range(len(rows)), _numbers(rows, column)
+    errors = np.nan_to_num(_numbers(rows, spread)) if spread else np.zeros(len(rows))
+    colours = [COLOURS[index % len(COLOURS)] for index in at]
+    axes.barh(at, values, height=0.6, color=colours)
+    axes.errorbar(values, at, xerr=errors, fmt="none", ecolor=INK, elinewidth=0.8)
+    ends = values + np.where(values < 0, -errors, errors)
+    if untouched:
+        before = _numbers(rows, untouched)
+        low, high = np.array(at) - 0.4, np.array(at) + 0.4
+        axes.vlines(before, low, high, color=INK, linewidth=2, label="untouched backbone")
+        ends = np.fmax(ends, before)
+    else:
+        axes.axvline(0, color=INK, linewidth=0.8)
+    for place, value, end in zip(at, values, ends, strict=True):
+        axes.annotate(
+            shown(value),
+            (end, place),
+            (-4 if end < 0 else 4, 0),
+            textcoords="offset points",
+            ha="right" if end < 0 else "left",
+            va="center",
+            fontsize=8,
+        )
+    axes.margins(x=0.3)
+    axes.set_yticks(at, [row["run"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_axisbelow(True)
+
+
 def _beside_untouched(
     axes: Any, rows: dict[str, list[Row]], along: str, column: str, **changes: Any
 ) -> None:
@@ -222,6 +292,22 @@ PICTURES: dict[str, list[Picture]] = {
             "spread evenly over what a token sees.",
             "items",
             _item_attention,
+        ),
+    ],
+    "language": [
+        Picture(
+            "text",
+            "Likelihood of a text, before and after",
+            "Every token takes the text path. Lower is better; a change of 0 is exact.",
+            "text",
+            _language,
+        ),
+        Picture(
+            "tasks",
+            "Benchmarks, before and after",
+            "By lm_eval; error bars: its standard error.",
+            "tasks",
+            _tasks,
         ),
     ],
     "efficiency": [

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.besides import nll_change
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.model.catalog_lm import untouched_backbone
 from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
-from recbole_idiomoe.pretrain.evaluation import likelihood
+from recbole_idiomoe.pretrain.evaluation import Likelihood, likelihood
 from recbole_idiomoe.settings import UNTRAINED, Settings
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,21 @@ logger = logging.getLogger(__name__)
 CONTEXT = 512
 """Tokens of a window, where the decoder can read as many. The next begins half a window later, so
 that every token is predicted once, and all but the first from at least half a window before it."""
+
+
+@dataclass(frozen=True)
+class BeforeAndAfter:
+    """Likelihood of one text under an untouched backbone, and under what a run made of it."""
+
+    before: Likelihood
+    after: Likelihood
+    context: int
+    """Tokens of a window."""
+
+    @property
+    def nll_change(self) -> float:
+        """Nats a token: exactly 0 where nothing on the way of text has changed."""
+        return self.after.nll_per_token - self.before.nll_per_token
 
 
 def has_language(model: Any, settings: Settings) -> bool:
@@ -52,29 +69,55 @@ def language_kept(
         ``nll``, ``untouched_nll`` and ``nll_change``, the one minus the other.
     """
     path = Path(str(settings.language_file))
-    text = path.read_text(encoding="utf-8")
     backbone, tokenizer = untouched_backbone(settings, seed)
     with no_progress_bars():
         trained = IdiomoeForCausalLM.from_pretrained(folder)
-    longest = getattr(backbone.config, "max_position_embeddings", None) or CONTEXT
-    context = min(CONTEXT, longest)
-    local = Path(settings.backbone).is_dir()  # where it lies is nobody else's affair
-    found = []
-    for model in (trained.language_model(), backbone):
+    for model in (trained.backbone, backbone):
         model.set_attn_implementation(settings.attn_implementation)
+    text = path.read_text(encoding="utf-8")
+    found = before_and_after(trained.language_model(), backbone, tokenizer, text, device)
+    kept = {
+        "file": path.name,
+        "tokenizer": tokenizer_name(settings),
+        "tokens": found.after.token_num,
+        "context": found.context,
+        "nll": found.after.nll_per_token,
+        "untouched_nll": found.before.nll_per_token,
+        "nll_change": found.nll_change,
+    }
+    change = nll_change(found.nll_change)
+    logger.info(
+        f"{path.name}: {kept['nll']:.4f} nats a token, a change of {change} from the backbone"
+    )
+    return kept
+
+
+def before_and_after(
+    trained: PreTrainedModel,
+    untouched: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    device: torch.device,
+) -> BeforeAndAfter:
+    """The likelihood of ``text`` under two decoders, which read the same windows of it.
+
+    Args:
+        trained: of a run, set to text: :meth:`IdiomoeForCausalLM.language_model`.
+        untouched: the decoder that the run started from.
+        tokenizer: of both.
+        device: where they compute, one after the other; both are left on the CPU.
+    """
+    context = min(CONTEXT, getattr(untouched.config, "max_position_embeddings", None) or CONTEXT)
+    found = []
+    for model in (trained, untouched):
         model.eval().to(device)
         found.append(likelihood(model, tokenizer, [text], context))
         model.cpu()
-    nll, untouched = (each.nll_per_token for each in found)
-    kept = {
-        "file": path.name,
-        "tokenizer": Path(settings.backbone).name if local else settings.backbone,
-        "tokens": found[0].token_num,
-        "context": context,
-        "nll": nll,
-        "untouched_nll": untouched,
-        "nll_change": nll - untouched,
-    }
-    change = nll_change(nll - untouched)
-    logger.info(f"{path.name}: {nll:.4f} nats a token, a change of {change} from the backbone")
-    return kept
+    after, before = found
+    return BeforeAndAfter(before, after, context)
+
+
+def tokenizer_name(settings: Settings) -> str:
+    """Whose tokenizer a run has."""
+    path = Path(settings.backbone)
+    return path.name if path.is_dir() else settings.backbone  # where it lies is its owner's affair

@@ -14,9 +14,9 @@ import torch
 from recbole_idiomoe import load
 from recbole_idiomoe.analysis import ffn_memory as module
 from recbole_idiomoe.analysis import outputs
-from recbole_idiomoe.analysis.__main__ import PROGRAM, main
+from recbole_idiomoe.analysis.__main__ import main
 from recbole_idiomoe.analysis.canvas import image
-from recbole_idiomoe.analysis.commands import COMMANDS
+from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.efficiency import dense_form, make_batch
 from recbole_idiomoe.analysis.neurons import value_vectors
 from recbole_idiomoe.analysis.outputs import Analysis
