@@ -17,6 +17,7 @@ from recbole_idiomoe.drawing import WITHOUT, can_draw
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import write_text
 from recbole_idiomoe.page import render
+from recbole_idiomoe.report import wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,6 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
         try:
             analysis = replace(compute(folders, own), command=typed)
         except IdiomoeError as error:
-            logger.warning(f"{name} is not made: {error}")
             faults.append(error)
             sections.append(Section(name, typed, fault=str(error)))
         else:
@@ -94,7 +94,11 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
     if len(faults) == len(sections):
         raise faults[0]
     write_text(out / PAGE, page(sections, command, left_out))
-    return f"The page is {out / PAGE}; the files of each analysis are beside it."
+    told = [f"The page is {out / PAGE}; the files of each analysis are beside it."]
+    told += [
+        f"{section.name} is not made: {section.fault}" for section in sections if section.fault
+    ]
+    return "\n".join(line for text in told for line in wrapped(text))
 
 
 def page(sections: Sequence[Section], command: str, left_out: Mapping[str, str]) -> str:
