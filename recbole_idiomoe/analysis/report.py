@@ -12,6 +12,7 @@ from recbole_idiomoe.analysis.canvas import element
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import Analysis, Row, as_text, out_folder, write_outputs
 from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.prompts import text_file
 from recbole_idiomoe.analysis.settings import AnalysisSettings, ReportSettings
 from recbole_idiomoe.drawing import WITHOUT, can_draw
 from recbole_idiomoe.errors import IdiomoeError
@@ -21,7 +22,7 @@ from recbole_idiomoe.report import wrapped
 
 logger = logging.getLogger(__name__)
 
-HELP = "all of these on one page that needs nothing else, for a screen of any size"
+HELP = "all analyses on one page that needs nothing else, for a screen of any size"
 PAGE = "report.html"
 WORD = 60  # letters that a cell shows
 
@@ -71,9 +72,11 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
         What there is to tell the user.
 
     Raises:
-        IdiomoeError: no analysis could be made.
+        IdiomoeError: no analysis could be made, or the text cannot be read.
     """
     out = out_folder(settings.out, folders)
+    if settings.text:
+        text_file(settings.text)  # before the first analysis has taken its time
     left_out = _left_out(settings)
     sections: list[Section] = []
     faults: list[IdiomoeError] = []

@@ -26,7 +26,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 def _setting(default: Any, help: str) -> Any:
     """A field as HfArgumentParser reads it: metadata becomes arguments of add_argument."""
     kind = type(default[0] if isinstance(default, list) and default else default)
-    metadata = {"help": help, "metavar": "N" if kind in (int, float) else "TEXT"}
+    metavar = {int: "N", float: "N", bool: "True"}.get(kind, "TEXT")
+    metadata = {"help": help, "metavar": metavar}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -97,6 +97,7 @@ def test_what_a_run_cannot_have_and_what_nobody_asked_for_is_said(
         ("SASRec", [], "SASRec, which is no language model"),
         ("IDIOMoE", ["--k", "0"], "--k=0 is out of range"),
         ("IDIOMoE", ["--device", "tpu9"], "--device=tpu9 is not to be had here"),
+        ("IDIOMoE", ["--text", "none.txt"], "--text=none.txt cannot be read"),
         ("IDIOMoE", ["--txt", "a"], "unknown setting --txt"),
     ],
 )
