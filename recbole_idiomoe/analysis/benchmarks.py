@@ -33,7 +33,7 @@ class Benchmarks:
     Raises:
         MissingLibraryError: lm_eval is not installed.
         SettingError: it has no such task.
-        DataError: a task's data cannot be loaded.
+        DataError: a task cannot be loaded, for want of its data mostly.
     """
 
     def __init__(self, settings: LanguageSettings) -> None:
@@ -49,8 +49,7 @@ class Benchmarks:
         self._limit = settings.lm_eval_limit or None
         self._manager = TaskManager(include_path=settings.lm_eval_path or None)
         self.names = [name.strip() for name in settings.lm_eval.split(",") if name.strip()]
-        for name in self.names:
-            self._check(name)
+        self._check()
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
         """What ``model`` reaches, on the device that it is on.
@@ -79,16 +78,18 @@ class Benchmarks:
                 waiting = [*parts.get(name, ()), *waiting]
         return scores
 
-    def _check(self, name: str) -> None:
-        if name not in self._manager.task_index:
-            hint = did_you_mean(name, self._manager.task_index, "lm_eval ls tasks")
-            raise SettingError(f"--lm_eval: unknown task {name!r}{hint}")
+    def _check(self) -> None:
+        known = self._manager.task_index
+        for name in self.names:
+            if name not in known:
+                hint = did_you_mean(name, known, "lm_eval ls tasks")
+                raise SettingError(f"--lm_eval: unknown task {name!r}{hint}")
         try:
-            self._manager.load([name])
-        except Exception as error:  # of whatever library reads its data
+            self._manager.load(self.names)
+        except Exception as error:  # of whatever library reads a task's data
             raise DataError(
-                f"--lm_eval={name}: its data cannot be loaded ({reason_of(error)}); put it where "
-                "the task looks for it, or leave the task out."
+                f"--lm_eval={','.join(self.names)} cannot be loaded ({reason_of(error)}); put the "
+                "data where the task looks for them, or leave it out."
             ) from error
 
 
