@@ -52,14 +52,12 @@ class Benchmarks:
         self._check()
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
-        """What ``model`` reaches, on the device that it is on.
+        """What ``model``, set to evaluation, reaches on the device that it is on.
 
         A group of tasks counts as one where lm_eval has a figure for all of it.
         """
         found = self._evaluate(
-            model=self._adapter(
-                pretrained=model.eval(), tokenizer=tokenizer, batch_size=BATCH_SIZE
-            ),
+            model=self._adapter(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE),
             tasks=self.names,
             task_manager=self._manager,
             limit=self._limit,

@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.benchmarks import Benchmarks, Scores
 from recbole_idiomoe.analysis.outputs import Analysis, Row
@@ -14,8 +19,9 @@ from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import LanguageSettings
 from recbole_idiomoe.besides import nll_change
 from recbole_idiomoe.errors import SettingError
-from recbole_idiomoe.evaluation.language import BeforeAndAfter, before_and_after, tokenizer_name
+from recbole_idiomoe.evaluation.language import text_likelihood, tokenizer_name, window_of
 from recbole_idiomoe.measures import device_name, versions
+from recbole_idiomoe.pretrain.evaluation import Likelihood
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +30,8 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
     """Likelihood of a text, and scores of benchmarks, of runs and of their untouched backbones.
 
     Each run is set to text, so that every token takes the text path, and computes in float32 as
-    its backbone does: weights that are equal give figures that are equal to the last bit.
+    its backbone does: weights that are equal give figures that are equal to the last bit. A
+    backbone that several runs started from is measured once.
 
     Returns:
         Tables ``text`` (a row a run) and ``tasks`` (a row a run, task and metric).
@@ -43,26 +50,22 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
     runs: list[dict[str, str]] = []
     notes = _notes(settings)
     tables: dict[str, list[Row]] = {"text": [], "tasks": []}
+    untouched: dict[tuple[object, ...], _Measured] = {}
     device = ""
     for run in open_runs(folders, settings):
         lm = run.catalog_lm.lm.float()
         where = lm.device
-        untouched, tokenizer = run.untouched_backbone()
-        if text:
-            found = before_and_after(
-                lm.language_model(),
-                untouched,
-                tokenizer,
-                text,
-                where,
-            )
-            tables["text"].append(_text_row(run.label, found))
-            notes.append(_note(run, found))
+        backbone, tokenizer = run.untouched_backbone()
+        measure = partial(_measured, tokenizer, text, benchmarks, where)
+        if run.origin not in untouched:
+            untouched[run.origin] = measure(backbone)
+        after, before = measure(lm.language_model()), untouched[run.origin]
+        if after.text and before.text:
+            tables["text"].append(_text_row(run.label, after.text, before.text))
+            change = after.text.nll_per_token - before.text.nll_per_token
+            notes.append(_note(run, change, window_of(backbone)))
             logger.info(notes[-1])
-        if benchmarks:
-            trained = benchmarks.scores(lm.language_model().to(where), tokenizer)
-            before = benchmarks.scores(untouched.to(where), tokenizer)
-            tables["tasks"] += _task_rows(run.label, trained, before)
+        tables["tasks"] += _task_rows(run.label, after.scores, before.scores)
         runs.append(run.about)
         device = device_name(where)
     return Analysis(
@@ -77,15 +80,34 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
     )
 
 
-def _text_row(label: str, found: BeforeAndAfter) -> Row:
-    after, before = found.after, found.before
+class _Measured(NamedTuple):
+    """Of one decoder."""
+
+    text: Likelihood | None
+    scores: Scores
+
+
+def _measured(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    benchmarks: Benchmarks | None,
+    device: torch.device,
+    model: PreTrainedModel,
+) -> _Measured:
+    found = text_likelihood(model, tokenizer, text, device) if text else None
+    scores = benchmarks.scores(model.eval().to(device), tokenizer) if benchmarks else {}
+    model.cpu()
+    return _Measured(found, scores)
+
+
+def _text_row(label: str, after: Likelihood, before: Likelihood) -> Row:
     return {
         "run": label,
         "tokens": after.token_num,
         "bytes": after.byte_num,
         "nll": after.nll_per_token,
         "untouched_nll": before.nll_per_token,
-        "nll_change": found.nll_change,
+        "nll_change": after.nll_per_token - before.nll_per_token,
         "bits_per_byte": after.bits_per_byte,
         "untouched_bits_per_byte": before.bits_per_byte,
         "bits_change": after.bits_per_byte - before.bits_per_byte,
@@ -108,10 +130,10 @@ def _task_rows(label: str, after: Scores, before: Scores) -> list[Row]:
     ]
 
 
-def _note(run: Run, found: BeforeAndAfter) -> str:
+def _note(run: Run, change: float, window: int) -> str:
     note = (
-        f"{run.label}: {nll_change(found.nll_change)} nats a token beside its untouched backbone, "
-        f"in windows of {found.context} tokens of {tokenizer_name(run.catalog_lm.settings)}'s "
+        f"{run.label}: {nll_change(change)} nats a token beside its untouched backbone, "
+        f"in windows of {window} tokens of {tokenizer_name(run.catalog_lm.settings)}'s "
         "tokenizer that overlap by half"
     )
     if not run.pretrained:

@@ -49,6 +49,14 @@ class Run:
         has_weights = self.catalog_lm.settings.backbone != UNTRAINED
         return has_weights and bool(get_model(self.info["model"]).pretrained)
 
+    @property
+    def origin(self) -> tuple[object, ...]:
+        """What tells untouched backbones apart: runs that are equal in it started from one."""
+        settings, redrawn = self.catalog_lm.settings, not get_model(self.info["model"]).pretrained
+        seed = None if self.pretrained else self.info["settings"]["seed"]
+        how = str(settings.backbone_args), settings.attn_implementation
+        return settings.backbone, *how, redrawn, seed
+
     def untouched_backbone(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The decoder that the run started from, on the CPU, and its tokenizer.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,6 @@ logger = logging.getLogger(__name__)
 CONTEXT = 512
 """Tokens of a window, where the decoder can read as many. The next begins half a window later, so
 that every token is predicted once, and all but the first from at least half a window before it."""
-
-
-@dataclass(frozen=True)
-class BeforeAndAfter:
-    """Likelihood of one text under an untouched backbone, and under what a run made of it."""
-
-    before: Likelihood
-    after: Likelihood
-    context: int
-    """Tokens of a window."""
-
-    @property
-    def nll_change(self) -> float:
-        """Nats a token: exactly 0 where nothing on the way of text has changed."""
-        return self.after.nll_per_token - self.before.nll_per_token
 
 
 def has_language(model: Any, settings: Settings) -> bool:
@@ -75,46 +59,40 @@ def language_kept(
     for model in (trained.backbone, backbone):
         model.set_attn_implementation(settings.attn_implementation)
     text = path.read_text(encoding="utf-8")
-    found = before_and_after(trained.language_model(), backbone, tokenizer, text, device)
+    after = text_likelihood(trained.language_model(), tokenizer, text, device)
+    nll, untouched = (
+        found.nll_per_token for found in (after, text_likelihood(backbone, tokenizer, text, device))
+    )
     kept = {
         "file": path.name,
         "tokenizer": tokenizer_name(settings),
-        "tokens": found.after.token_num,
-        "context": found.context,
-        "nll": found.after.nll_per_token,
-        "untouched_nll": found.before.nll_per_token,
-        "nll_change": found.nll_change,
+        "tokens": after.token_num,
+        "context": window_of(backbone),
+        "nll": nll,
+        "untouched_nll": untouched,
+        "nll_change": nll - untouched,
     }
-    change = nll_change(found.nll_change)
-    logger.info(
-        f"{path.name}: {kept['nll']:.4f} nats a token, a change of {change} from the backbone"
-    )
+    change = nll_change(nll - untouched)
+    logger.info(f"{path.name}: {nll:.4f} nats a token, a change of {change} from the backbone")
     return kept
 
 
-def before_and_after(
-    trained: PreTrainedModel,
-    untouched: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    device: torch.device,
-) -> BeforeAndAfter:
-    """The likelihood of ``text`` under two decoders, which read the same windows of it.
+def text_likelihood(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, device: torch.device
+) -> Likelihood:
+    """The likelihood of ``text`` under a decoder, which computes on ``device``.
 
     Args:
-        trained: of a run, set to text: :meth:`IdiomoeForCausalLM.language_model`.
-        untouched: the decoder that the run started from.
-        tokenizer: of both.
-        device: where they compute, one after the other; both are left on the CPU.
+        model: left on the CPU; a run's is set to text, :meth:`IdiomoeForCausalLM.language_model`.
     """
-    context = min(CONTEXT, getattr(untouched.config, "max_position_embeddings", None) or CONTEXT)
-    found = []
-    for model in (trained, untouched):
-        model.eval().to(device)
-        found.append(likelihood(model, tokenizer, [text], context))
-        model.cpu()
-    after, before = found
-    return BeforeAndAfter(before, after, context)
+    found = likelihood(model.eval().to(device), tokenizer, [text], window_of(model))
+    model.cpu()
+    return found
+
+
+def window_of(model: PreTrainedModel) -> int:
+    """Tokens of a window that ``model`` reads."""
+    return min(CONTEXT, getattr(model.config, "max_position_embeddings", None) or CONTEXT)
 
 
 def tokenizer_name(settings: Settings) -> str:

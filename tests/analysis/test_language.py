@@ -66,6 +66,17 @@ def test_a_frozen_text_path_changes_by_exactly_nothing(folders: Folders) -> None
     assert content["tables"]["tasks"] == [] and not Path("out/language-tasks.csv").exists()
 
 
+def test_a_backbone_is_measured_once_for_all_runs_that_started_from_it(
+    folders: Folders, lm_eval: Any
+) -> None:
+    same = [folders["IDIOMoE"], folders["ItemLLM"]]
+    rows = analysed("language", *same, "--lm_eval", "single")["tables"]["tasks"]
+    assert len(lm_eval.calls) == 3 and len({row["untouched_score"] for row in rows[::2]}) == 1
+    # One that draws its weights anew started from others, whatever it was given.
+    analysed("language", folders["IDIOMoE"], folders["IDTransformer"], "--lm_eval", "single")
+    assert len(lm_eval.calls) == 3 + 4
+
+
 def test_it_is_what_a_run_says_of_itself(folders: Folders) -> None:
     """``language_file`` measures the same as a run ends."""
     (row,) = analysed("language", folders["ItemLLM"], "--text", "text.txt")["tables"]["text"]
