@@ -134,7 +134,7 @@ def _note(run: Run, change: float, window: int) -> str:
     note = (
         f"{run.label}: {nll_change(change)} nats a token beside its untouched backbone, "
         f"in windows of {window} tokens of {tokenizer_name(run.catalog_lm.settings)}'s "
-        "tokenizer that overlap by half"
+        f"tokenizer that overlap by half; freeze: {run.catalog_lm.settings.freeze}"
     )
     if not run.pretrained:
         note += "; it started from random weights, and had no language to keep"

@@ -60,9 +60,8 @@ def language_kept(
         model.set_attn_implementation(settings.attn_implementation)
     text = path.read_text(encoding="utf-8")
     after = text_likelihood(trained.language_model(), tokenizer, text, device)
-    nll, untouched = (
-        found.nll_per_token for found in (after, text_likelihood(backbone, tokenizer, text, device))
-    )
+    before = text_likelihood(backbone, tokenizer, text, device)
+    nll, untouched = after.nll_per_token, before.nll_per_token
     kept = {
         "file": path.name,
         "tokenizer": tokenizer_name(settings),
