@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any, cast
 
 from transformers import HfArgumentParser
 
-from recbole_idiomoe.analysis.commands import COMMANDS
+from recbole_idiomoe.analysis import report
+from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import out_folder, plain_text, write_outputs
+from recbole_idiomoe.analysis.settings import ReportSettings
 from recbole_idiomoe.errors import IdiomoeError, SettingError
 from recbole_idiomoe.registry import did_you_mean
 
-PROGRAM = "python -m recbole_idiomoe.analysis"
+_REPORT = "report"
+_SETTINGS = {name: each.settings for name, each in COMMANDS.items()} | {_REPORT: ReportSettings}
+_HELP = {name: each.help for name, each in COMMANDS.items()} | {_REPORT: report.HELP}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,13 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _analysed(given: list[str]) -> str:
     name, *rest = given
-    if name not in COMMANDS:
-        raise SettingError(f"unknown analysis {name!r}{did_you_mean(name, COMMANDS, '--help')}")
-    command = COMMANDS[name]
+    if name not in _HELP:
+        raise SettingError(f"unknown analysis {name!r}{did_you_mean(name, _HELP, '--help')}")
     parser = HfArgumentParser(
-        cast(Any, command.settings),
-        prog=f"{PROGRAM} {name}",
-        description=f"Shows {command.help}.",
+        cast(Any, _SETTINGS[name]), prog=f"{PROGRAM} {name}", description=f"Shows {_HELP[name]}."
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run, under saved/")
     settings, named, unknown = parser.parse_args_into_dataclasses(
@@ -56,25 +58,31 @@ def _analysed(given: list[str]) -> str:
     if unknown:
         raise SettingError(f"unknown setting {unknown[0]}; {name} --help names them all.")
     folders = [Path(folder) for folder in named.folders]
+    typed = f"{PROGRAM} {shlex.join(given)}"
+    if name == _REPORT:
+        return report.report(folders, settings, typed)
     out = out_folder(settings.out, folders)
-    analysis = replace(command.compute(folders, settings), command=_typed(given))
+    analysis = replace(COMMANDS[name].compute(folders, settings), command=typed)
     return plain_text(analysis, write_outputs(analysis, out))
 
 
-def _typed(given: Sequence[str]) -> str:
-    return f"{PROGRAM} {shlex.join(given)}"
-
-
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    width = max(map(len, _HELP)) + 4
+    lines = [
+        line
+        for name, text in _HELP.items()
+        for line in textwrap.wrap(
+            text, 79, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width
+        )
+    ]
     return "\n".join(
         [
-            f"usage: {PROGRAM} NAME FOLDER [FOLDER ...] [--setting VALUE ...]",
+            f"usage: {PROGRAM} NAME FOLDER [FOLDER ...]",
+            "       [--setting VALUE ...]",
             "",
             *lines,
             "",
-            "NAME --help names the settings of one.",
+            "FOLDER is a run's, under saved/. NAME --help names the settings of one.",
         ]
     )
 

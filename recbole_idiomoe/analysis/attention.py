@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from recbole_idiomoe.analysis.attention_maps import (
     HistoryAttention,
@@ -21,15 +20,14 @@ from recbole_idiomoe.analysis.attention_maps import (
     text_attention,
 )
 from recbole_idiomoe.analysis.outputs import Analysis, Row
-from recbole_idiomoe.analysis.prompts import PROMPTS
+from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
 from recbole_idiomoe.data.sequence import ITEM, collate
 from recbole_idiomoe.errors import DataError
-from recbole_idiomoe.lm import encode_text, with_random_weights
+from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.measures import device_name, versions
-from recbole_idiomoe.model.catalog_lm import CatalogLM, untouched_backbone
-from recbole_idiomoe.registry import get_model
+from recbole_idiomoe.model.catalog_lm import CatalogLM
 
 BLOCKS = ("early", "middle", "late")
 EVEN = "spread evenly"
@@ -46,7 +44,7 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
         IdiomoeError: a folder that is no run of a language model, a backbone that is no longer
             there, or text or histories that cannot be read.
     """
-    texts = _texts(settings.text)
+    texts: Sequence[str] = [text_file(settings.text)] if settings.text else PROMPTS
     given = _given_histories(settings.histories_file)
     runs: list[dict[str, str]] = []
     notes = _notes(settings)
@@ -55,10 +53,10 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
     for run in open_runs(folders, settings):
         lm = run.catalog_lm.lm.float()
         prompts = _prompts(run.catalog_lm, texts, settings)
-        untouched = _untouched(run).to(lm.device)
+        untouched, _ = run.untouched_backbone()
         on_text = {
             name: text_attention(model, prompts, settings.distances)
-            for name, model in (("", lm.language_model()), ("untouched_", untouched))
+            for name, model in (("", lm.language_model()), ("untouched_", untouched.to(lm.device)))
         }
         del untouched
         tables["text"] += _text_rows(run.label, on_text)
@@ -113,34 +111,6 @@ def history_attention(
             read_items(even_attention(len(is_item)), 0, even, is_item)
     layers = [HistoryAttention(**means.layer(layer)) for layer in range(means.depth)]
     return layers, HistoryAttention(**even.layer(0))
-
-
-def _untouched(run: Run) -> PreTrainedModel:
-    """The decoder that the run started from."""
-    seed = run.info["settings"]["seed"]
-    backbone, _ = untouched_backbone(run.catalog_lm.settings, seed)
-    if not get_model(run.info["model"]).pretrained:
-        backbone = with_random_weights(backbone, seed)
-    return backbone
-
-
-def _texts(path: str) -> Sequence[str]:
-    """The texts to read.
-
-    Raises:
-        DataError: a file that is not there, is no text, or holds none.
-    """
-    if not path:
-        return PROMPTS
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"--text={path} cannot be read ({type(error).__name__}); name a text file in UTF-8."
-        ) from error
-    if not text.strip():
-        raise DataError(f"--text={path} is empty; name a file with text in it.")
-    return [text]
 
 
 def _prompts(

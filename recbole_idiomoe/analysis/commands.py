@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 from recbole_idiomoe.analysis.attention import attention
 from recbole_idiomoe.analysis.efficiency import efficiency
 from recbole_idiomoe.analysis.ffn_memory import ffn_memory
+from recbole_idiomoe.analysis.language import language
 from recbole_idiomoe.analysis.outputs import Analysis
 from recbole_idiomoe.analysis.settings import (
     AnalysisSettings,
     AttentionSettings,
     EfficiencySettings,
     FfnMemorySettings,
+    LanguageSettings,
 )
+
+PROGRAM = "python -m recbole_idiomoe.analysis"
 
 
 class Command(NamedTuple):
@@ -36,6 +40,11 @@ COMMANDS: dict[str, Command] = {
         attention,
         AttentionSettings,
         "where each layer attends: on text, beside the untouched backbone, and between items",
+    ),
+    "language": Command(
+        language,
+        LanguageSettings,
+        "how likely a text is, and what benchmarks say, beside the untouched backbone",
     ),
     "efficiency": Command(
         efficiency,

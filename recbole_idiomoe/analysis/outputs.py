@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.drawing import WITHOUT, can_draw
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text, written_aside
-from recbole_idiomoe.leaderboard.plots import WITHOUT, can_draw
 from recbole_idiomoe.report import aligned, wrapped
 
 Row = dict[str, str | int | float | None]
@@ -77,7 +77,8 @@ def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
         write_text(folder / name, text)
     written = [folder / name for name in files]
     if can_draw():
-        from recbole_idiomoe.analysis.pictures import PICTURES, image
+        from recbole_idiomoe.analysis.canvas import image
+        from recbole_idiomoe.analysis.pictures import PICTURES
 
         for picture in PICTURES.get(analysis.name, ()):
             if not analysis.tables.get(picture.table):
@@ -104,8 +105,7 @@ def plain_text(analysis: Analysis, written: Sequence[Path]) -> str:
     lines = [analysis.title, ""]
     for rows in analysis.tables.values():
         if 0 < len(rows) <= PRINTED:
-            columns = [[name.replace("_", " "), *_cells(r[name] for r in rows)] for name in rows[0]]
-            lines += [*aligned(list(zip(*columns, strict=True))), ""]
+            lines += [*aligned(as_text(rows)), ""]
     notes = list(analysis.notes)
     if not can_draw():
         notes.append(WITHOUT)
@@ -113,19 +113,33 @@ def plain_text(analysis: Analysis, written: Sequence[Path]) -> str:
     return "\n".join([*lines, *(line for note in notes for line in wrapped(note))])
 
 
-def _cells(column: Iterable[str | int | float | None]) -> list[str]:
-    """A column as people read it: its numbers with the same decimals, long words cut."""
+def as_text(rows: Sequence[Row], longest: int = WORD) -> list[list[str]]:
+    """A header and the rows as people read them.
+
+    Args:
+        longest: letters of a word; a longer one is cut.
+    """
+    columns = [
+        [name.replace("_", " "), *_cells((row[name] for row in rows), longest)] for name in rows[0]
+    ]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _cells(column: Iterable[str | int | float | None], longest: int = WORD) -> list[str]:
+    """A column's numbers with the same decimals, its long words cut."""
     values = [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
     largest = max((abs(v) for v in values if isinstance(v, float)), default=0.0)
     decimals = 4 if largest < 1 else 3 if largest < 10 else 1
-    return ["-" if v is None else _cell(v, decimals) for v in values]
+    return ["-" if v is None else _cell(v, decimals, longest) for v in values]
 
 
-def _cell(value: str | int | float, decimals: int) -> str:
+def _cell(value: str | int | float, decimals: int, longest: int) -> str:
     if isinstance(value, float):
+        if value == 0:
+            return "0"  # and no other number is
         return f"{value:,.{decimals}f}"
     text = str(value) if str(value).isprintable() else repr(value)  # a token may be a line break
-    return text if len(text) <= WORD else text[: WORD - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _finite(value: Any) -> Any:

@@ -1,69 +1,23 @@
-"""Pictures of analyses, drawn from what their JSON holds: on white ground, for eyes of any kind."""
+"""Pictures of analyses, drawn from what their JSON holds, for eyes of any kind."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from recbole_idiomoe.analysis.canvas import Canvas, Picture
 from recbole_idiomoe.analysis.outputs import Analysis, Row
-from recbole_idiomoe.leaderboard.plots import COLOURS, MARKERS
-
-_PANEL = (3.4, 2.9)  # inches
-_RESOLUTION = 200  # dots an inch of a PNG
+from recbole_idiomoe.besides import nll_change
+from recbole_idiomoe.drawing import COLOURS, INK, MARKERS
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture of an analysis and the table that has its numbers."""
-
-    name: str
-    title: str
-    caption: str
-    table: str
-    draw: Callable[[Any, Analysis], None]
-    """Draws on an empty matplotlib figure."""
-
-
-def image(picture: Picture, analysis: Analysis, kind: str) -> bytes:
-    """The picture as a file of ``kind``: ``png``, ``svg`` or ``pdf``. Needs matplotlib."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {
-        "text.parse_math": False,  # a run's name may have a dollar sign
-        "svg.hashsalt": picture.name,  # so that the same picture is the same file
-        "pdf.fonttype": 42,  # letters stay letters
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "figure.constrained_layout.wspace": 0.06,
-        "figure.constrained_layout.hspace": 0.06,
-        "lines.markersize": 4,
-        "lines.linewidth": 1.5,
-        "legend.fontsize": 8,
-        "legend.frameon": False,
-    }
-    metadata = {"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else {}
-    with rc_context(settings):
-        figure = Figure(layout="constrained")
-        picture.draw(figure, analysis)
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=metadata)
-    return content.getvalue()
-
-
-def _ffn_memory(figure: Any, analysis: Analysis) -> None:
+def _ffn_memory(canvas: Canvas, analysis: Analysis) -> None:
     """Figure 5: a row of two panels for each data set."""
     rows = analysis.tables["layers"]
     datasets = _datasets(analysis)
-    panels = _panels(figure, len(datasets), 2)
+    panels = canvas.panels(len(datasets), 2)
     lines = list(dict.fromkeys((row["run"], row["expert"]) for row in rows))
     lines = [line for line in lines if line[1] != "random vectors"]
     for (left, right), (dataset, runs) in zip(panels, datasets.items(), strict=True):
@@ -77,7 +31,7 @@ def _ffn_memory(figure: Any, analysis: Analysis) -> None:
             at = [row["layer"] for row in layers]
             left.plot(at, _numbers(layers, "affinity"), **style)
             right.plot(at, _numbers(layers, "purity"), **style)
-            dashed = style | {"linestyle": "--", "label": None, "markerfacecolor": "white"}
+            dashed = style | {"linestyle": "--", "label": None, "markerfacecolor": "none"}
             right.plot(at, _numbers(layers, "clustered"), **dashed)
         for run in runs:
             (random,) = [r for r in mine if (r["run"], r["expert"]) == (run, "random vectors")]
@@ -86,7 +40,7 @@ def _ffn_memory(figure: Any, analysis: Analysis) -> None:
             dotted = {"color": colour, "linestyle": ":", "linewidth": 1.2}
             left.axhline(random["affinity"], label=f"{run}, random vectors", **dotted)
             right.axhline(random["purity"], **dotted)
-        left.axhline(0, color="black", linewidth=0.8)
+        left.axhline(0, color=INK, linewidth=0.8)
         left.set_ylabel("mean affinity a(w)")
         right.set_ylabel("purity p(w), clustered fraction")
         right.set_ylim(0, 1)
@@ -95,12 +49,12 @@ def _ffn_memory(figure: Any, analysis: Analysis) -> None:
         for axes in (left, right):
             _whole_numbers(axes)
             axes.set_xlabel("layer")
-    _legend(figure, panels)
+    canvas.legend(panels)
 
 
-def _text_attention(figure: Any, analysis: Analysis) -> None:
+def _text_attention(canvas: Canvas, analysis: Analysis) -> None:
     """Figure 7: previous token, first token, entropy."""
-    (panels,) = grid = _panels(figure, 1, 3)
+    (panels,) = grid = canvas.panels(1, 3)
     titles = {
         "previous": ("to the previous token", "mean attention"),
         "first": ("to the first token", "mean attention"),
@@ -117,14 +71,14 @@ def _text_attention(figure: Any, analysis: Analysis) -> None:
         axes.set_xlabel("layer")
         axes.set_ylim(0, None)
         _whole_numbers(axes)
-    _legend(figure, grid)
+    canvas.legend(grid)
 
 
-def _distances(figure: Any, analysis: Analysis) -> None:
+def _distances(canvas: Canvas, analysis: Analysis) -> None:
     """Figure 8: attention by distance, in early, middle and late layers."""
     table = analysis.tables["distance"]
     blocks = list(dict.fromkeys(row["layers"] for row in table))
-    (panels,) = grid = _panels(figure, 1, len(blocks), sharey=True)
+    (panels,) = grid = canvas.panels(1, len(blocks), sharey=True)
     for axes, block in zip(panels, blocks, strict=True):
         rows = {
             run["run"]: [r for r in table if (r["run"], r["layers"]) == (run["run"], block)]
@@ -135,13 +89,13 @@ def _distances(figure: Any, analysis: Analysis) -> None:
         axes.set_xlabel("distance, tokens")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-    panels[0].set_ylabel("mean attention")
-    _legend(figure, grid)
+    canvas.label_y(panels, "mean attention")
+    canvas.legend(grid)
 
 
-def _item_attention(figure: Any, analysis: Analysis) -> None:
+def _item_attention(canvas: Canvas, analysis: Analysis) -> None:
     """Shares of attention on histories, beside what even attention would give."""
-    (panels,) = grid = _panels(figure, 1, 3, sharey=True)
+    (panels,) = grid = canvas.panels(1, 3, sharey=True)
     titles = {
         "item_to_items": "items to other items",
         "item_to_text": "items to text",
@@ -163,13 +117,13 @@ def _item_attention(figure: Any, analysis: Analysis) -> None:
         axes.set_xlabel("layer")
         axes.set_ylim(0, 1)
         _whole_numbers(axes)
-    panels[0].set_ylabel("share of attention")
-    _legend(figure, grid)
+    canvas.label_y(panels, "share of attention")
+    canvas.legend(grid)
 
 
-def _efficiency(figure: Any, analysis: Analysis) -> None:
+def _efficiency(canvas: Canvas, analysis: Analysis) -> None:
     """More time than the dense form, by length."""
-    (panels,) = grid = _panels(figure, 1, 2, sharey=True)
+    (panels,) = grid = canvas.panels(1, 2, sharey=True)
     table = analysis.tables["costs"]
     for axes, (phase, title) in zip(
         panels, {"train": "training step", "infer": "inference"}.items(), strict=True
@@ -180,11 +134,80 @@ def _efficiency(figure: Any, analysis: Analysis) -> None:
             spread = _numbers(rows, "spread_%")
             style = _style(index, run["run"])
             axes.errorbar(at, _numbers(rows, "more_time_%"), yerr=spread, capsize=3, **style)
-        axes.axhline(0, color="black", linewidth=0.8)
+        axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_title(title)
         axes.set_xlabel("tokens of a sequence")
-    panels[0].set_ylabel("time beyond the dense form, %")
-    _legend(figure, grid)
+    canvas.label_y(panels, "time beyond the dense form, %")
+    canvas.legend(grid)
+
+
+def _language(canvas: Canvas, analysis: Analysis) -> None:
+    """Figure 3: likelihood of a text by run, and what training did to it."""
+    (panels,) = grid = canvas.panels(1, 2, sharey=True)
+    rows = analysis.tables["text"]
+    after, change = panels
+    _bars(after, rows, "nll", "untouched_nll", "{:.3f}".format)
+    _bars(change, rows, "nll_change", None, nll_change)
+    after.set_title("NLL, nats a token")
+    change.set_title("change from the untouched backbone")
+    canvas.legend(grid)
+
+
+def _tasks(canvas: Canvas, analysis: Analysis) -> None:
+    """Figure 3: benchmarks by run, a panel each."""
+    table = analysis.tables["tasks"]
+    tasks = list(dict.fromkeys((row["task"], row["metric"]) for row in table))
+    grid = canvas.panels(-(-len(tasks) // 3), min(3, len(tasks)), sharey=True)
+    panels = grid.ravel()
+    for axes, (task, metric) in zip(panels, tasks, strict=False):
+        rows = [row for row in table if (row["task"], row["metric"]) == (task, metric)]
+        _bars(axes, rows, "score", "untouched_score", "{:.3f}".format, spread="stderr")
+        axes.set_title(f"{task}: {metric}")
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    canvas.legend(grid)
+
+
+def _bars(
+    axes: Any,
+    rows: Sequence[Row],
+    column: str,
+    untouched: str | None,
+    shown: Callable[[float], str],
+    spread: str = "",
+) -> None:
+    """A bar a run, the first on top, with its number, and a black line for its backbone."""
+    from matplotlib.ticker import MaxNLocator
+
+    at, values = range(len(rows)), _numbers(rows, column)
+    errors = np.nan_to_num(_numbers(rows, spread)) if spread else np.zeros(len(rows))
+    colours = [COLOURS[index % len(COLOURS)] for index in at]
+    axes.barh(at, values, height=0.6, color=colours)
+    axes.errorbar(values, at, xerr=errors, fmt="none", ecolor=INK, elinewidth=0.8)
+    ends = values + np.where(values < 0, -errors, errors)
+    if untouched:
+        before = _numbers(rows, untouched)
+        low, high = np.array(at) - 0.4, np.array(at) + 0.4
+        axes.vlines(before, low, high, color=INK, linewidth=2, label="untouched backbone")
+        ends = np.fmax(ends, before)
+    else:
+        axes.axvline(0, color=INK, linewidth=0.8)
+    for place, value, end in zip(at, values, ends, strict=True):
+        axes.annotate(
+            shown(value),
+            (end, place),
+            (-4 if end < 0 else 4, 0),
+            textcoords="offset points",
+            ha="right" if end < 0 else "left",
+            va="center",
+            fontsize=8,
+        )
+    axes.margins(x=0.3)
+    axes.set_yticks(at, [row["run"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_axisbelow(True)
 
 
 def _beside_untouched(
@@ -208,7 +231,7 @@ def _references(
         groups.setdefault(values.tobytes(), []).append(name)
     for index, names in enumerate(groups.values()):
         label = what if len(groups) == 1 else f"{', '.join(names)}: {what}"
-        style = {"color": "black", "linestyle": ("--", ":", "-.")[index % 3], "linewidth": 1}
+        style = {"color": INK, "linestyle": ("--", ":", "-.")[index % 3], "linewidth": 1}
         yield label, found[names[0]], style
 
 
@@ -225,11 +248,6 @@ def _datasets(analysis: Analysis) -> dict[str, list[str]]:
     return found
 
 
-def _panels(figure: Any, height: int, width: int, sharey: bool = False) -> Any:
-    figure.set_size_inches(_PANEL[0] * width, _PANEL[1] * height + 0.4)
-    return figure.subplots(height, width, squeeze=False, sharey=sharey)
-
-
 def _style(index: int, label: str) -> dict[str, Any]:
     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     return {"color": colour, "marker": marker, "label": label}
@@ -239,20 +257,6 @@ def _whole_numbers(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _legend(figure: Any, panels: Any) -> None:
-    """One for all panels, below them, each label once."""
-    handles: dict[str, Any] = {}
-    for axes in np.ravel(panels):
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(
-        handles=handles.values(),
-        labels=handles.keys(),
-        loc="outside lower center",
-        ncols=min(3, len(handles)),
-    )
 
 
 PICTURES: dict[str, list[Picture]] = {
@@ -288,6 +292,22 @@ PICTURES: dict[str, list[Picture]] = {
             "spread evenly over what a token sees.",
             "items",
             _item_attention,
+        ),
+    ],
+    "language": [
+        Picture(
+            "text",
+            "Likelihood of a text, before and after",
+            "Every token takes the text path. Lower is better; a change of 0 is exact.",
+            "text",
+            _language,
+        ),
+        Picture(
+            "tasks",
+            "Benchmarks, before and after",
+            "By lm_eval; error bars: its standard error.",
+            "tasks",
+            _tasks,
         ),
     ],
     "efficiency": [

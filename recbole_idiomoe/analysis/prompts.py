@@ -1,4 +1,10 @@
-"""Texts to look at attention on, where none are given: a few registers of plain English."""
+"""Texts to read: a file's, or, where none is given, a few registers of plain English."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recbole_idiomoe.errors import DataError
 
 PROMPTS = (
     "The old harbour was quiet in the morning. Two men mended nets on the wall, and a dog slept "
@@ -26,3 +32,20 @@ PROMPTS = (
     "If the engine does not start, check first that there is fuel, then that the battery holds its "
     "charge. Only then take out the plugs and see whether they are wet.",
 )
+
+
+def text_file(path: str) -> str:
+    """What the file that ``--text`` names holds.
+
+    Raises:
+        DataError: it is not there, is no text, or holds none.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"--text={path} cannot be read ({type(error).__name__}); name a text file in UTF-8."
+        ) from error
+    if not text.strip():
+        raise DataError(f"--text={path} is empty; name a file with text in it.")
+    return text

@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe import load
 from recbole_idiomoe.analysis.settings import AnalysisSettings
 from recbole_idiomoe.data.catalog import text_fields
 from recbole_idiomoe.errors import DataError, SettingError
-from recbole_idiomoe.model.catalog_lm import CatalogLM
-from recbole_idiomoe.registry import LANGUAGE_MODELS
+from recbole_idiomoe.lm import with_random_weights
+from recbole_idiomoe.model.catalog_lm import CatalogLM, untouched_backbone
+from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.run_folder import read_run
+from recbole_idiomoe.settings import UNTRAINED
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,35 @@ class Run:
         """The run in words. Where its folder lies is nobody else's affair."""
         names = {"model": self.info["model"], "dataset": self.info["dataset"]}
         return {"run": self.label, **names, "folder": self.folder.resolve().name}
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it started from a pretrained language model."""
+        has_weights = self.catalog_lm.settings.backbone != UNTRAINED
+        return has_weights and bool(get_model(self.info["model"]).pretrained)
+
+    @property
+    def origin(self) -> tuple[object, ...]:
+        """What tells untouched backbones apart: runs that are equal in it started from one."""
+        settings, redrawn = self.catalog_lm.settings, not get_model(self.info["model"]).pretrained
+        seed = None if self.pretrained else self.info["settings"]["seed"]
+        how = str(settings.backbone_args), settings.attn_implementation
+        return settings.backbone, *how, redrawn, seed
+
+    def untouched_backbone(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The decoder that the run started from, on the CPU, and its tokenizer.
+
+        Attention is computed as the run's own is.
+
+        Raises:
+            BackboneError: it is no longer there.
+        """
+        settings, seed = self.catalog_lm.settings, self.info["settings"]["seed"]
+        backbone, tokenizer = untouched_backbone(settings, seed)
+        if not get_model(self.info["model"]).pretrained:
+            backbone = with_random_weights(backbone, seed)
+        backbone.set_attn_implementation(settings.attn_implementation)
+        return backbone, tokenizer
 
     @cached_property
     def dataset(self) -> Any:

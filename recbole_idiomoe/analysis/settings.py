@@ -17,6 +17,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "histories": (0, math.inf),
     "batch_size": (1, math.inf),
     "length": (2, math.inf),
+    "lm_eval_limit": (0, math.inf),
     "item_share": (0, 1),
     "repeats": (1, math.inf),
 }
@@ -25,7 +26,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 def _setting(default: Any, help: str) -> Any:
     """A field as HfArgumentParser reads it: metadata becomes arguments of add_argument."""
     kind = type(default[0] if isinstance(default, list) and default else default)
-    metadata = {"help": help, "metavar": "N" if kind in (int, float) else "TEXT"}
+    metavar = {int: "N", float: "N", bool: "True"}.get(kind, "TEXT")
+    metadata = {"help": help, "metavar": metavar}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -97,6 +99,20 @@ class AttentionSettings(AnalysisSettings):
 
 
 @dataclass(frozen=True)
+class LanguageSettings(AnalysisSettings):
+    """Of ``language`` (paper, section 3.1)."""
+
+    text: str = _setting("", "text file (UTF-8) whose likelihood is measured; empty: none")
+    lm_eval: str = _setting(
+        "",
+        "benchmarks of lm-evaluation-harness (pip install lm_eval), whose data must be in reach, "
+        "separated by commas: hellaswag,winogrande,mmlu,bbh",
+    )
+    lm_eval_path: str = _setting("", "folder with benchmarks of one's own, as lm_eval reads them")
+    lm_eval_limit: int = _setting(0, "examples of each benchmark at most; 0: all")
+
+
+@dataclass(frozen=True)
 class EfficiencySettings(AnalysisSettings):
     """Of ``efficiency`` (paper, Table 12)."""
 
@@ -104,3 +120,15 @@ class EfficiencySettings(AnalysisSettings):
     batch_size: int = _setting(8, "sequences in a batch")
     item_share: float = _setting(0.2, "share of the tokens that are items (0 to 1)")
     repeats: int = _setting(5, "times that each step is measured, after one that is not")
+
+
+@dataclass(frozen=True)
+class ReportSettings(EfficiencySettings, LanguageSettings, AttentionSettings, FfnMemorySettings):
+    """Of ``report``: what the analyses in it take."""
+
+    text: str = _setting(
+        "",
+        "text file (UTF-8) that language is measured on, and attention too; empty: no language, "
+        "and attention on the prompts that come with it",
+    )
+    efficiency: bool = _setting(False, "measure time and memory too")

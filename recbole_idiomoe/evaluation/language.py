@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.besides import nll_change
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.model.catalog_lm import untouched_backbone
 from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
-from recbole_idiomoe.pretrain.evaluation import likelihood
+from recbole_idiomoe.pretrain.evaluation import Likelihood, likelihood
 from recbole_idiomoe.settings import UNTRAINED, Settings
 
 logger = logging.getLogger(__name__)
@@ -52,25 +53,20 @@ def language_kept(
         ``nll``, ``untouched_nll`` and ``nll_change``, the one minus the other.
     """
     path = Path(str(settings.language_file))
-    text = path.read_text(encoding="utf-8")
     backbone, tokenizer = untouched_backbone(settings, seed)
     with no_progress_bars():
         trained = IdiomoeForCausalLM.from_pretrained(folder)
-    longest = getattr(backbone.config, "max_position_embeddings", None) or CONTEXT
-    context = min(CONTEXT, longest)
-    local = Path(settings.backbone).is_dir()  # where it lies is nobody else's affair
-    found = []
-    for model in (trained.language_model(), backbone):
+    for model in (trained.backbone, backbone):
         model.set_attn_implementation(settings.attn_implementation)
-        model.eval().to(device)
-        found.append(likelihood(model, tokenizer, [text], context))
-        model.cpu()
-    nll, untouched = (each.nll_per_token for each in found)
+    text = path.read_text(encoding="utf-8")
+    after = text_likelihood(trained.language_model(), tokenizer, text, device)
+    before = text_likelihood(backbone, tokenizer, text, device)
+    nll, untouched = after.nll_per_token, before.nll_per_token
     kept = {
         "file": path.name,
-        "tokenizer": Path(settings.backbone).name if local else settings.backbone,
-        "tokens": found[0].token_num,
-        "context": context,
+        "tokenizer": tokenizer_name(settings),
+        "tokens": after.token_num,
+        "context": window_of(backbone),
         "nll": nll,
         "untouched_nll": untouched,
         "nll_change": nll - untouched,
@@ -78,3 +74,27 @@ def language_kept(
     change = nll_change(nll - untouched)
     logger.info(f"{path.name}: {nll:.4f} nats a token, a change of {change} from the backbone")
     return kept
+
+
+def text_likelihood(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, device: torch.device
+) -> Likelihood:
+    """The likelihood of ``text`` under a decoder, which computes on ``device``.
+
+    Args:
+        model: left on the CPU; a run's is set to text, :meth:`IdiomoeForCausalLM.language_model`.
+    """
+    found = likelihood(model.eval().to(device), tokenizer, [text], window_of(model))
+    model.cpu()
+    return found
+
+
+def window_of(model: PreTrainedModel) -> int:
+    """Tokens of a window that ``model`` reads."""
+    return min(CONTEXT, getattr(model.config, "max_position_embeddings", None) or CONTEXT)
+
+
+def tokenizer_name(settings: Settings) -> str:
+    """Whose tokenizer a run has."""
+    path = Path(settings.backbone)
+    return path.name if path.is_dir() else settings.backbone  # where it lies is its owner's affair

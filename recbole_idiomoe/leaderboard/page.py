@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from recbole_idiomoe.leaderboard.plots import WITHOUT, Picture
+from recbole_idiomoe.drawing import WITHOUT
+from recbole_idiomoe.leaderboard.plots import Picture
 from recbole_idiomoe.leaderboard.tables import Table
+from recbole_idiomoe.page import render
 
 
 def page(
@@ -22,14 +22,12 @@ def page(
         notes: what holds for all of it, the protocol first.
         pictures: by data set; where there are none at all, a line says how to get them.
     """
-    environment = Environment(
-        loader=PackageLoader("recbole_idiomoe.leaderboard", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     without = "" if any(pictures.values()) else WITHOUT
-    return environment.get_template("page.html").render(
-        title=title, tables=tables, notes=notes, pictures=pictures, without=without
+    return render(
+        "leaderboard/page.html",
+        title=title,
+        tables=tables,
+        notes=notes,
+        pictures=pictures,
+        without=without,
     )

@@ -5,26 +5,18 @@ matplotlib draws them; where it is not installed there are none.
 
 from __future__ import annotations
 
-import importlib.util
-import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from recbole_idiomoe.drawing import COLOURS, MARKERS, can_draw, style, svg_element
 from recbole_idiomoe.leaderboard.standings import Standing
 from recbole_idiomoe.leaderboard.tables import Table
 from recbole_idiomoe.report import metric_title
 
-WITHOUT = "Pictures need matplotlib: pip install recbole_idiomoe[plots], then the same command."
 BINS = 5
-
-# Told apart by people who see few colours, and on either ground (after Okabe and Ito).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
-MARKERS = "osD^vP*X<>"
-_INK = "#0a0b0c"  # stands for the colour of the page's text, whatever that is
 _SIZE = (5.2, 3.6)  # inches: its letters can be read on a telephone
 _LEGEND, _HANDLE = 76, 7  # letters in a line of the legend, and what a line's sample takes of them
 
@@ -37,11 +29,6 @@ class Picture:
     caption: str
     svg: str
     """An ``<svg>`` element."""
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def pictures(table: Table) -> list[Picture]:
@@ -93,13 +80,13 @@ def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> None:
-    for standing, style in _styled(ran):
+    for standing, look in _styled(ran):
         axes.errorbar(
             max(standing.cost("train_seconds"), 0.1),  # counting models take next to none
             standing.mean(metric),
             yerr=standing.deviation(metric),
             capsize=2,
-            **style | {"linestyle": "none"},
+            **look | {"linestyle": "none"},
         )
     _logarithmic(axes.xaxis)
     axes.set_xlabel("training, seconds")
@@ -107,12 +94,12 @@ def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> N
 
 
 def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
-    for standing, style in _styled(ran):
+    for standing, look in _styled(ran):
         curve = standing.runs[0]["learning_curve"]
         if curve:
             epochs = [point["epoch"] for point in curve]
             found = [point["valid"] for point in curve]
-            axes.plot(epochs, found, **style)
+            axes.plot(epochs, found, **look)
     _logarithmic(axes.xaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"validation {title}")
@@ -120,11 +107,11 @@ def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
 
 def _by_group(axes: Any, ran: Sequence[Standing], metric: str, values: np.ndarray) -> None:
     groups, highest = groups_of(values), 0.0
-    for standing, style in _styled(ran):
+    for standing, look in _styled(ran):
         found = standing.by_user(metric)
         means = [found[inside].mean() for _, inside in groups]
         highest = max(highest, *means)
-        axes.plot(range(len(groups)), means, **style)
+        axes.plot(range(len(groups)), means, **look)
     names = [f"{name}\nn={inside.sum():,}" for name, inside in groups]
     axes.set_xticks(range(len(groups)), names)
     axes.set_ylabel(metric_title(metric))
@@ -146,32 +133,21 @@ def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]
     mixed = {"linestyle": "--", "markerfacecolor": "none"}
     for standing in ran:
         index = looks[id(standing.row)]
-        style = {
+        look = {
             "label": standing.name,
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
             "markersize": 6 if standing.row.ours else 4,
             "linewidth": 2 if standing.row.ours else 1,
         }
-        yield standing, style | (mixed if standing.mixed else {})
+        yield standing, look | (mixed if standing.mixed else {})
 
 
 def _svg(title: str, draw: Callable[[Any], None]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = {
-        "text.parse_math": False,  # a row's name may have a dollar sign
-        "svg.fonttype": "none",  # letters stay text, in the page's own type
-        "svg.hashsalt": title,  # so that the same picture is the same file
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
-        ),
-    }
-    with rc_context(settings):
+    with rc_context(style(title, for_page=True)):
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
@@ -187,13 +163,4 @@ def _svg(title: str, draw: Callable[[Any], None]) -> str:
                 frameon=False,
                 fontsize=8,
             )
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    element = text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", element)
-    return element.replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" ', 1)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+        return svg_element(figure, title)

@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from recbole_idiomoe import load
 from recbole_idiomoe.analysis import ffn_memory as module
 from recbole_idiomoe.analysis import outputs
-from recbole_idiomoe.analysis.__main__ import PROGRAM, main
-from recbole_idiomoe.analysis.commands import COMMANDS
+from recbole_idiomoe.analysis.__main__ import main
+from recbole_idiomoe.analysis.canvas import image
+from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.efficiency import dense_form, make_batch
 from recbole_idiomoe.analysis.neurons import value_vectors
 from recbole_idiomoe.analysis.outputs import Analysis
-from recbole_idiomoe.analysis.pictures import PICTURES, image
+from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.report import HELP
 from recbole_idiomoe.analysis.runs import open_runs
 from recbole_idiomoe.analysis.settings import AnalysisSettings, EfficiencySettings
 from recbole_idiomoe.lm import decoder_layers
@@ -29,6 +32,7 @@ Folders = dict[str, Path]
 QUICK = {
     "ffn-memory": ["--k", "5"],
     "attention": ["--prompts", "3", "--histories", "4", "--distances", "5"],
+    "language": ["--text", "words.txt", "--lm_eval", "single"],
     "efficiency": ["--length", "8", "16", "--batch_size", "2", "--repeats", "2"],
 }
 
@@ -52,9 +56,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_writes_its_files_and_prints_its_tables(
-    name: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+    name: str, folders: Folders, lm_eval: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
+    Path("words.txt").write_text("red green blue " * 9, encoding="utf-8")
     content = analysed(name, folders["IDIOMoE"], folders["ItemLLM"], *QUICK[name])
     assert [run["run"] for run in content["runs"]] == ["IDIOMoE", "ItemLLM"]
     assert not any(
@@ -295,8 +300,10 @@ def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_read(
 def test_help_names_every_analysis(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said and command.help in said for name, command in COMMANDS.items())
-    assert max(map(len, said.splitlines())) <= 100
+    flat = " ".join(said.split())
+    assert all(f"{name} {command.help}" in flat for name, command in COMMANDS.items())
+    assert f"report {HELP}" in flat
+    assert max(map(len, said.splitlines())) < 80
     assert main([]) == 2
 
 

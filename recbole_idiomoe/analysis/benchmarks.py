@@ -1,0 +1,104 @@
+"""Benchmarks of lm-evaluation-harness (``lm_eval``), on models that are in memory."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recbole_idiomoe.analysis.settings import LanguageSettings
+from recbole_idiomoe.errors import DataError, MissingLibraryError, SettingError, reason_of
+from recbole_idiomoe.registry import did_you_mean
+
+BATCH_SIZE = 8
+
+
+class Score(NamedTuple):
+    """What a model reaches in one metric of one task."""
+
+    value: float
+    stderr: float | None
+    examples: int | None
+    """None for a group of tasks."""
+
+
+Scores = dict[tuple[str, str], Score]
+"""By task and metric, in lm_eval's order."""
+
+
+class Benchmarks:
+    """The tasks that ``settings.lm_eval`` names, with their data at hand.
+
+    Raises:
+        MissingLibraryError: lm_eval is not installed.
+        SettingError: it has no such task.
+        DataError: a task cannot be loaded, for want of its data mostly.
+    """
+
+    def __init__(self, settings: LanguageSettings) -> None:
+        try:
+            import lm_eval
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise MissingLibraryError("--lm_eval needs lm_eval: pip install lm_eval") from error
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self.version = str(lm_eval.__version__)
+        self._evaluate, self._adapter = lm_eval.simple_evaluate, HFLM
+        self._limit = settings.lm_eval_limit or None
+        self._manager = TaskManager(include_path=settings.lm_eval_path or None)
+        self.names = [name.strip() for name in settings.lm_eval.split(",") if name.strip()]
+        self._check()
+
+    def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
+        """What ``model``, set to evaluation, reaches on the device that it is on.
+
+        A group of tasks counts as one where lm_eval has a figure for all of it.
+        """
+        found = self._evaluate(
+            model=self._adapter(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE),
+            tasks=self.names,
+            task_manager=self._manager,
+            limit=self._limit,
+            log_samples=False,
+        )
+        results, parts = found["results"], found["group_subtasks"]
+        inner = {part for listed in parts.values() for part in listed}
+        scores: Scores = {}
+        waiting = [name for name in results if name not in inner]
+        while waiting:
+            name = waiting.pop(0)
+            counts = found["n-samples"].get(name, {})
+            own = _metrics(name, results[name], counts.get("effective"))
+            scores |= own
+            if not own:
+                waiting = [*parts.get(name, ()), *waiting]
+        return scores
+
+    def _check(self) -> None:
+        known = self._manager.task_index
+        for name in self.names:
+            if name not in known:
+                hint = did_you_mean(name, known, "lm_eval ls tasks")
+                raise SettingError(f"--lm_eval: unknown task {name!r}{hint}")
+        try:
+            self._manager.load(self.names)
+        except Exception as error:  # of whatever library reads a task's data
+            raise DataError(
+                f"--lm_eval={','.join(self.names)} cannot be loaded ({reason_of(error)}); put the "
+                "data where the task looks for them, or leave it out."
+            ) from error
+
+
+def _metrics(task: str, result: dict[str, Any], examples: int | None) -> Scores:
+    """``acc,none`` and ``acc_stderr,none`` of lm_eval; the part behind the comma is a filter."""
+    scores: Scores = {}
+    for key, value in result.items():
+        metric, comma, kind = key.partition(",")
+        if comma and isinstance(value, float | int) and not metric.endswith("_stderr"):
+            stderr = result.get(f"{metric}_stderr,{kind}")
+            spread = float(stderr) if isinstance(stderr, float | int) else None
+            name = metric if kind == "none" else f"{metric} ({kind})"
+            scores[task, name] = Score(float(value), spread, examples)
+    return scores

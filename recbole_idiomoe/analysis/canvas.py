@@ -1,0 +1,117 @@
+"""What a picture of an analysis is drawn on: a file on white ground, or a page of any ground."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recbole_idiomoe.analysis.outputs import Analysis
+from recbole_idiomoe.drawing import style, svg_element
+
+_PANEL = (3.4, 2.9)  # inches
+_LEGEND_LINE = 0.18  # inches
+_RESOLUTION = 200  # dots an inch of a PNG
+_STYLE: dict[Any, Any] = {
+    "pdf.fonttype": 42,  # letters stay letters
+    "axes.titlesize": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.constrained_layout.wspace": 0.06,
+    "figure.constrained_layout.hspace": 0.06,
+    "lines.markersize": 4,
+    "lines.linewidth": 1.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An empty matplotlib figure.
+
+    Args:
+        narrow: panels stand in one column, as a telephone shows them.
+    """
+
+    figure: Any
+    narrow: bool = False
+
+    def panels(self, height: int, width: int, sharey: bool = False) -> Any:
+        """Axes (height, width), wherever they stand."""
+        rows, columns = (height * width, 1) if self.narrow else (height, width)
+        self.figure.set_size_inches(_PANEL[0] * columns, _PANEL[1] * rows)
+        axes = self.figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+        return axes.reshape(height, width)
+
+    def label_y(self, panels: Any, text: str) -> None:
+        """Name the axis that the panels of a row share."""
+        for axes in panels if self.narrow else panels[:1]:
+            axes.set_ylabel(text)
+
+    def legend(self, panels: Any) -> None:
+        """One for all panels, below them, each label once."""
+        handles: dict[str, Any] = {}
+        for axes in np.ravel(panels):
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        columns = 1 if self.narrow else min(3, len(handles))
+        lines = -(-len(handles) // columns)
+        self.figure.set_figheight(self.figure.get_figheight() + _LEGEND_LINE * (lines + 1))
+        self.figure.legend(
+            handles=handles.values(),
+            labels=handles.keys(),
+            loc="outside lower center",
+            ncols=columns,
+        )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of an analysis and the table that has its numbers."""
+
+    name: str
+    title: str
+    caption: str
+    table: str
+    draw: Callable[[Canvas, Analysis], None]
+    """Draws on an empty canvas."""
+
+
+def image(picture: Picture, analysis: Analysis, kind: str) -> bytes:
+    """The picture as a file of ``kind``: ``png``, ``svg`` or ``pdf``. Needs matplotlib."""
+    dates = {"svg": "Date", "pdf": "CreationDate"}
+    metadata = {dates[kind]: None} if kind in dates else {}
+    content = io.BytesIO()
+    with _drawn(picture, analysis, style(picture.name, for_page=False)) as figure:
+        figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=metadata)
+    return content.getvalue()
+
+
+def element(picture: Picture, analysis: Analysis, *, narrow: bool) -> str:
+    """The picture as an ``<svg>`` for a page. Needs matplotlib.
+
+    Args:
+        narrow: for a telephone, its panels below one another.
+    """
+    name = f"{analysis.name} {picture.name} {'narrow' if narrow else 'wide'}"
+    with _drawn(picture, analysis, style(name, for_page=True), narrow) as figure:
+        return svg_element(figure, picture.title)
+
+
+@contextmanager
+def _drawn(
+    picture: Picture, analysis: Analysis, settings: dict[Any, Any], narrow: bool = False
+) -> Iterator[Any]:
+    """The figure, while ``settings`` hold."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(settings | _STYLE):
+        figure = Figure(layout="constrained")
+        picture.draw(Canvas(figure, narrow), analysis)
+        yield figure

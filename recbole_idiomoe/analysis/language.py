@@ -1,0 +1,157 @@
+"""``language``: what is left of a run's language model (paper, section 3.1, Figure 3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recbole_idiomoe.analysis.benchmarks import Benchmarks, Scores
+from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.analysis.prompts import text_file
+from recbole_idiomoe.analysis.runs import Run, open_runs
+from recbole_idiomoe.analysis.settings import LanguageSettings
+from recbole_idiomoe.besides import nll_change
+from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.evaluation.language import text_likelihood, tokenizer_name, window_of
+from recbole_idiomoe.measures import device_name, versions
+from recbole_idiomoe.pretrain.evaluation import Likelihood
+
+logger = logging.getLogger(__name__)
+
+
+def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
+    """Likelihood of a text, and scores of benchmarks, of runs and of their untouched backbones.
+
+    Each run is set to text, so that every token takes the text path, and computes in float32 as
+    its backbone does: weights that are equal give figures that are equal to the last bit. A
+    backbone that several runs started from is measured once.
+
+    Returns:
+        Tables ``text`` (a row a run) and ``tasks`` (a row a run, task and metric).
+
+    Raises:
+        IdiomoeError: nothing to measure is named, a text or a benchmark that cannot be read,
+            lm_eval is needed and not installed, a folder that is no run of a language model, or
+            a backbone that is no longer there.
+    """
+    if not (settings.text or settings.lm_eval):
+        raise SettingError(
+            "language: nothing to measure; give --text=FILE, --lm_eval=TASK or both."
+        )
+    text = text_file(settings.text) if settings.text else ""
+    benchmarks = Benchmarks(settings) if settings.lm_eval else None
+    runs: list[dict[str, str]] = []
+    notes = _notes(settings)
+    tables: dict[str, list[Row]] = {"text": [], "tasks": []}
+    untouched: dict[tuple[object, ...], _Measured] = {}
+    device = ""
+    for run in open_runs(folders, settings):
+        lm = run.catalog_lm.lm.float()
+        where = lm.device
+        backbone, tokenizer = run.untouched_backbone()
+        measure = partial(_measured, tokenizer, text, benchmarks, where)
+        if run.origin not in untouched:
+            untouched[run.origin] = measure(backbone)
+        after, before = measure(lm.language_model()), untouched[run.origin]
+        if after.text and before.text:
+            tables["text"].append(_text_row(run.label, after.text, before.text))
+            change = after.text.nll_per_token - before.text.nll_per_token
+            notes.append(_note(run, change, window_of(backbone)))
+            logger.info(notes[-1])
+        tables["tasks"] += _task_rows(run.label, after.scores, before.scores)
+        runs.append(run.about)
+        device = device_name(where)
+    return Analysis(
+        name="language",
+        title="Language kept (section 3.1, Figure 3)",
+        runs=runs,
+        settings=asdict(settings),
+        tables=tables,
+        notes=notes,
+        device=device,
+        versions=versions() | ({"lm_eval": benchmarks.version} if benchmarks else {}),
+    )
+
+
+class _Measured(NamedTuple):
+    """Of one decoder."""
+
+    text: Likelihood | None
+    scores: Scores
+
+
+def _measured(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    benchmarks: Benchmarks | None,
+    device: torch.device,
+    model: PreTrainedModel,
+) -> _Measured:
+    found = text_likelihood(model, tokenizer, text, device) if text else None
+    scores = benchmarks.scores(model.eval().to(device), tokenizer) if benchmarks else {}
+    model.cpu()
+    return _Measured(found, scores)
+
+
+def _text_row(label: str, after: Likelihood, before: Likelihood) -> Row:
+    return {
+        "run": label,
+        "tokens": after.token_num,
+        "bytes": after.byte_num,
+        "nll": after.nll_per_token,
+        "untouched_nll": before.nll_per_token,
+        "nll_change": after.nll_per_token - before.nll_per_token,
+        "bits_per_byte": after.bits_per_byte,
+        "untouched_bits_per_byte": before.bits_per_byte,
+        "bits_change": after.bits_per_byte - before.bits_per_byte,
+    }
+
+
+def _task_rows(label: str, after: Scores, before: Scores) -> list[Row]:
+    return [
+        {
+            "run": label,
+            "task": task,
+            "metric": metric,
+            "examples": score.examples,
+            "score": score.value,
+            "stderr": score.stderr,
+            "untouched_score": before[task, metric].value,
+            "score_change": score.value - before[task, metric].value,
+        }
+        for (task, metric), score in after.items()
+    ]
+
+
+def _note(run: Run, change: float, window: int) -> str:
+    note = (
+        f"{run.label}: {nll_change(change)} nats a token beside its untouched backbone, "
+        f"in windows of {window} tokens of {tokenizer_name(run.catalog_lm.settings)}'s "
+        f"tokenizer that overlap by half; freeze: {run.catalog_lm.settings.freeze}"
+    )
+    if not run.pretrained:
+        note += "; it started from random weights, and had no language to keep"
+    return f"{note}."
+
+
+def _notes(settings: LanguageSettings) -> list[str]:
+    notes = [
+        "Models read text alone, in float32; untouched: the decoder that a run started from, "
+        "before any training here. A change is the run's figure less that one's, and 0 is exact."
+    ]
+    if settings.text:
+        notes.append(
+            f"The text is {Path(settings.text).name}, whole. nll: nats a token, which compares "
+            "between runs of one tokenizer; bits per byte of UTF-8 compare between all."
+        )
+    if settings.lm_eval:
+        part = f"at most {settings.lm_eval_limit} examples" if settings.lm_eval_limit else "all"
+        notes.append(f"Tasks are lm_eval's, with its own prompts and metrics; {part} of each.")
+    return notes

@@ -1,0 +1,58 @@
+"""What all pictures share: their style, and their way into a page.
+
+matplotlib draws them; where it is not installed there are none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from html import escape
+from typing import Any
+
+WITHOUT = "Pictures need matplotlib: pip install recbole_idiomoe[plots], then the same command."
+
+# Told apart by people who see few colours, and on either ground (after Okabe and Ito).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
+MARKERS = "osD^vP*X<>"
+INK = "#0a0b0c"
+"""Of letters and axes; in a page it becomes the colour of the page's text, whatever that is."""
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def style(name: str, *, for_page: bool) -> dict[Any, Any]:
+    """matplotlib's settings for one picture.
+
+    Args:
+        name: its own, so that the same picture is the same file, and no two of a page share ids.
+        for_page: letters stay text, in the page's own type.
+    """
+    return {
+        "text.parse_math": False,  # a row's name may have a dollar sign
+        "svg.fonttype": "none" if for_page else "path",
+        "svg.hashsalt": name,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+        ),
+    }
+
+
+def svg_element(figure: Any, title: str) -> str:
+    """A matplotlib figure as an ``<svg>`` for a page of any ground; ``title`` names it."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    element = text.getvalue()[text.getvalue().index("<svg") :].replace(INK, "currentColor")
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", element)
+    # Every figure has a figure_1; what nothing refers to needs no id.
+    used = set(re.findall(r"#([\w.-]+)", element))
+    element = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", element)
+    return element.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
