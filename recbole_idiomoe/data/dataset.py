@@ -149,9 +149,7 @@ class HistoryDataset(SequentialDataset):
         first, last = self._window_bounds(max_items, lengths, room)
         return Ragged(self.history_items, first, last + 1)
 
-    def training_window_users(
-        self, max_items: int, lengths: np.ndarray, room: int
-    ) -> np.ndarray:
+    def training_window_users(self, max_items: int, lengths: np.ndarray, room: int) -> np.ndarray:
         """The user row of each of :meth:`training_windows`, which has the same arguments."""
         first, _ = self._window_bounds(max_items, lengths, room)
         return self.history_users[first]

@@ -100,8 +100,7 @@ class WindowLoader:
         self._with_text = np.zeros(len(windows), dtype=bool)
         self._asked = [NOTHING] * len(windows)
         self._lengths = {
-            with_text: builder.lengths(self.windows, with_text)
-            for with_text in (False, True)
+            with_text: builder.lengths(self.windows, with_text) for with_text in (False, True)
         }
         self._loader: DataLoader[int] = DataLoader(
             range(len(windows)),  # type: ignore[arg-type]
