@@ -97,7 +97,9 @@ def draw_interactions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Who had what: two arrays of shape ``(interactions,)``, grouped by user; no pair twice."""
     likes = np.minimum(rng.pareto(_TAIL, users), _LONGEST_HISTORY / (_TAIL - 1))
-    lengths = CORE + rng.multinomial(interactions - CORE * users, likes / likes.sum())
+    beyond = interactions - CORE * users
+    likes = np.minimum(likes, likes.sum() * items / (8 * max(beyond, 1)))  # of a tiny shop, not all
+    lengths = CORE + rng.multinomial(beyond, likes / likes.sum())
     popularity = (np.arange(items) + 10.0) ** -0.8
     counts = CORE + rng.multinomial(interactions - CORE * items, popularity / popularity.sum())
     user = np.repeat(np.arange(users), lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,9 +54,12 @@ def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> Ragged:
 
 
 def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
-    """SHA-256 of all that the tokens depend on."""
+    """SHA-256 of all that the tokens depend on: special tokens, as items, are in no text."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules["added_tokens"] = [token for token in rules["added_tokens"] if not token["special"]]
+    rules |= {"padding": None, "truncation": None}
     digest = hashlib.sha256(f"{tokenizers.__version__} {most} {len(texts)}\x1e".encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
+    digest.update(json.dumps(rules).encode())
     for text in texts:
         digest.update(f"\x1e{text}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from recbole_idiomoe.data.atomic_files import AtomicFile
 from recbole_idiomoe.errors import DataError
 
-FIELDS = st.sampled_from(
-    ["a", "i 1", "NA", "NAN", "nan", "", " ", "1", "-2.5", "+3", ".5", "4.", "1e5", "1e400"]
-    + ["1_000", "9" * 31, "٣", "é", "\0", '"', "a" * 4097, "1.5\r", "x\x85y", "\u2028", "a b\v"]
-)
+WORDS = ["a", "i 1", "é", "NA", "NAN", "nan", "", " ", '"', "a" * 4097, "\0"]
+NUMBERS = ["1", "-2.5", "+3", ".5", "4.", "1e5", "1e400", "1_000", "9" * 31, "٣"]
+FIELDS = st.sampled_from([*WORDS, *NUMBERS, "1.5\r", "x\x85y", "\u2028", "a b\v"])
 
 
 def verdict(path: Path, **options: Any) -> str:

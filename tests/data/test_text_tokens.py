@@ -52,6 +52,9 @@ def test_they_are_kept_for_the_same_texts_alone(
     other = AutoTokenizer.from_pretrained(verified_folder(weights=False))
     add_item_tokens(other, ["<|it-[PAD]|>", "<|it-1|>"], 16_384)
     assert rows(text_tokens(other, TEXTS, 8, cache)) == wanted
+    assert len(made) == 3  # an item's token is in no text
+    other.add_tokens(["wooden"])
+    assert rows(text_tokens(other, TEXTS, 8, cache)) != wanted
     assert len(made) == 4
 
 
