@@ -127,8 +127,8 @@ def data_set(data_path: Path, scale: float) -> str:
 def table(mine: Sequence[Stage], theirs: Sequence[Stage], stopped: dict[str, str]) -> str:
     """All stages of both sides, and their ways from files to loaders beside each other."""
     header = ["", "seconds", "peak GiB"]
-    rows = [[one.name, f"{one.seconds:.1f}", f"{one.gib:.2f}"] for one in mine]
-    rows += [[f"RecBole: {one.name}", f"{one.seconds:.1f}", f"{one.gib:.2f}"] for one in theirs]
+    rows = [[one.name, f"{one.seconds:.2f}", f"{one.gib:.2f}"] for one in mine]
+    rows += [[f"RecBole: {one.name}", f"{one.seconds:.2f}", f"{one.gib:.2f}"] for one in theirs]
     lines = [markdown(header, rows), ""]
     lines += [f"{side}: {reason}." for side, reason in stopped.items()]
     if not stopped:
