@@ -64,7 +64,7 @@ class SequenceBuilder:
 
     def __init__(
         self,
-        item_texts: Sequence[Sequence[int]],
+        item_texts: Sequence[Sequence[int] | np.ndarray],
         item_codes: Sequence[Sequence[int] | np.ndarray],
         item_token_offset: int,
         *,
@@ -109,7 +109,7 @@ class SequenceBuilder:
             tokens = tokens + _sums(self._text_lengths, windows)
             is_whole &= tokens <= self.room
         lengths = len(self.instruction) + tokens + self.code_lengths[last] - 1
-        for i in np.flatnonzero(~is_whole):
+        for i in np.flatnonzero(~is_whole).tolist():
             lengths[i] = self.length(windows[i], with_text)
         return lengths
 
