@@ -138,6 +138,14 @@ class Settings:
         64, "longest text of one item, in tokens", low=1, group="text"
     )
 
+    token_cache: str | None = _setting(
+        None,
+        "folder in which the items' texts are kept in tokens, found again by tokenizer and texts, "
+        "so that later runs need not tokenise; null: they are not kept",
+        none=True,
+        group="text",
+    )
+
     # Language model.
     backbone: str = _setting(
         BUNDLED,

@@ -1,5 +1,6 @@
 """RecBole on today's libraries: each test fails without the mend that it is named after."""
 
+import csv
 import os
 import pickle
 import subprocess
@@ -185,6 +186,32 @@ def test_read_quotes_as_text(tiny: Path) -> None:
     assert loaded.item_num == 11
     assert '"Unbalanced' in loaded.field2id_token["title"]
     assert loaded.inter_num == 96
+
+
+def test_the_parser_in_c_reads_what_that_in_python_reads(tmp_path: Path) -> None:
+    from recbole.data.dataset import dataset
+
+    numbers = ["0.1", "1400000000.123456789", "1e22", "-4.9e-324", "2.2250738585072011e-308", ""]
+    numbers += ["123456789012345678901234567890", ".3", "7.", "+5", "NA", "1.7976931348623157e308"]
+    words = ["a", "nan", "", '"odd', 'two "words"', "é", "NA", "'", "0123", "1e5", " x ", "\u2028"]
+    lines = ["name:token\tn:float\tother:token"]
+    lines += [f"{word}\t{number}\tx" for word, number in zip(words, numbers, strict=True)]
+    path = tmp_path / "x.inter"
+    path.write_text("\n".join([*lines, "", "last\t1\t"]), encoding="utf-8")
+    options: dict[str, Any] = {
+        "delimiter": "\t",
+        "usecols": ["name:token", "n:float"],
+        "dtype": {"name:token": str, "n:float": np.float64},
+        "encoding": "utf-8",
+        "engine": "python",
+    }
+    wanted = pd.read_csv(path, quoting=csv.QUOTE_NONE, **options)
+    found = dataset.pd.read_csv(path, **options)
+    pd.testing.assert_frame_equal(found, wanted, check_exact=True)
+    assert len(found) == len(lines)
+    path.write_text("name:token::n:float\nA 1::2.5\n")
+    (row,) = dataset.pd.read_csv(path, **options | {"delimiter": "::"}).to_numpy().tolist()
+    assert row == ["A 1", 2.5]
 
 
 def test_use_current_grad_scaler_and_silence_pandas_3_warnings(tiny: Path) -> None:

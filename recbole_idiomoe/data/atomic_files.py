@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ MISSING = {
 # Python's float() takes more, as 1_000, which pandas does not.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LARGEST = float(np.finfo(np.float32).max)
+_BLOCK = 2**20  # characters that are looked at together
 _LONGEST_LINE = 2**24  # characters; a file without line ends is not held in memory
 
 
@@ -45,7 +46,8 @@ class AtomicFile:
         self.path = path
         self.separator = separator
         self.encoding = encoding or "utf-8"
-        header = next(iter(self._lines()), "")
+        _, begin = next(self._blocks(), (1, ""))
+        header = begin.partition("\n")[0]
         if not header:
             raise DataError(f"{path} is empty; its first line must name columns as name:type.")
         self.columns: dict[str, str] = {}
@@ -117,50 +119,94 @@ class AtomicFile:
         Raises:
             DataError: the first row that does not do.
         """
-        lines, empty = iter(self._lines()), True
-        next(lines)
-        names = list(self.columns)
-        id_columns = [names.index(name) for name in ids]
-        column = None if number is None else names.index(number)
-        separators = {names.index(name): by for name, by in (numbers or {}).items()}
-        for at, line in enumerate(lines, start=2):
-            if not line:
-                continue
-            empty = False
-            row = line.split(self.separator)
-            fault = ""
-            if len(row) != len(names):
-                fault = f"{len(row)} fields, but the header names {len(names)}"
-            elif column is not None and (wrong := _wrong_number(row[column])):
-                fault = f"{number} is {row[column][:60]!r}, {wrong}"
-            elif "\0" in line:
-                fault = "a NUL character, at which pandas ends the field"
-            elif len(line) > csv.field_size_limit() < max(map(len, row)):
-                fault = f"a field of more than {csv.field_size_limit()} characters"
-            else:
-                for i in id_columns:
-                    if row[i] in MISSING:
-                        fault = f"{names[i]} is {row[i]!r}, which RecBole takes for missing"
-                for i, separator in separators.items():
-                    for part in [row[i]] if separator is None else row[i].split(separator):
-                        if part not in MISSING and (wrong := _wrong_number(part)):
-                            fault = f"column {names[i]!r:.60} is {part[:60]!r}, {wrong}"
-            if fault:
-                raise DataError(f"{self.path}, line {at}: {fault}; mend that line.")
+        fault_of = self._row_check(ids, number, numbers or {})
+        suspicious = self._suspicious(ids, number, numbers or {})
+        empty = True
+        for first, block in self._blocks():
+            begin = 0 if first > 1 else (block.find("\n") + 1 or len(block))
+            empty = empty and not block[begin:].strip("\n")
+            for found in suspicious.finditer(block, begin):
+                begin = found.start()
+                end = block.find("\n", begin)
+                line = block[begin : len(block) if end < 0 else end]
+                if line and (fault := fault_of(line)):
+                    at = first + block.count("\n", 0, begin)
+                    raise DataError(f"{self.path}, line {at}: {fault}; mend that line.")
         if empty:
             raise DataError(f"{self.path} has a header but no rows; give it at least one.")
 
-    def _lines(self) -> Any:
-        """The lines without their ends; faults of reading become a :class:`DataError`."""
+    def _row_check(
+        self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
+    ) -> Callable[[str], str]:
+        """A function that says what is wrong with a row; "": nothing."""
+        names = list(self.columns)
+        id_columns = [names.index(name) for name in ids]
+        column = None if number is None else names.index(number)
+        separators = {names.index(name): by for name, by in numbers.items()}
+
+        def fault_of(line: str) -> str:
+            row = line.split(self.separator)
+            if len(row) != len(names):
+                return f"{len(row)} fields, but the header names {len(names)}"
+            if column is not None and (wrong := _wrong_number(row[column])):
+                return f"{number} is {row[column][:60]!r}, {wrong}"
+            if "\0" in line:
+                return "a NUL character, at which pandas ends the field"
+            if len(line) > csv.field_size_limit() < max(map(len, row)):
+                return f"a field of more than {csv.field_size_limit()} characters"
+            fault = ""
+            for i in id_columns:
+                if row[i] in MISSING:
+                    fault = f"{names[i]} is {row[i]!r}, which RecBole takes for missing"
+            for i, separator in separators.items():
+                for part in [row[i]] if separator is None else row[i].split(separator):
+                    if part not in MISSING and (wrong := _wrong_number(part)):
+                        fault = f"column {names[i]!r:.60} is {part[:60]!r}, {wrong}"
+            return fault
+
+        return fault_of
+
+    def _suspicious(
+        self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
+    ) -> re.Pattern[str]:
+        """Where lines begin that are worth a closer look; one regular expression is ten times as
+        fast as a look at every line."""
+        if len(self.separator) != 1:
+            return re.compile("^", re.MULTILINE)
+        separator = re.escape(self.separator)
+        anything = rf"[^{separator}\n\0]{{0,{min(4096, csv.field_size_limit())}}}"
+        missing = "|".join(map(re.escape, sorted(MISSING)))
+        plain_number = r"[+-]?\d{1,30}(?:\.\d{1,30})?"
+        plain = dict.fromkeys(self.columns, anything)
+        for name, by in numbers.items():
+            if by is None:
+                plain[name] = f"(?:{plain_number})?"
+            else:
+                plain[name] = ""  # several: each is looked at
+        for name in ids:
+            plain[name] = rf"(?!(?:{missing})(?:{separator}|$)){anything}"
+        if number is not None:
+            plain[number] = plain_number
+        return re.compile(f"^(?!{separator.join(plain.values())}$)", re.MULTILINE | re.ASCII)
+
+    def _blocks(self) -> Iterator[tuple[int, str]]:
+        """Whole lines, many at a time, and the number of the first of them, from 1.
+
+        Faults of reading become a :class:`DataError`.
+        """
+        at = 1
         try:
             with open(self.path, encoding=self.encoding) as file:
-                for at, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), start=1):
-                    if len(line) == _LONGEST_LINE:
+                while block := file.read(_BLOCK):
+                    block += file.readline(_LONGEST_LINE)
+                    if len(block) >= _LONGEST_LINE:
+                        at += block.count("\n", 0, _BLOCK)
                         raise DataError(
                             f"{self.path}, line {at}: {_LONGEST_LINE} characters and more; that "
                             "is no table of rows, give another file."
                         )
-                    yield line.rstrip("\n")
+                    yield at, block
+                    at += block.count("\n")
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self.path}, line {self._undecodable_line()}: not {self.encoding}; save the "

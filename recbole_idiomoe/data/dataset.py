@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
+from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.errors import SettingError
 
 HISTORY_END = "history_end"
@@ -26,11 +28,12 @@ class HistoryDataset(SequentialDataset):
     """RecBole's ``SequentialDataset`` with its prefixes as views of one array.
 
     Attributes:
-        history_items: every interaction's item, grouped by user and in time order, shape
-            ``(interactions,)``.
-        history_times: when they were, shape ``(interactions,)``, as RecBole reads them: float32.
+        history_users: every interaction's user, in ascending order, shape ``(interactions,)``.
+        history_items: their items, each user's in time order, likewise.
+        history_times: when they were, likewise, as RecBole reads them: float32.
     """
 
+    history_users: np.ndarray
     history_items: np.ndarray
     history_times: np.ndarray
     inter_feat: Any  # a table when loaded, an Interaction once split
@@ -49,7 +52,7 @@ class HistoryDataset(SequentialDataset):
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
 
-        users = self.inter_feat[self.uid_field].numpy()
+        users = self.history_users = self.inter_feat[self.uid_field].numpy()
         self.history_items = self.inter_feat[self.iid_field].numpy()
         self.history_times = self.inter_feat[self.time_field].numpy()
         position = np.arange(len(users))
@@ -58,7 +61,7 @@ class HistoryDataset(SequentialDataset):
         targets = position[~is_first]
         length = np.minimum(targets - first[targets], self.max_item_list_len)
 
-        rows = self.inter_feat[targets]
+        rows = _rows(self.inter_feat, targets)
         rows.update(
             Interaction(
                 {
@@ -68,6 +71,23 @@ class HistoryDataset(SequentialDataset):
             )
         )
         self.inter_feat = rows
+
+    def leave_one_out(self, group_by: str | None, leave_one_mode: str) -> list[HistoryDataset]:
+        """RecBole's split of the rows into those that train, validate and test."""
+        if group_by != self.uid_field or leave_one_mode != "valid_and_test":
+            return super().leave_one_out(group_by, leave_one_mode)
+        # User by user, as they come; of each in the order of the rows.
+        users, _ = pd.factorize(self.inter_feat[self.uid_field].numpy())
+        order = np.argsort(users, kind="stable")
+        users, position = users[order], np.arange(len(order))
+        to_come = np.searchsorted(users, users, side="right") - position - 1
+        before = position - np.searchsorted(users, users, side="left")
+        # Of two rows the second tests, one alone trains.
+        tests = (to_come == 0) & (before >= 1)
+        validates = (to_come == 1) & (before >= 1)
+        self._drop_unused_col()
+        parts = ~(tests | validates), validates, tests
+        return [self.copy(_rows(self.inter_feat, order[part])) for part in parts]
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
@@ -89,6 +109,15 @@ class HistoryDataset(SequentialDataset):
         where = np.where(inside, (ends - lengths)[:, None] + offset, 0)
         return torch.from_numpy(np.where(inside, values[where], 0))
 
+    def known_interactions(self) -> tuple[np.ndarray, np.ndarray]:
+        """User and item of all that this split's rows hold, histories and targets, each once."""
+        ends = self.inter_feat[HISTORY_END].numpy()
+        begins = ends - self.inter_feat[self.item_list_length_field].numpy()
+        size = len(self.history_items) + 1
+        opened = np.bincount(begins, minlength=size) - np.bincount(ends + 1, minlength=size)
+        inside = np.flatnonzero(np.cumsum(opened[:-1]))
+        return self.history_users[inside], self.history_items[inside]
+
     def split_items(self) -> np.ndarray:
         """The items of this split's interactions: of the training split, its users' first too."""
         ends = self.inter_feat[HISTORY_END].numpy()
@@ -102,7 +131,7 @@ class HistoryDataset(SequentialDataset):
         np.maximum.at(last, users, ends)
         return torch.from_numpy((last[users] - ends) % self.max_item_list_len == 0)
 
-    def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> list[np.ndarray]:
+    def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> Ragged:
         """This split's interactions as windows of items, every target in exactly one.
 
         A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets; the
@@ -117,27 +146,47 @@ class HistoryDataset(SequentialDataset):
         Returns:
             Arrays of at least two and at most ``max_items + 1`` item rows.
         """
-        bounds = self._window_bounds(max_items, lengths, room)
-        return [self.history_items[first : last + 1] for _, first, last in bounds]
+        first, last = self._window_bounds(max_items, lengths, room)
+        return Ragged(self.history_items, first, last + 1)
 
-    def training_window_users(self, max_items: int, lengths: np.ndarray, room: int) -> list[int]:
+    def training_window_users(self, max_items: int, lengths: np.ndarray, room: int) -> np.ndarray:
         """The user row of each of :meth:`training_windows`, which has the same arguments."""
-        return [user for user, _, _ in self._window_bounds(max_items, lengths, room)]
+        first, _ = self._window_bounds(max_items, lengths, room)
+        return self.history_users[first]
 
     def _window_bounds(
         self, max_items: int, lengths: np.ndarray, room: int
-    ) -> Iterator[tuple[int, int, int]]:
-        """User, and where the first and the last item stand, of each training window."""
-        ends = self.inter_feat[HISTORY_END].numpy()
-        users = self.inter_feat[self.uid_field].numpy()
-        order = np.argsort(ends)
-        ends, users = ends[order], users[order]
-        starts_user = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
-        for begin, stop in zip(starts_user, np.r_[starts_user[1:], len(ends)], strict=True):
-            first, last = ends[begin] - 1, ends[stop - 1]
-            while last > first:
-                inputs = self.history_items[max(last - max_items, first) : last]
-                newest_first = np.cumsum(lengths[inputs][::-1])
-                count = max(1, int(np.searchsorted(newest_first, room, side="right")))
-                yield int(users[begin]), last - count, last
-                last -= count
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where the first and the last item of each training window stand."""
+        ends = np.sort(self.inter_feat[HISTORY_END].numpy())
+        users = self.history_users[ends]
+        begins_user = np.r_[True, users[1:] != users[:-1]][: len(ends)]
+        first = ends[begins_user] - 1
+        last = ends[np.r_[begins_user[1:], True][: len(ends)]]
+        tokens = np.r_[0, np.cumsum(lengths[self.history_items])]
+        one_window = (last - first <= max_items) & (tokens[last] - tokens[first] <= room)
+        bounds = [(first[one_window], last[one_window])]
+        for begin, end in zip(first[~one_window], last[~one_window], strict=True):
+            several = self._several_windows(begin, end, max_items, lengths, room)
+            bounds.append(tuple(np.array(list(several)).T))
+        firsts, lasts = map(np.concatenate, zip(*bounds, strict=True))
+        # By user, and of each the newest window first.
+        order = np.lexsort((-firsts, self.history_users[firsts]))
+        return firsts[order], lasts[order]
+
+    def _several_windows(
+        self, first: int, last: int, max_items: int, lengths: np.ndarray, room: int
+    ) -> Iterator[tuple[int, int]]:
+        """Where the windows of the user begin and end whose items stand from first to last."""
+        while last > first:
+            inputs = self.history_items[max(last - max_items, first) : last]
+            newest_first = np.cumsum(lengths[inputs][::-1])
+            count = max(1, int(np.searchsorted(newest_first, room, side="right")))
+            yield last - count, last
+            last -= count
+
+
+def _rows(interactions: Interaction, index: np.ndarray) -> Interaction:
+    """``interactions[index]``, which would go through a list of Python's numbers."""
+    where = torch.from_numpy(index)
+    return Interaction({name: interactions[name][where] for name in interactions})

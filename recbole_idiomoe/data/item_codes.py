@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, encode_text, item_token, item_tokens
@@ -22,7 +24,7 @@ logger = logging.getLogger(__name__)
 class ItemCodes:
     """The tokens of every item, and the item tokens that they are made of."""
 
-    codes: list[np.ndarray]
+    codes: Sequence[np.ndarray]
     """Token ids that stand for each item, per catalogue row; no item's begin another's."""
     names: list[str]
     """What the tokenizer calls the item tokens, one for each row of the item table."""
@@ -112,7 +114,7 @@ def codes_of(
 def atomic_codes(catalog: Catalog, item_token_offset: int) -> ItemCodes:
     """A token for each item (paper, section 3.2.1)."""
     rows = np.arange(item_token_offset, item_token_offset + catalog.item_num)
-    return ItemCodes(list(rows[:, None]), item_tokens(catalog.item_ids))
+    return ItemCodes(Ragged.joined(rows, np.ones_like(rows)), item_tokens(catalog.item_ids))
 
 
 def semantic_codes(semantic_ids: SemanticIds, item_token_offset: int) -> ItemCodes:

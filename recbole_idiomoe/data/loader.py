@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
 
 # Windows are sorted by length inside pools of this many batches: long enough for little
@@ -88,7 +89,7 @@ class WindowLoader:
         device: torch.device | str = "cpu",
         queries: Sequence[Sequence[np.ndarray]] = (),
     ) -> None:
-        self.windows = windows
+        self.windows = Ragged.of(windows)
         self.queries = queries
         self.builder = builder
         self.max_batch_tokens = max_batch_tokens
@@ -99,8 +100,7 @@ class WindowLoader:
         self._with_text = np.zeros(len(windows), dtype=bool)
         self._asked = [NOTHING] * len(windows)
         self._lengths = {
-            with_text: np.array([builder.length(w, with_text) for w in windows])
-            for with_text in (False, True)
+            with_text: builder.lengths(self.windows, with_text) for with_text in (False, True)
         }
         self._loader: DataLoader[int] = DataLoader(
             range(len(windows)),  # type: ignore[arg-type]

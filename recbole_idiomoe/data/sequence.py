@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.errors import SettingError
 
 TEXT, ITEM = 0, 1
@@ -63,7 +64,7 @@ class SequenceBuilder:
 
     def __init__(
         self,
-        item_texts: Sequence[Sequence[int]],
+        item_texts: Sequence[Sequence[int] | np.ndarray],
         item_codes: Sequence[Sequence[int] | np.ndarray],
         item_token_offset: int,
         *,
@@ -74,10 +75,9 @@ class SequenceBuilder:
         self.item_token_offset = item_token_offset
         self.item_first = item_first
         self.max_tokens = max_tokens
-        self._texts = [np.asarray(text, dtype=np.int64) for text in item_texts]
-        self._codes = [np.asarray(code, dtype=np.int64) for code in item_codes]
-        self._text_lengths = np.array([len(text) for text in self._texts])
-        self.code_lengths = np.array([len(code) for code in self._codes])
+        self._texts, self._codes = Ragged.of(item_texts), Ragged.of(item_codes)
+        self._text_lengths = self._texts.lengths
+        self.code_lengths = self._codes.lengths
         longest = int(self.code_lengths.max())
         # Whichever item comes next, all its tokens but the last follow what predicts them.
         self._tail = longest - 1
@@ -99,6 +99,19 @@ class SequenceBuilder:
         items, text_lengths = self._fit(window[:-1], with_text, self.room)
         kept = self.code_lengths[items].sum() + text_lengths.sum()
         return len(self.instruction) + int(kept + self.code_lengths[window[-1]]) - 1
+
+    def lengths(self, windows: Ragged, with_text: bool = True) -> np.ndarray:
+        """:meth:`length` of each of ``windows``, shape ``(windows,)``."""
+        last = windows.values[windows.stops - 1]
+        tokens = _sums(self.code_lengths, windows)
+        is_whole = tokens <= self.room
+        if with_text:
+            tokens = tokens + _sums(self._text_lengths, windows)
+            is_whole &= tokens <= self.room
+        lengths = len(self.instruction) + tokens + self.code_lengths[last] - 1
+        for i in np.flatnonzero(~is_whole).tolist():
+            lengths[i] = self.length(windows[i], with_text)
+        return lengths
 
     def build(
         self, items: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
@@ -180,6 +193,13 @@ class SequenceBuilder:
         lengths = np.minimum(lengths, max(_even_cap(lengths, room), MIN_TEXT_TOKENS))
         newest_first = np.cumsum(lengths[::-1])[::-1]
         return items, np.where(newest_first <= room, lengths, 0)
+
+
+def _sums(of_item: np.ndarray, windows: Ragged) -> np.ndarray:
+    """``of_item`` summed over the items of each window but the last."""
+    sums = np.r_[0, np.cumsum(of_item[windows.values])]
+    found: np.ndarray = sums[windows.stops - 1] - sums[windows.starts]
+    return found
 
 
 def _even_cap(lengths: np.ndarray, room: int) -> int:

@@ -19,6 +19,8 @@ from recbole_idiomoe.errors import BackboneError, SettingError
 from recbole_idiomoe.threads import one_thread
 
 BATCH_TEXTS = 64
+# Word pairs grow with the texts, and every one of them costs an SVD several rows of its width.
+FITTED_TEXTS = 2**16
 
 
 def item_vectors(
@@ -68,8 +70,12 @@ def item_vectors(
 def _tfidf(texts: list[str], known: list[str], dim: int, seed: int) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and word pairs, then a truncated SVD.
 
-    Words, their weights and the axes are those of the ``known`` texts.
+    Words, their weights and the axes are those of the ``known`` texts, or, where these are more
+    than ``FITTED_TEXTS``, of as many of them that ``seed`` draws.
     """
+    if len(known) > FITTED_TEXTS:
+        drawn = np.random.default_rng(seed).choice(len(known), FITTED_TEXTS, replace=False)
+        known = [known[i] for i in np.sort(drawn)]
     vectorizer = TfidfVectorizer(
         sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(known) > 100 else 1
     )

@@ -8,6 +8,7 @@ the loader names (``recbole/trainer/trainer.py:536``); so the loader is where it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,11 @@ from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import SequentialDataset
 
+from recbole_idiomoe.data.dataset import HistoryDataset
 from recbole_idiomoe.errors import SettingError
+
+ROWS = 65_536
+"""Rows of histories that are looked at together."""
 
 EvalBatch = tuple[Any, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor, torch.Tensor]
 
@@ -26,24 +31,49 @@ class SeenItems:
     """Which items each user had in the given splits, as one flat array with offsets."""
 
     def __init__(self, splits: Sequence[SequentialDataset]) -> None:
-        users, items = [], []
-        for split in splits:
-            for start in range(0, len(split), 4096):
-                rows = split[np.arange(start, min(start + 4096, len(split)))]
-                history = rows[split.item_id_list_field].numpy()
-                row, column = np.nonzero(history)
-                row_users = rows[split.uid_field].numpy()
-                users += [row_users, row_users[row]]
-                items += [rows[split.iid_field].numpy(), history[row, column]]
         # One number a pair: sorting numbers is ten times as fast as sorting columns.
-        item_num = splits[0].item_num
-        pairs = np.unique(np.concatenate(users) * item_num + np.concatenate(items))
-        self.items = pairs % item_num
-        self.offsets = np.searchsorted(pairs // item_num, np.arange(splits[0].user_num + 1))
+        self._item_num, self._user_num = splits[0].item_num, splits[0].user_num
+        self._keep(_distinct(np.concatenate([_pairs(split) for split in splits])))
+
+    def with_split(self, split: SequentialDataset) -> SeenItems:
+        """These, and those of another split."""
+        more = copy.copy(self)
+        more._keep(_distinct(np.concatenate((self._pairs, _pairs(split)))))
+        return more
+
+    def _keep(self, pairs: np.ndarray) -> None:
+        self._pairs = pairs
+        self.items = pairs % self._item_num
+        self.offsets = np.searchsorted(pairs // self._item_num, np.arange(self._user_num + 1))
 
     def of(self, user: int) -> np.ndarray:
         """Item rows that ``user`` had, sorted, each once."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+
+def _distinct(numbers: np.ndarray) -> np.ndarray:
+    """Each once, ascending: ``np.unique``, which takes its time with a table of hashes."""
+    ordered = np.sort(numbers)
+    distinct: np.ndarray = ordered[np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)]]
+    return distinct
+
+
+def _pairs(split: SequentialDataset) -> np.ndarray:
+    """``user * item_num + item`` of all that the rows of ``split`` hold; some may repeat."""
+    if isinstance(split, HistoryDataset):
+        users, items = split.known_interactions()
+        return users * split.item_num + items
+    rows, found = split.inter_feat, []
+    # Every prefix has the items of those before it: what they repeat goes, piece by piece.
+    for start in range(0, len(rows), ROWS):
+        users, targets, histories = (
+            rows[field][start : start + ROWS].numpy()
+            for field in (split.uid_field, split.iid_field, split.item_id_list_field)
+        )
+        row, column = np.nonzero(histories)
+        pairs = np.concatenate((users, users[row])) * split.item_num
+        found.append(_distinct(pairs + np.concatenate((targets, histories[row, column]))))
+    return np.concatenate(found)
 
 
 class SeenItemMask:
@@ -78,12 +108,13 @@ def mask_seen_items(config: Config, train_data: Any, valid_data: Any, test_data:
     Raises:
         SettingError: the evaluation samples its candidates instead of ranking all items.
     """
-    known = [train_data._dataset]
+    seen = SeenItems([train_data._dataset])
     for loader in (valid_data, test_data):
         if not isinstance(loader, FullSortEvalDataLoader):
             raise SettingError(
                 "mask_seen=True needs the full ranking, eval_args.mode: full; the candidates here "
                 f"are {config['eval_args']['mode']}. Set mask_seen=False to keep them."
             )
-        loader.collate_fn = SeenItemMask(loader.collate_fn, SeenItems(known), loader.uid_field)
-        known.append(loader._dataset)
+        loader.collate_fn = SeenItemMask(loader.collate_fn, seen, loader.uid_field)
+        if loader is valid_data:
+            seen = seen.with_split(loader._dataset)

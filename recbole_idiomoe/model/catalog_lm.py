@@ -26,6 +26,7 @@ from recbole_idiomoe.data.sequence import (
     collate,
 )
 from recbole_idiomoe.data.text_encoder import item_vectors
+from recbole_idiomoe.data.text_tokens import text_tokens
 from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.files import folder_written_aside
 from recbole_idiomoe.lm import (
@@ -393,11 +394,10 @@ class CatalogLM(nn.Module):
                 context,
             )
             max_tokens = context
-        instruction, *texts = encode_text(
-            self.tokenizer, [settings.instruction or "", *catalog.texts]
-        )
+        (instruction,) = encode_text(self.tokenizer, [settings.instruction or ""])
+        most = settings.max_item_text_tokens
         return SequenceBuilder(
-            [text[: settings.max_item_text_tokens] for text in texts],
+            text_tokens(self.tokenizer, catalog.texts, most, settings.token_cache),
             item_codes.codes,
             self.lm.config.item_token_offset,
             instruction=instruction,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
@@ -27,12 +28,12 @@ class LossWatch:
     Args:
         folder: the run's.
         dataset: the training split, which knows the users by name.
-        users: the user row of every training window.
+        users: the user row of every training window, shape ``(windows,)``.
         sampler: which windows are in which step.
     """
 
     def __init__(
-        self, folder: Path, dataset: Any, users: Sequence[int], sampler: WindowSampler
+        self, folder: Path, dataset: Any, users: np.ndarray, sampler: WindowSampler
     ) -> None:
         self._folder, self._dataset = folder, dataset
         self._users, self._sampler = users, sampler
@@ -55,8 +56,10 @@ class LossWatch:
 
     def _of(self, step: int) -> list[int]:
         """User rows of a step, from 0; there are none before the first."""
-        windows = self._sampler.batches[step].tolist() if step >= 0 else []
-        return [self._users[window] for window in windows]
+        if step < 0:
+            return []
+        users: list[int] = self._users[self._sampler.batches[step]].tolist()
+        return users
 
 
 def watch_loss(trainer: Any, dataset: Any, folder: Path) -> None:

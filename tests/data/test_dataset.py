@@ -76,6 +76,55 @@ def test_windows_train_on_each_of_sasrecs_targets_once(
     assert expected == found
 
 
+def plain_windows(train: Any, max_items: int, lengths: np.ndarray, room: int) -> list[Any]:
+    """User by user, the newest window first, item by item."""
+    found = []
+    rows = train.inter_feat
+    for user in np.unique(rows["user_id"]):
+        ends = rows["history_end"][rows["user_id"] == user].numpy()
+        first, last = ends.min() - 1, ends.max()
+        while last > first:
+            begin, tokens = last, 0
+            while begin > first and last - begin < max_items:
+                tokens += lengths[train.history_items[begin - 1]]
+                if tokens > room and begin < last:
+                    break
+                begin -= 1
+            found.append((int(user), train.history_items[begin : last + 1].tolist()))
+            last = begin
+    return found
+
+
+@pytest.mark.parametrize(("max_items", "room"), [(5, 99), (50, 999), (50, 20), (5, 3), (4, 1)])
+@pytest.mark.parametrize("data", ["ml_100k", "tied"])
+def test_windows_are_those_of_the_plain_way(
+    data: str, max_items: int, room: int, request: pytest.FixtureRequest
+) -> None:
+    train = request.getfixturevalue(data)["HistoryDataset"][0]
+    limits = max_items, np.arange(train.item_num) % 3 + 1, room
+    users, windows = train.training_window_users(*limits), train.training_windows(*limits)
+    found = [(user, w.tolist()) for user, w in zip(users.tolist(), windows, strict=True)]
+    assert found == plain_windows(train, *limits)
+
+
+@pytest.mark.parametrize("split", [0, 1, 2], ids=["train", "valid", "test"])
+@pytest.mark.parametrize("data", ["ml_100k", "tied"])
+def test_what_rows_hold_is_what_recboles_hold(
+    data: str, split: int, request: pytest.FixtureRequest
+) -> None:
+    splits = request.getfixturevalue(data)
+    theirs, ours = splits["SequentialDataset"][split], splits["HistoryDataset"][split]
+    held = set()
+    for user, target, items, length in zip(
+        *(theirs.inter_feat[f].tolist() for f in ("user_id", "item_id", "item_id_list")),
+        theirs.inter_feat["item_length"].tolist(),
+        strict=True,
+    ):
+        held |= {(user, item) for item in [target, *items[:length]]}
+    users, items = ours.known_interactions()
+    assert set(zip(users.tolist(), items.tolist(), strict=True)) == held
+
+
 def test_no_window_reaches_into_validation_or_test(ml_100k: Splits) -> None:
     train, *held_out = ml_100k["HistoryDataset"]
     first_held_out = {}

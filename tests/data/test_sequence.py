@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.data.sequence import (
     ITEM,
     MIN_TEXT_TOKENS,
@@ -264,3 +265,17 @@ def test_training_and_use_read_the_same_context(item_first: bool) -> None:
     for n, at in enumerate(trained.predict_at, start=1):
         used = b.build(window[:n])
         assert used.input_ids.tolist() == trained.input_ids[: at + 1].tolist()
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=12), min_size=1, max_size=8),
+    st.integers(5, 40),
+    st.booleans(),
+)
+def test_lengths_of_many_windows_are_those_of_each(
+    windows: list[list[int]], max_tokens: int, with_text: bool
+) -> None:
+    for codes in (SPELT, [[OFFSET + row] for row in range(4)]):
+        b = SequenceBuilder(TEXTS, codes, OFFSET, instruction=[50], max_tokens=max_tokens)
+        each = [b.length(np.array(window), with_text) for window in windows]
+        assert b.lengths(Ragged.of(windows), with_text).tolist() == each

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from recbole_idiomoe.data import text_encoder
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.text_encoder import item_vectors
 
@@ -35,3 +36,14 @@ def test_items_in_between_that_were_not_trained_on_are_vectors_too() -> None:
     alone = item_vectors(Catalog(texts, texts, texts), "tfidf", dim=5)
     assert np.array_equal(found[kept], alone)
     assert found[untrained].any(axis=1).all()
+
+
+def test_of_many_texts_some_decide_and_all_have_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = item_vectors(CATALOG, "tfidf", dim=5, seed=3)
+    monkeypatch.setattr(text_encoder, "FITTED_TEXTS", len(TEXTS) - 2)  # as many as have text
+    assert np.array_equal(item_vectors(CATALOG, "tfidf", dim=5, seed=3), every)
+    monkeypatch.setattr(text_encoder, "FITTED_TEXTS", 9)
+    some = item_vectors(CATALOG, "tfidf", dim=5, seed=3)
+    assert np.array_equal(item_vectors(CATALOG, "tfidf", dim=5, seed=3), some)
+    assert not np.array_equal(item_vectors(CATALOG, "tfidf", dim=5, seed=4), some)
+    assert some[1:13].any(axis=1).all() and not some[[0, 13]].any()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
@@ -10,6 +11,7 @@ from recbole.utils import init_seed
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.evaluation import seen_items
 from recbole_idiomoe.evaluation.seen_items import SeenItems, mask_seen_items
 from recbole_idiomoe.registry import get_dataset_class, get_model, get_trainer
 from tests.helpers import SMALL_ML_100K
@@ -53,6 +55,17 @@ def test_the_mask_reaches_beyond_the_longest_history_that_is_read() -> None:
     histories = raw_histories()
     for user in valid._dataset.inter_feat["user_id"].tolist():
         assert sorted(seen.of(user)) == sorted(set(histories[user][:-2]))
+
+
+@pytest.mark.parametrize("model", ["SASRec", "IDIOMoE"])
+def test_pieces_and_splits_make_the_whole(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, train, valid, _ = loaders(model, MAX_ITEM_LIST_LENGTH=3)
+    splits = [train._dataset, valid._dataset]
+    whole = SeenItems(splits)
+    monkeypatch.setattr(seen_items, "ROWS", 7)
+    for made in (SeenItems(splits), SeenItems(splits[:1]).with_split(splits[1])):
+        np.testing.assert_array_equal(made.items, whole.items)
+        np.testing.assert_array_equal(made.offsets, whole.offsets)
 
 
 def test_sampled_candidates_are_refused() -> None:

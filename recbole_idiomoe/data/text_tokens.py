@@ -1,0 +1,80 @@
+"""The items' texts in tokens: made by all of the machine's cores, and kept from run to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import tokenizers
+
+from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.lm.vocabulary import encode_text
+
+logger = logging.getLogger(__name__)
+
+# What the tokenizer says of a text besides its tokens takes hundreds of times their room.
+TEXTS_AT_ONCE = 8192
+
+
+def text_tokens(
+    tokenizer: Any, texts: Sequence[str], most: int, cache: str | None = None
+) -> Ragged:
+    """Token ids of each text, the first ``most`` of them; see :func:`encode_text`.
+
+    Args:
+        cache: folder in which they are kept, under a name made from tokenizer and texts; None:
+            they are not. What cannot be read there is made and written anew.
+    """
+    if cache is None or not hasattr(tokenizer, "backend_tokenizer"):
+        return _tokenise(tokenizer, texts, most)
+    path = Path(cache) / f"{_fingerprint(tokenizer, texts, most)}.npz"
+    found = _read(path, len(texts))
+    if found is None:
+        found = _tokenise(tokenizer, texts, most)
+        with written_aside(path) as aside, open(aside, "wb") as file:
+            np.savez(file, values=found.values, lengths=found.lengths)
+    return found
+
+
+def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> Ragged:
+    pieces, lengths = [np.zeros(0, dtype=np.int32)], []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        rows = encode_text(tokenizer, list(texts[start : start + TEXTS_AT_ONCE]))
+        cut = [row[:most] for row in rows]
+        lengths += [len(row) for row in cut]
+        pieces.append(np.array([token for row in cut for token in row], dtype=np.int32))
+    return Ragged.joined(np.concatenate(pieces), np.array(lengths, dtype=np.int64))
+
+
+def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
+    """SHA-256 of all that the tokens depend on: special tokens, as items, are in no text."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules["added_tokens"] = [token for token in rules["added_tokens"] if not token["special"]]
+    rules |= {"padding": None, "truncation": None}
+    digest = hashlib.sha256(f"{tokenizers.__version__} {most} {len(texts)}\x1e".encode())
+    digest.update(json.dumps(rules).encode())
+    for text in texts:
+        digest.update(f"\x1e{text}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _read(path: Path, count: int) -> Ragged | None:
+    """What :func:`text_tokens` kept of ``count`` texts; None: nothing that can be used."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values, lengths = arrays["values"], arrays["lengths"]
+        if len(lengths) != count or lengths.sum() != len(values):
+            raise ValueError
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        logger.warning("%s is damaged (%s) and is made anew", path, type(error).__name__)
+        return None
+    return Ragged.joined(values, lengths)
