@@ -15,7 +15,7 @@ import csv
 import functools
 import warnings
 from pickle import UnpicklingError
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,18 @@ def undo_anomaly_detection() -> None:
     import recbole.model.sequential_recommender  # noqa: F401  the line runs once, now
 
     torch.autograd.set_detect_anomaly(False)
+
+
+def leave_out_tensorboard() -> None:
+    """``trainer/trainer.py:113``: every trainer opens a file for tensorboard, in every process.
+
+    Not among what :func:`apply` does: for processes that are not to write.
+    """
+    from recbole.trainer import trainer
+
+    trainer.get_tensorboard = lambda logger: SimpleNamespace(
+        add_scalar=lambda *args: None, add_hparams=lambda *args: None
+    )
 
 
 def silence_pandas_3_warnings() -> None:
