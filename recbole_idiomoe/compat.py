@@ -146,12 +146,13 @@ def extract_into_the_folder() -> None:
 
 
 def skip_lonely_barrier() -> None:
-    """``data/dataset/dataset.py:252``: a download ends in a barrier, process group or not."""
+    """``data/dataset/dataset.py:252``: a download ends in a barrier, process group or not.
+
+    Of several processes of ours, one downloads before the others look.
+    """
     from recbole.data.dataset import dataset
 
-    def barrier(*args: Any, **options: Any) -> Any:
-        if torch.distributed.is_initialized():
-            return torch.distributed.barrier(*args, **options)
+    def barrier() -> None:
         return None
 
     dataset.torch = stand_in(torch, distributed=stand_in(torch.distributed, barrier=barrier))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -175,6 +176,8 @@ def as_one(main: Callable[[], int]) -> int:
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_main():  # where there is no agent of torchrun's, it has what is_first_to_say asks
+            time.sleep(1)
         os._exit(code)
     dist.destroy_process_group()
     return code
