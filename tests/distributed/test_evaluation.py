@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,6 @@ from recbole_idiomoe.run_folder import MIX_RANKS_FILE, RANKS_FILE
 from tests.distributed.ranks import runs, started
 from tests.training.cycle import TINY, write_cycle
 
-# 33 users: batches of 7 are five, the last of them short; 256 is one for two processes.
-BATCHES = (7, 16, 256)
 ALSO: dict[str, dict[str, Any]] = {
     "mixed": {"mix": "TransitionCounter"},
     "cold start": {"cold_start": 0.2},
@@ -43,18 +42,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / result["folder"] for name, result in found}
 
 
+# 33 users: batches of 7 are five, the last of them short; 256 is one for two processes.
+AGAIN = [
+    ("mixed", {"eval_batch_size": 7}),
+    ("mixed", {"eval_batch_size": 7, "sharding": "fsdp2"}),
+    ("mixed", {"eval_batch_size": 256, "sharding": "fsdp2"}),
+    ("cold start", {"eval_batch_size": 7}),
+]
+
+
 def measured_again(ranks: int, trained: dict[str, Path], place: Path) -> list[dict[str, Any]]:
     """Copies of finished runs, which have nothing left but to be tested."""
-    asked: list[dict[str, Any]] = [
-        {"settings": {"eval_batch_size": size, "sharding": sharding}, "resume": "mixed"}
-        for size in BATCHES
-        for sharding in ("ddp", "fsdp2")
-    ]
-    asked += [{"settings": {"eval_batch_size": size}, "resume": "cold start"} for size in BATCHES]
-    for number, arguments in enumerate(asked):
-        copied = place / str(number)
-        shutil.copytree(trained[arguments["resume"]], copied)
-        arguments["resume"] = copied
+    asked = []
+    for number, (name, settings) in enumerate(AGAIN):
+        copied = shutil.copytree(trained[name], place / str(number))
+        asked.append({"resume": copied, "settings": settings})
     results: list[dict[str, Any]] = started(ranks, place, runs, *asked).given()[0]
     return results
 
@@ -112,7 +114,7 @@ def test_every_batch_goes_to_one_process_as_it_is(rows: int, step: int, ranks: i
             patch.setattr(distributed, "rank", lambda rank=rank: rank)
             with shared(loader):
                 dealt.append(list(loader))
-            parts.append((own_rows(loader), torch.tensor(sum(dealt[-1], [])) * 10))
+            parts.append((own_rows(loader), 10 * torch.tensor([*chain(*dealt[-1])])))
         assert list(loader) == whole
         assert len({len(batches) for batches in dealt}) == 1  # all do as many passes
         assert all(batch in whole for batches in dealt for batch in batches)
