@@ -179,7 +179,8 @@ def as_one(main: Callable[[], int]) -> int:
         if is_main():  # where there is no agent of torchrun's, it has what is_first_to_say asks
             time.sleep(1)
         os._exit(code)
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return code
 
 
