@@ -40,10 +40,17 @@ def start() -> None:
 
     Raises:
         IdiomoeError: the launcher's variables are incomplete.
+        SettingError: Accelerate is told to cut the model in a way of its own.
     """
     global _objects
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _objects is not None:
         return
+    for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
+            raise SettingError(
+                f"accelerate launch is told to use {way}: leave that out; where the model does not "
+                "fit, give --sharding=fsdp2 to this command."
+            )
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
@@ -167,6 +174,9 @@ def as_one(main: Callable[[], int]) -> int:
     try:
         start()
         code = main()
+    except IdiomoeError as error:
+        code = 2
+        _say(f"error: {error}")
     except BaseException as error:
         code = 1
         if _is_loss_of_another(error):

@@ -173,10 +173,30 @@ def _results(arguments: dict[str, Any]) -> list[dict[str, Any]]:
     return run(**arguments)
 
 
+SCRIPT = str(ROOT / "run_recbole_idiomoe.py")
+environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "code"), [("--multi_gpu", 0), ("--use_fsdp", 1)], ids=["by itself", "as FSDP"]
+)
+def test_accelerate_launches_too(option: str, code: int, data: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "accelerate.commands.launch", option, "--num_processes=2"]
+    line += ["--num_machines=1", SCRIPT, *words(data, "--result_file=result.json")]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "error: accelerate launch is told to use FSDP" in done.stderr
+    else:
+        assert '"device": "2 x ' in (tmp_path / "result.json").read_text()
+
+
 def test_torchrun_ends_when_a_process_is_killed(data: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    line += [str(ROOT / "run_recbole_idiomoe.py"), *words(data, "--epochs=1000")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line += [SCRIPT, *words(data, "--epochs=1000")]
     with open(tmp_path / "said", "w") as said:
         launcher = subprocess.Popen(
             line, cwd=tmp_path, env=environment, stdout=said, stderr=subprocess.STDOUT
