@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 import recbole_idiomoe
@@ -66,6 +68,19 @@ def wanted(data: Path, variant: str = "with text, frozen", **settings: Any) -> d
     return {"models": model, "datasets": "cycle", "settings": chosen}
 
 
+def runs_and_norms(*asked: dict[str, Any]) -> tuple[Any, list[float]]:
+    """Results, and the norm of the gradients at every step: Adam would hide a wrong factor."""
+    norms, original = [], Accelerator.clip_grad_norm_
+
+    def clip_grad_norm_(*args: Any, **options: Any) -> Any:
+        norm = original(*args, **options)
+        norms.append(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
+        return norm
+
+    Accelerator.clip_grad_norm_ = clip_grad_norm_
+    return runs(*asked), norms
+
+
 def losses(result: dict[str, Any]) -> list[float]:
     state = torch.load(Path(result["folder"]) / STATE_FILE, weights_only=True)
     return [state["train_losses"][epoch] for epoch in range(len(state["train_losses"]))]
@@ -90,12 +105,13 @@ def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What one process makes of every variant."""
+def of_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process makes of every variant, and the ``norms`` on the way."""
     folder = tmp_path_factory.mktemp("one")
-    [results] = started(1, folder, runs, *(wanted(data, name) for name in VARIANTS)).given()
+    asked = [wanted(data, name) for name in VARIANTS]
+    [(results, norms)] = started(1, folder, runs_and_norms, *asked).given()
     found = zip(VARIANTS, results, strict=True)
-    return {name: in_folder(result, folder) for name, result in found}
+    return {name: in_folder(result, folder) for name, result in found} | {"norms": norms}
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
@@ -103,7 +119,8 @@ def test_two_processes_train_as_one(
     sharding: str, data: Path, tmp_path: Path, of_one: dict[str, Any]
 ) -> None:
     asked = [wanted(data, name, sharding=sharding) for name in VARIANTS]
-    first, second = started(2, tmp_path, runs, *asked).given()
+    (first, norms), (second, _) = started(2, tmp_path, runs_and_norms, *asked).given()
+    np.testing.assert_allclose(norms, of_one["norms"], rtol=1e-4)
     for name, result, other in zip(VARIANTS, first, second, strict=True):
         assert result["test_result"] == other["test_result"], name
         assert_alike(of_one[name], in_folder(result, tmp_path))
