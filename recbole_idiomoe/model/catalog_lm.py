@@ -384,8 +384,7 @@ class CatalogLM(nn.Module):
     @property
     def uses_bf16(self) -> bool:
         """Whether the decoder computes in bfloat16; item scores never do."""
-        precision = self.settings.precision
-        return precision == "bf16" or (precision == "auto" and self.lm.device.type == "cuda")
+        return computes_in_bf16(self.settings, self.lm.device)
 
     def autocast(self) -> torch.autocast:
         """Where the decoder is to compute in the precision that ``settings`` say."""
@@ -413,6 +412,11 @@ class CatalogLM(nn.Module):
             item_first=settings.segment_order == "ID text",
             max_tokens=max_tokens,
         )
+
+
+def computes_in_bf16(settings: Settings, device: torch.device) -> bool:
+    """Whether a decoder with ``settings`` computes in bfloat16 on ``device``."""
+    return settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
 
 
 def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:

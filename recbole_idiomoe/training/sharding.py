@@ -27,7 +27,7 @@ from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.progress import no_progress_bars
-from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.model.catalog_lm import CatalogLM, computes_in_bf16
 from recbole_idiomoe.settings import Settings
 
 
@@ -54,7 +54,7 @@ def shard(model: CatalogLM, device: torch.device) -> None:
         "reshard_after_forward": True,
     }
     blocks = dict(options)
-    if model.uses_bf16:
+    if computes_in_bf16(model.settings, device):
         # What autocast makes of them anyway, in half the bytes; the residual stream stays float32.
         blocks["mp_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False

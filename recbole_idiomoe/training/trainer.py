@@ -31,6 +31,7 @@ from recbole_idiomoe.evaluation.sharing import SharedCollector, shared
 from recbole_idiomoe.files import new_folder
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
+from recbole_idiomoe.model.catalog_lm import computes_in_bf16
 from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
 from recbole_idiomoe.model.new_items import place_unseen_items
 from recbole_idiomoe.run_folder import read_run, write_run
@@ -87,7 +88,7 @@ class IdiomoeTrainer(Trainer):
         self.settings = model.catalog_lm.settings
         self.accelerator = Accelerator(
             cpu=config["device"].type == "cpu",
-            mixed_precision="bf16" if model.catalog_lm.uses_bf16 else "no",
+            mixed_precision="bf16" if computes_in_bf16(self.settings, config["device"]) else "no",
             kwargs_handlers=[
                 DistributedDataParallelKwargs(
                     # Such as experts in a batch without their type, a head where no text is learnt.
