@@ -16,22 +16,24 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCa
 from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.progress import no_progress_bars
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"vocab_size": 151_936, "hidden_size": 64, "intermediate_size": 128}
+    | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "0.5b": {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864}
+    | {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2},
+    "7b": {"vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944}
+    | {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+    | {"tie_word_embeddings": False},
+}
 
-def qwen(tiny: bool = False, device: str = "cpu") -> PreTrainedModel:
-    """Qwen2.5-0.5B's architecture with random weights; ``tiny``: with few neurons.
+
+def qwen(tiny: bool = False, device: str = "cpu", shape: str = "0.5b") -> PreTrainedModel:
+    """Qwen2.5's architecture with random weights; ``tiny``: with few neurons.
 
     As in its checkpoint, weights are of bfloat16's precision, here held in float32.
     """
-    shape = (
-        {"vocab_size": 151_936, "hidden_size": 64, "intermediate_size": 128}
-        | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-        if tiny
-        else {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864}
-        | {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2}
-    )
-    config = Qwen2Config(
-        **shape, max_position_embeddings=32_768, rope_theta=1e6, tie_word_embeddings=True
-    )
+    sizes = {"tie_word_embeddings": True} | SHAPES["tiny" if tiny else shape]
+    config = Qwen2Config(**sizes, max_position_embeddings=32_768, rope_theta=1e6)
     torch.manual_seed(0)
     with torch.device(device):
         return Qwen2ForCausalLM(config).to(torch.bfloat16).float()

@@ -156,6 +156,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         "--profile", action="store_true", help="where the steps of ours go, by kind of kernel"
     )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.set_defaults(shape="0.5b")
     given = parser.parse_args(arguments)
     if given.tiny:
         given.steps, given.warmup = given.steps or 1, 1

@@ -32,6 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loader import WindowLoader
@@ -39,6 +40,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.registry import get_model, get_trainer
+from recbole_idiomoe.training.sharding import is_sharded
 
 SETTINGS: dict[str, Any] = {
     "item_warmup": 0.0,  # text from the first epoch on
@@ -106,17 +108,27 @@ def ours(given: Namespace) -> Epoch:
 
 def warmed_up(given: Namespace) -> tuple[Any, Any]:
     """A trainer of ours after its first steps, and RecBole's loader."""
-    with TemporaryDirectory() as folder:
-        qwen(given.tiny, given.device).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(folder)
+    with TemporaryDirectory() as own:
+        folder = distributed.from_main(lambda: own)
+        distributed.from_main(lambda: save_backbone(given, folder))
         config, train_data = load("IDIOMoE", given, backbone=folder, checkpoint_dir=folder)
-        model = get_model("IDIOMoE")(config, train_data._dataset).to(config["device"])
+        model = get_model("IDIOMoE")(config, train_data._dataset)
+        if not is_sharded(config.settings):
+            model.to(config["device"])
         trainer = get_trainer("IDIOMoE")(config, model)
+        distributed.gathered(None)  # all have read it
     free()
     trainer._prepare(train_data)
     trainer.loader = FirstSteps(trainer.loader, given.warmup)
     trainer._train_epoch(train_data, 0)
     return trainer, train_data
+
+
+def save_backbone(given: Namespace, folder: str) -> None:
+    """A folder that ``backbone`` may name, of half the bytes: its weights lose nothing by it."""
+    qwen(given.tiny, given.device, given.shape).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(folder)
+    free()
 
 
 def profiled(given: Namespace) -> dict[str, float]:

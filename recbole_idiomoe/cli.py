@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
@@ -86,15 +86,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0 is success, 2 an error that the user can mend (one line on stderr) and 130 an
-    interruption. Any other fault is one of ours and keeps its traceback.
+    interruption. Any other fault is one of ours and keeps its traceback. Of several processes
+    that a launcher started, the first prints what is not an error.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _main(words, print, print)
+    # Torch says in every process what may slow it down.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from recbole_idiomoe import distributed
+
+    def answer(text: str, **options: Any) -> None:
+        if distributed.is_main():
+            print(text, **options)
+
+    def complain(line: str, **options: Any) -> None:
+        if distributed.is_first_to_say(line):
+            print(line, **options)
+
+    return distributed.as_one(lambda: _main(words, answer, complain))
+
+
+def _main(
+    arguments: Sequence[str], answer: Callable[..., None], complain: Callable[..., None]
+) -> int:
+    """The exit code.
+
+    Args:
+        answer: prints what was asked for.
+        complain: prints an error.
     """
     try:
-        parsed = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        parsed = parse_arguments(arguments)
         if parsed.flags:
-            print(_answer(parsed.flags), flush=True)
+            answer(_answer(parsed.flags), flush=True)
             return 0
         if parsed.tune is not None:
-            print(_tuned(parsed, parsed.tune))
+            answer(_tuned(parsed, parsed.tune))
             return 0
         from recbole_idiomoe.quick_start import run
         from recbole_idiomoe.report import table
@@ -109,10 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             leaderboard=parsed.leaderboard,
             jobs=parsed.jobs,
         )
-        print(table(results))
+        answer(table(results))
         return 0
     except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader, such as head, has seen enough; Python would complain when it flushes.
@@ -121,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # such as of a log, which others write
         if error.errno not in FULL:
             raise
-        print(f"error: the disk is full ({error}); make room and try again.", file=sys.stderr)
+        complain(f"error: the disk is full ({error}); make room and try again.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -15,7 +15,7 @@ import csv
 import functools
 import warnings
 from pickle import UnpicklingError
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,12 +146,13 @@ def extract_into_the_folder() -> None:
 
 
 def skip_lonely_barrier() -> None:
-    """``data/dataset/dataset.py:252``: a download ends in a barrier, process group or not."""
+    """``data/dataset/dataset.py:252``: a download ends in a barrier, process group or not.
+
+    Of several processes of ours, one downloads before the others look.
+    """
     from recbole.data.dataset import dataset
 
-    def barrier(*args: Any, **options: Any) -> Any:
-        if torch.distributed.is_initialized():
-            return torch.distributed.barrier(*args, **options)
+    def barrier() -> None:
         return None
 
     dataset.torch = stand_in(torch, distributed=stand_in(torch.distributed, barrier=barrier))
@@ -192,6 +193,18 @@ def undo_anomaly_detection() -> None:
     import recbole.model.sequential_recommender  # noqa: F401  the line runs once, now
 
     torch.autograd.set_detect_anomaly(False)
+
+
+def leave_out_tensorboard() -> None:
+    """``trainer/trainer.py:113``: every trainer opens a file for tensorboard, in every process.
+
+    Not among what :func:`apply` does: for processes that are not to write.
+    """
+    from recbole.trainer import trainer
+
+    trainer.get_tensorboard = lambda logger: SimpleNamespace(
+        add_scalar=lambda *args: None, add_hparams=lambda *args: None
+    )
 
 
 def silence_pandas_3_warnings() -> None:

@@ -22,7 +22,7 @@ import torch
 from recbole.config import Config
 from recbole.utils import InputType
 
-from recbole_idiomoe import compat, registry, yaml_files
+from recbole_idiomoe import compat, distributed, registry, yaml_files
 from recbole_idiomoe.config_checks import (
     INTERVALS,
     check_cold_start,
@@ -231,7 +231,10 @@ class RunConfig(Config):  # type: ignore[misc]
             super()._set_default_parameters()
 
     def _init_device(self) -> None:
-        """Choose the device; RecBole ignores ``use_gpu`` and rewrites CUDA_VISIBLE_DEVICES."""
+        """Choose the device; RecBole ignores ``use_gpu`` and rewrites CUDA_VISIBLE_DEVICES.
+
+        Of several processes each has the GPU of its number, whatever ``gpu_id`` names.
+        """
         final, external = self.final_config_dict, self.external_config_dict
         index = str(final["gpu_id"])
         wanted = final["use_gpu"] and index != ""
@@ -243,7 +246,15 @@ class RunConfig(Config):  # type: ignore[misc]
                 "a GPU is asked for (use_gpu or gpu_id) but torch sees none; leave both out, or "
                 "set use_gpu to False, to run on the CPU."
             )
-        if wanted and "gpu_id" in external:
+        if wanted and available and distributed.is_launched():
+            if distributed.local_rank() >= available:
+                raise SettingError(
+                    f"process {distributed.local_rank()} of this machine has no GPU, torch sees "
+                    f"{available}; start as many processes as there are GPUs."
+                )
+            device = torch.device("cuda", distributed.local_rank())
+            torch.cuda.set_device(device)
+        elif wanted and "gpu_id" in external:
             if not index.isdigit() or int(index) >= available:
                 raise SettingError(
                     f"gpu_id={index} must be one number below {available}, the GPUs torch sees."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recbole_idiomoe import __version__
+from recbole_idiomoe import __version__, distributed
 
 if TYPE_CHECKING:
     from recbole_idiomoe.config import RunConfig
@@ -118,10 +118,12 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the number of threads on a CPU."""
+    """The GPU's name, or the number of threads on a CPU; of several processes, how many."""
+    count = distributed.world_size()
+    several = f"{count} x " if count > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
+        return several + torch.cuda.get_device_name()
+    return f"{several}CPU, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from recbole.data import data_preparation
 from recbole.utils import get_local_time, init_logger, init_seed
 from safetensors.torch import save_model
 
-from recbole_idiomoe import yaml_files
+from recbole_idiomoe import compat, distributed, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.config_checks import check_text_file
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
@@ -54,6 +55,7 @@ from recbole_idiomoe.run_folder import (
 )
 from recbole_idiomoe.training.loss_watch import watch_loss
 from recbole_idiomoe.training.resumable import resumable
+from recbole_idiomoe.training.sharding import is_sharded
 from recbole_idiomoe.training.stages import has_first_stage, pretrain
 
 
@@ -73,6 +75,10 @@ def run(
     With ``variants`` (a mapping: a row's name to its settings) or ``seeds`` (how many) among the
     settings, or in the files, the runs make one table of means and of differences in % from the
     row called ``baseline``. A row's settings win over all others.
+
+    Under torchrun or ``accelerate launch`` every process calls this alike: language models train
+    and are evaluated on all of them, other models on rank 0 while the others wait. Tables and
+    leaderboards are for one process.
 
     Args:
         models: names, as a list or separated by commas; None: what ``config_files`` name,
@@ -96,7 +102,8 @@ def run(
     Raises:
         IdiomoeError: a setting, file or machine that does not do; the message is one line.
     """
-    if result_file is not None:
+    distributed.start()
+    if result_file is not None and distributed.is_main():
         check_writable(result_file)
     if resume is not None:
         earlier = read_run(Path(resume))
@@ -106,7 +113,12 @@ def run(
         settings = {"trust_remote_code": False, **(settings or {})}
     layers = [yaml_files.read_settings(file) for file in config_files]
     names, labels = what_is_run(models, datasets, layers)
+    given = {key: value for layer in [*layers, settings or {}] for key, value in layer.items()}
+    given |= {"model": names, "dataset": labels, "resume": resume and str(resume)}
+    distributed.check_alike(given | versions())
     grid = read_grid(names, [*layers, settings or {}])
+    if grid or leaderboard or jobs != 1:
+        distributed.refuse("a table (variants, seeds, leaderboard, jobs)")
     if resume is not None and (grid or leaderboard or jobs != 1):
         raise SettingError(
             "resume goes on with one run; leave variants, seeds, leaderboard and jobs out."
@@ -133,7 +145,7 @@ def run(
         for model in names:
             config = RunConfig(model, dataset, config_files, settings, beside=names)
             results.append(run_one(config, Path(resume) if resume is not None else None))
-            if result_file is not None:
+            if result_file is not None and distributed.is_main():
                 write_result(result_file, results)
     return results
 
@@ -155,11 +167,23 @@ def what_is_run(
 
 def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     """Train and test one model on one dataset; see :func:`run`."""
+    if config["model"] in LANGUAGE_MODELS:
+        return _run_one(config, resume)
+    others = distributed.world_size() - 1
+    if others and distributed.is_main():
+        said = f"{config['model']} trains in one process: rank 0 runs it, {others} wait"
+        print(said, file=sys.stderr, flush=True)
+    return distributed.from_main(lambda: _run_one(config, resume))
+
+
+def _run_one(config: RunConfig, resume: Path | None) -> dict[str, Any]:
+    """The same, by all processes that there are."""
     name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
-    folder = resume or new_folder(Path(config["checkpoint_dir"]), name)
+    parent = Path(config["checkpoint_dir"])
+    folder = resume or distributed.from_main(lambda: new_folder(parent, name))
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])
-    if resume is not None:
+    if resume is not None and distributed.is_main():
         remove_asides(resume)
     splits = _load(config, folder)
     fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
@@ -176,7 +200,7 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     logger.info(f"best valid: {result['best_valid_result']}")
     logger.info(f"test: {result['test_result']}")
     result |= _measured_besides(config, splits, fitted)
-    write_run(folder, result)
+    distributed.from_main(lambda: write_run(folder, result))
     return result
 
 
@@ -224,7 +248,10 @@ def _load(config: RunConfig, folder: Path) -> _Splits:
     """The data of a run that writes into ``folder``, whose log starts here."""
     init_seed(config["seed"], config["reproducibility"])
     complete_settings = config.complete_settings()
-    _start_log(config)
+    if distributed.is_main():
+        _start_log(config)
+    else:
+        _start_no_log(config)
     dataset = load_dataset(config)
     counts = {
         "users": dataset.user_num - 1,
@@ -250,21 +277,27 @@ def _fit(
 ) -> _Fitted:
     """Train the model of ``config``, the best epoch on ``valid_data`` kept in ``folder``."""
     catalog = read_catalog(train_data._dataset, config.settings)
+    distributed.check_alike({"catalogue": catalog.fingerprint})
     if resume is not None:
         _check_same_catalog(catalog, resume)
 
-    def describe_run() -> None:
-        """``resume`` can go on with the run from now on."""
+    def write_description() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         catalog.save(folder)
         write_run(folder, _identity(config) | {"settings": complete_settings})
+
+    def describe_run() -> None:
+        """``resume`` can go on with the run from now on."""
+        distributed.from_main(write_description)
 
     clock = Clock()
     if has_first_stage(config):
         describe_run()
     clock.timing("fit", pretrain)(config, train_data, valid_data, folder)
     init_seed(config["seed"], config["reproducibility"])
-    model = _build_model(config, train_data._dataset).to(config["device"])
+    model = _build_model(config, train_data._dataset)
+    if not is_sharded(config.settings):
+        model = model.to(config["device"])
     reset_peak_memory(config["device"])
     trainer_class = get_trainer(config["model"])
     if config["model"] not in LANGUAGE_MODELS:
@@ -331,8 +364,10 @@ def _measured_besides(config: RunConfig, splits: _Splits, fitted: _Fitted) -> di
         from recbole_idiomoe.evaluation.language import has_language, language_kept
 
         if has_language(fitted.model, config.settings):
-            measured["language"] = language_kept(
-                fitted.folder, config.settings, seed=config["seed"], device=config["device"]
+            measured["language"] = distributed.from_main(
+                lambda: language_kept(
+                    fitted.folder, config.settings, seed=config["seed"], device=config["device"]
+                )
             )
     return measured
 
@@ -410,6 +445,15 @@ def _start_log(config: RunConfig) -> None:
     for handler in root.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
+
+
+def _start_no_log(config: RunConfig) -> None:
+    """For a process that is not to write or print."""
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.ERROR)
+    compat.leave_out_tensorboard()
+    config["show_progress"] = config["log_wandb"] = False
 
 
 def _check_same_catalog(catalog: Catalog, folder: Path) -> None:

@@ -386,6 +386,14 @@ class Settings:
         none=True,
         group="training",
     )
+    sharding: str = _setting(
+        "ddp",
+        "in several processes (torchrun, accelerate launch): ddp, each has the whole model; fsdp2, "
+        "each has a part of its weights, gradients and optimizer state, for backbones that do not "
+        "fit; the result is the same but for rounding",
+        choices=("ddp", "fsdp2"),
+        group="training",
+    )
     activation_checkpointing: bool = _setting(
         False,
         "compute every block again in the backward pass: less memory, a third more time",

@@ -227,7 +227,7 @@ def test_the_results_of_pretraining_are_of_its_rows() -> None:
     content = yaml.safe_load((yaml_files.properties_path() / "ablations/pretraining.yaml").open())
     for name in ("backbone-amazon-toys", "backbone-ml-100k", "backbone-ml-100k-SASRec"):
         result = json.loads((RESULTS / f"{name}.json").read_text())
-        for row, settings in result["variants"].items():  # with those of its time, where they changed
+        for row, settings in result["variants"].items():  # and those of its time
             assert content["variants"][row].items() <= settings.items()
         (dataset,) = result["dataset"]
         grid = read_grid(["IDIOMoE"], [yaml_files.read_settings(RESULTS / f"{name}.json")])

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.data.sequence import NOTHING, SequenceBatch, SequenceBuilder, collate
+from recbole_idiomoe.data.sequence import (
+    NOTHING,
+    SequenceBatch,
+    SequenceBuilder,
+    TokenSequence,
+    collate,
+    counts,
+)
 
 # Windows are sorted by length inside pools of this many batches: long enough for little
 # padding, short enough that a batch's company changes every epoch.
 POOL_BATCHES = 50
+
+# A batch in a step of so many predictions has no part in the step's mean.
+COUNTS_NOTHING: dict[str, Any] = dict.fromkeys(
+    ("item_count", "text_count", "token_count"), math.inf
+)
 
 Step = TypeVar("Step")
 
@@ -66,6 +79,9 @@ class WindowLoader:
     into several forward passes, whose gradients add up to those of one. It may be lowered
     between steps; those that were made ahead keep the old one until :meth:`step` is asked.
 
+    Of several processes each has its share of the windows of every step, which counts as a part
+    of the whole, and as many batches as any other: of these, some may count nothing.
+
     Args:
         windows: item rows, inputs and last target, as ``HistoryDataset.training_windows`` gives.
         pad_token_id: what fills up a batch.
@@ -74,6 +90,8 @@ class WindowLoader:
         device: where batches are wanted. A GPU gets them from pinned memory and one step
             ahead, so that it need not wait for them; for the CPU they are left as they are.
         queries: token ids of the queries that each item answers, per catalogue row.
+        rank: which of the processes this is, from 0.
+        ranks: how many there are.
     """
 
     def __init__(
@@ -88,7 +106,10 @@ class WindowLoader:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         queries: Sequence[Sequence[np.ndarray]] = (),
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
+        self.rank, self.ranks = rank, ranks
         self.windows = Ragged.of(windows)
         self.queries = queries
         self.builder = builder
@@ -145,15 +166,19 @@ class WindowLoader:
             self.builder.build_training(self.windows[i], bool(self._with_text[i]), self._asked[i])
             for i in indices
         ]
-        batches = [
-            collate([sequences[i] for i in group], self.pad_token_id)
-            for group in token_groups([len(s.input_ids) for s in sequences], self.max_batch_tokens)
-        ]
-        of_step = {
-            name: sum(getattr(batch, name) for batch in batches)
-            for name in ("item_count", "text_count", "token_count")
-        }
-        return [replace(batch, **of_step) for batch in batches]
+        shares = [self._grouped(sequences[rank :: self.ranks]) for rank in range(self.ranks)]
+        own, of_step = shares[self.rank], counts(sequences)
+        batches = [replace(collate(group, self.pad_token_id), **of_step) for group in own]
+        if missing := max(map(len, shares)) - len(own):
+            spare = replace(collate(sequences[:1], self.pad_token_id), **COUNTS_NOTHING)
+            # In front: gradients are sent while those of the last one are computed.
+            batches = [spare] * missing + batches
+        return batches
+
+    def _grouped(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        groups = token_groups(lengths, self.max_batch_tokens)
+        return [[sequences[i] for i in group] for group in groups]
 
     def _query(self, rng: np.random.Generator, window: np.ndarray, share: float) -> np.ndarray:
         # As many draws for every window: one item's queries then change no other's.

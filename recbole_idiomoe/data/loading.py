@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.data.cold_start import hold_out_items
 from recbole_idiomoe.data.location import check_atomic_files, locate
 from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError
@@ -20,6 +21,8 @@ def load_dataset(config: RunConfig) -> Any:
         DataError: files that are missing, cannot be read, or leave nothing to learn from.
         SettingError: ``topk`` asks for more items than there are.
     """
+    if distributed.world_size() > 1:  # one of them downloads what nobody has
+        distributed.from_main(lambda: locate(config))
     locate(config)
     check_atomic_files(config)
     try:

@@ -292,6 +292,7 @@ def _fit_codebooks(points: torch.Tensor, levels: int, size: int, seed: int) -> n
             kmeans_init=True,
             kmeans_iters=_KMEANS_ITERATIONS,
             threshold_ema_dead_code=_RARE * len(points) / size,
+            sync_codebook=False,  # or several processes, with the same points, take them for more
         )
         for _ in range(_PASSES):
             quantiser(points)

@@ -235,11 +235,11 @@ class SequenceBatch:
     """``(N,)``, rows of the items in front of the targets' items; 0 behind a query."""
     predict_text_at: torch.Tensor
     """``(M,)``, positions in the flattened batch whose next token is text of the same segment."""
-    item_count: int
+    item_count: float
     """Targets of the optimizer step that this batch is a part of; ``N`` if it is the whole."""
-    text_count: int
+    text_count: float
     """Predictions of text in that step."""
-    token_count: int
+    token_count: float
     """Tokens of all sequences in that step."""
     item_tokens: int
     """Tokens of this batch whose type is ``ITEM``, known here without asking a GPU."""
@@ -259,6 +259,16 @@ class SequenceBatch:
             if isinstance(value, torch.Tensor)
         }
         return replace(self, **changed)
+
+
+def counts(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
+    """``item_count``, ``text_count`` and ``token_count`` of a step of ``sequences``."""
+    is_text = [sequence.token_types == TEXT for sequence in sequences]
+    return {
+        "item_count": sum(len(sequence.targets) for sequence in sequences),
+        "text_count": sum(int((text[:-1] & text[1:]).sum()) for text in is_text),
+        "token_count": sum(len(sequence.input_ids) for sequence in sequences),
+    }
 
 
 def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBatch:
@@ -293,8 +303,6 @@ def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBa
         targets=torch.from_numpy(targets),
         previous=torch.from_numpy(previous),
         predict_text_at=torch.from_numpy(predict_text_at),
-        item_count=len(targets),
-        text_count=len(predict_text_at),
-        token_count=int(lengths.sum()),
+        **counts(sequences),
         item_tokens=int((token_types == ITEM).sum()),
     )

@@ -18,6 +18,7 @@ import torch
 from recbole.evaluator.collector import DataStruct
 
 from recbole_idiomoe.evaluation.seen_items import EvalBatch
+from recbole_idiomoe.evaluation.sharing import in_order
 from recbole_idiomoe.measures import plain
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def evaluate_apart(
         trainer.evaluate(test_data, show_progress=show_progress)
     finally:
         del trainer._full_sort_batch_eval
-    found, apart = torch.cat(hits), torch.cat(is_unseen)
+    found, apart = (in_order(torch.cat(part), test_data) for part in (hits, is_unseen))
     parts = {
         name: _metrics(trainer, found[chosen], topk)
         for name, chosen in (("all", slice(None)), ("seen", ~apart), ("unseen", apart))

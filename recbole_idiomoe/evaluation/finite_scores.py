@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.errors import IdiomoeError
 
 
@@ -55,9 +56,10 @@ def _check(model: str, dataset: Any, users: list[torch.Tensor], faulty: list[tor
     if not faulty:
         return
     found = torch.cat(faulty).cpu()
-    if not found.any():
+    own = torch.cat([part.cpu() for part in users])[found]
+    rows = torch.cat(distributed.gathered(own)).unique()
+    if not len(rows):
         return
-    rows = torch.cat([part.cpu() for part in users])[found].unique()
     first = dataset.id2token(dataset.uid_field, int(rows[0]))
     others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     raise IdiomoeError(

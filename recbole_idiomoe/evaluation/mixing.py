@@ -107,6 +107,8 @@ def choose_weight(
     One pass: the best model scores every user once. The metrics are RecBole's own.
     """
     collectors = {weight: _collector_like(trainer.eval_collector) for weight in WEIGHTS}
+    for collector in collectors.values():
+        collector.loader = valid_data  # of what one of ours brings together
 
     def collect(batch: tuple[Any, Any, Any, Any], mixture: Mixture) -> torch.Tensor:
         interaction, scores, *targets = batch

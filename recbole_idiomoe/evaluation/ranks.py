@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.errors import IdiomoeError
+from recbole_idiomoe.evaluation.sharing import in_order
 from recbole_idiomoe.files import written_aside
 
 METRICS = ("hit", "recall", "ndcg", "mrr", "map", "precision")
@@ -142,32 +144,33 @@ def ranks_kept(
     held_out = [np.asarray(d._dataset.inter_feat[d.iid_field]) for d in (valid_data, test_data)]
     popularity = counts - np.bincount(np.concatenate(held_out), minlength=len(counts))
     collector = trainer.eval_collector
-    recorder = _Recorder(collector, test_data._dataset)
+    recorder = _Recorder(collector, test_data)
     collector.eval_batch_collect = recorder.note
     try:
         yield
     finally:
         del collector.eval_batch_collect
-    recorder.ranks(popularity).save(path)
+    ranks = recorder.ranks(popularity)
+    distributed.from_main(lambda: ranks.save(path))
 
 
 class _Recorder:
     """RecBole's collector, and the ranks of all that it collects."""
 
-    def __init__(self, collector: Any, dataset: Any) -> None:
-        self._collector, self._dataset = collector, dataset
+    def __init__(self, collector: Any, loader: Any) -> None:
+        self._collector, self._loader, self._dataset = collector, loader, loader._dataset
         self._collect = collector.eval_batch_collect
         self._ranks: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
 
     def ranks(self, popularity: np.ndarray) -> NamedRanks:
         """The ranks of all batches."""
-        users, items, lengths = torch.cat(self._rows, dim=1).numpy()
+        users, items, lengths = in_order(torch.cat(self._rows), self._loader).T.numpy()
         dataset = self._dataset
         return NamedRanks(
             user=np.asarray(dataset.id2token(dataset.uid_field, users), dtype=str),
             item=np.asarray(dataset.id2token(dataset.iid_field, items), dtype=str),
-            rank=torch.cat(self._ranks).cpu().numpy(),
+            rank=in_order(torch.cat(self._ranks), self._loader).cpu().numpy(),
             history=lengths,
             popularity=popularity[items],
         )
@@ -180,7 +183,7 @@ class _Recorder:
         self._ranks.append(ranks_among(scores, targets, self._listed(len(scores))))
         known = (self._dataset.uid_field, self._dataset.item_list_length_field)
         user, length = (batch[field].cpu().long() for field in known)
-        self._rows.append(torch.stack((user, items.cpu().long(), length)))
+        self._rows.append(torch.stack((user, items.cpu().long(), length), dim=1))
 
     def _listed(self, count: int) -> torch.Tensor | None:
         """Where RecBole's lists of the newest ``count`` users hold their targets: True there."""

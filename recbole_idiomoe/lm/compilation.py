@@ -24,6 +24,8 @@ def compile_blocks(backbone: PreTrainedModel) -> None:
     """
     # A length that happens to be a head's width would be taken for it, and compiled in.
     shapes.use_duck_shape = False
+    # Blocks end where gradients can be sent; parts of blocks would be compiled for that otherwise.
+    dynamo.optimize_ddp = False
     dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILATIONS)
     for layer in decoder_layers(backbone):
         layer.compile(dynamic=True)

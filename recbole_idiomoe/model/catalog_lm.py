@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,8 @@ class CatalogLM(nn.Module):
         self.settings = settings
         self.soft_targets: SoftTargets | None = None
         """Of training, where its targets are soft; not saved."""
+        self.passes_of_all: Callable[[int], int] | None = None
+        """From this process's forward passes to those of all, where all must do as many."""
         self.pad_token_id = tokenizer.pad_token_id or 0
         self.set_catalog(catalog, item_codes)
 
@@ -218,9 +220,13 @@ class CatalogLM(nn.Module):
         # A piece of the tree stands behind each history.
         lengths = [len(s.input_ids) + (0 if atomic else PIECE_SIZE) for s in sequences]
         groups = token_groups(lengths, self.settings.max_batch_tokens)
-        batches = (collate([sequences[i] for i in group], self.pad_token_id) for group in groups)
         compute = self._last_states if atomic else self._leaf_scores
-        computed = torch.cat([compute(batch.to(self.lm.device)) for batch in batches])
+        passes = self.passes_of_all(len(groups)) if self.passes_of_all else len(groups)
+        found = []
+        for group in groups + groups[-1:] * (passes - len(groups)):
+            batch = collate([sequences[i] for i in group], self.pad_token_id)
+            found.append(compute(batch.to(self.lm.device)))
+        computed = torch.cat(found[: len(groups)])
         as_given = torch.from_numpy(np.argsort(np.concatenate(groups)))
         computed = computed.index_select(0, as_given.to(computed.device, non_blocking=True))
         # One product with the catalogue: its scores are then held once.
@@ -244,15 +250,18 @@ class CatalogLM(nn.Module):
             logger.warning("a query is read to its %dth token alone", MAX_QUERY_TOKENS)
         return np.array([*prompt, *words[:MAX_QUERY_TOKENS]], dtype=np.int64)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue.
 
         Each file is written aside and renamed; from one save to the next only the weights
         change, so that an earlier model stays whole until a later one replaces it.
+
+        Args:
+            weights: the language model's, where its own are cut into parts.
         """
         with folder_written_aside(folder) as aside:
             with no_progress_bars():
-                self.lm.save_pretrained(aside)
+                self.lm.save_pretrained(aside, state_dict=weights)
             if folder not in self._described:  # large as the catalogue, never changing
                 self.tokenizer.save_pretrained(aside)
                 self.catalog.save(folder)
@@ -376,8 +385,7 @@ class CatalogLM(nn.Module):
     @property
     def uses_bf16(self) -> bool:
         """Whether the decoder computes in bfloat16; item scores never do."""
-        precision = self.settings.precision
-        return precision == "bf16" or (precision == "auto" and self.lm.device.type == "cuda")
+        return computes_in_bf16(self.settings, self.lm.device)
 
     def autocast(self) -> torch.autocast:
         """Where the decoder is to compute in the precision that ``settings`` say."""
@@ -404,6 +412,11 @@ class CatalogLM(nn.Module):
             item_first=settings.segment_order == "ID text",
             max_tokens=max_tokens,
         )
+
+
+def computes_in_bf16(settings: Settings, device: torch.device) -> bool:
+    """Whether a decoder with ``settings`` computes in bfloat16 on ``device``."""
+    return settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
 
 
 def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:

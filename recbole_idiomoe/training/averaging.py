@@ -45,13 +45,19 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the means inside, and after it, whatever happens, its weights again."""
-        self._swap()
+        self._exchange()
         try:
             yield
         finally:
-            self._swap()
+            self._exchange()
 
-    def _swap(self) -> None:
-        """Exchange storage, which copies nothing and so is exact, also where weights are tied."""
-        for index, weight in enumerate(self._weights):
-            self.means[index], weight.data = weight.data, self.means[index]
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Weights and means change places, each once, also where weights are tied.
+
+        Their contents do: the storage of weights that are cut over processes is not to be moved.
+        """
+        for mean, weight in zip(self.means, self._weights, strict=True):
+            held = weight.detach().clone()
+            weight.copy_(mean)
+            mean.copy_(held)

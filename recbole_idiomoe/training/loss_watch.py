@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.data.loader import WindowSampler
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import write_text
@@ -42,15 +43,17 @@ class LossWatch:
         """The last of ``sums``, for which the device is waited for; they are all finite.
 
         Args:
-            sums: of the epoch's losses up to the newest steps, each a scalar.
+            sums: of the epoch's losses up to the newest steps, each a scalar; of several
+                processes, each has its share.
             step: number of the last of them, from 1.
 
         Raises:
             IdiomoeError: one is not; it names the file.
         """
-        if math.isfinite(loss := sums[-1].item()):
+        every = distributed.summed(torch.stack(list(sums)))
+        if math.isfinite(loss := every[-1].item()):
             return loss
-        finite = torch.stack(list(sums)).isfinite().tolist()
+        finite = every.isfinite().tolist()
         first = step - len(sums) + finite.index(False)
         _stop(self._folder, self._dataset, loss, epoch, self._of(first), self._of(first - 1))
 
@@ -107,7 +110,7 @@ def _stop(
         "users_before": named(users_before),
     }
     path = folder / FILE_NAME
-    write_text(path, json.dumps(content, indent=1))
+    distributed.from_main(lambda: write_text(path, json.dumps(content, indent=1)))
     raise IdiomoeError(
         f"the training loss became {loss} in epoch {epoch}; lower learning_rate, or set "
         f"clip_grad_norm: {{max_norm: 1.0}} or precision: fp32 (the step's users: {path})."

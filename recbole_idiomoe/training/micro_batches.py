@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import IdiomoeError
@@ -25,6 +27,8 @@ class MicroBatches:
         loader: of the steps.
         backward: adds a batch's gradients to those that are there; gives its loss, detached.
         zero_grad: forgets all gradients.
+        kept_here: inside, a backward pass leaves its gradients to this process alone. The last
+            one of a step is outside of it, and brings those of all processes together.
     """
 
     def __init__(
@@ -32,10 +36,12 @@ class MicroBatches:
         loader: WindowLoader,
         backward: Callable[[SequenceBatch], torch.Tensor],
         zero_grad: Callable[[], None],
+        kept_here: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.loader = loader
         self.backward = backward
         self.zero_grad = zero_grad
+        self.kept_here = kept_here
 
     def run(self, number: int, batches: list[SequenceBatch]) -> list[torch.Tensor]:
         """Leave a step's gradients in the model.
@@ -48,7 +54,8 @@ class MicroBatches:
             The losses of its batches, detached; they add up to the step's.
 
         Raises:
-            IdiomoeError: a sequence does not fit alone.
+            IdiomoeError: a sequence does not fit alone; or a batch does not, of one of several
+                processes: the others are in the midst of theirs, and cannot begin again.
         """
         before = self.loader.max_batch_tokens
         if any(len(batch.input_ids) > 1 and _size(batch) > before for batch in batches):
@@ -56,8 +63,9 @@ class MicroBatches:
         while True:
             losses = []
             try:
-                for batch in batches:
-                    losses.append(self.backward(batch))
+                for left, batch in enumerate(batches, start=1 - len(batches)):
+                    with self.kept_here() if left else nullcontext():
+                        losses.append(self.backward(batch))
                 break
             except torch.OutOfMemoryError:
                 pass
@@ -66,6 +74,12 @@ class MicroBatches:
                 raise IdiomoeError(
                     f"a sequence of {_size(batch)} tokens is too large for the device's memory, "
                     "even alone; lower max_tokens, or take a smaller backbone or a larger device."
+                )
+            if distributed.world_size() > 1:
+                raise IdiomoeError(
+                    f"a batch of {_size(batch)} tokens is too large for the memory of rank "
+                    f"{distributed.rank()}, and with several processes none is made smaller by "
+                    f"itself; go on with --resume and --max_batch_tokens={_size(batch) // 2}."
                 )
             self.zero_grad()
             torch.cuda.empty_cache()

@@ -84,6 +84,7 @@ class _Resumable:
             self,
             epoch,
             model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
             # A module's weights are among the model's already.
             other_parameter={k: v for k, v in others if not isinstance(v, torch.nn.Module)},
             loaders=[loader.generator.get_state() for loader in self._loaders],

@@ -11,7 +11,7 @@ from recbole.data.dataloader import TrainDataLoader
 from recbole.trainer import S3RecTrainer
 from recbole.utils import init_seed
 
-from recbole_idiomoe import yaml_files
+from recbole_idiomoe import distributed, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.evaluation.finite_scores import refuse_nan
 from recbole_idiomoe.files import written_aside
@@ -36,8 +36,12 @@ def pretrain(config: RunConfig, train_data: Any, valid_data: Any, folder: Path) 
     if config["model"] == "S3Rec":
         _pretrain_s3rec(config, train_data, folder)
     else:
-        if not (folder / ID_VECTORS_FILE).exists():  # else of a run that is gone on with
-            _train_id_encoder(config, train_data, valid_data, folder)
+
+        def train() -> None:
+            if not (folder / ID_VECTORS_FILE).exists():  # else of a run that is gone on with
+                _train_id_encoder(config, train_data, valid_data, folder)
+
+        distributed.from_main(train)
         config["id_vectors"] = str(folder / ID_VECTORS_FILE)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.errors import CheckpointError
 from recbole_idiomoe.files import written_aside
 
@@ -18,11 +19,14 @@ STATE_FILE = "training_state.pt"
 
 
 def random_state() -> dict[str, Any]:
-    """Where torch's, numpy's and Python's random numbers are, as tensors and plain values."""
+    """Where torch's, numpy's and Python's random numbers are, as tensors and plain values.
+
+    Of the GPUs, that which is used: another process or machine may not have the others.
+    """
     _, numbers, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "numpy": (torch.from_numpy(np.asarray(numbers, dtype=np.int64)), *rest),
         "python": random.getstate(),
     }
@@ -32,7 +36,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Go on with the random numbers of :func:`random_state`."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([numbers.cpu() for numbers in state["cuda"]])
+        torch.cuda.set_rng_state(state["cuda"][0].cpu())
     numbers, *rest = state["numpy"]
     np.random.set_state(("MT19937", numbers.cpu().numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])
@@ -56,18 +60,25 @@ def write_state(trainer: Any, epoch: int, **more: Any) -> None:
         "best_valid_result": best and {name: float(value) for name, value in best.items()},
         "train_losses": {n: float(loss) for n, loss in trainer.train_loss_dict.items()},
         "learning_curve": getattr(trainer, "learning_curve", []),
-        "optimizer": trainer.optimizer.state_dict(),
         "random": random_state(),
         **more,
     }
-    with written_aside(_file(trainer)) as aside:
-        torch.save(state, aside)
+
+    def write() -> None:
+        with written_aside(_file(trainer)) as aside:
+            torch.save(state, aside)
+
+    distributed.from_main(write)
 
 
-def read_state(trainer: Any, folder: Path) -> dict[str, Any] | None:
+def read_state(trainer: Any, folder: Path, in_parts: bool = False) -> dict[str, Any] | None:
     """The state in ``folder``, its bookkeeping given to ``trainer`` already; None: there is none.
 
     Model, optimizer and random numbers are left to the trainer.
+
+    Args:
+        in_parts: leave its tensors on the disk until they are read, of which this process will
+            read but a part.
 
     Raises:
         CheckpointError: it is damaged, or of another version.
@@ -79,7 +90,10 @@ def read_state(trainer: Any, folder: Path) -> dict[str, Any] | None:
         )
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
+        where = torch.device("cpu") if in_parts else trainer.device
+        state: dict[str, Any] = torch.load(
+            path, map_location=where, weights_only=True, mmap=in_parts
+        )
         trainer.start_epoch = state["epoch"] + 1
         trainer.cur_step = state["cur_step"]
         trainer.best_valid_score = state["best_valid_score"]

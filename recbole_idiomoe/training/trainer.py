@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,19 +15,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from recbole.config import Config
 from recbole.trainer import Trainer
 from recbole.utils import early_stopping, set_color
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from recbole_idiomoe import distributed
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.query import item_queries
 from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
+from recbole_idiomoe.evaluation.sharing import SharedCollector, shared
 from recbole_idiomoe.files import new_folder
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
+from recbole_idiomoe.model.catalog_lm import computes_in_bf16
 from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
 from recbole_idiomoe.model.new_items import place_unseen_items
 from recbole_idiomoe.run_folder import read_run, write_run
@@ -34,6 +39,16 @@ from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.loss_watch import LossWatch
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
+from recbole_idiomoe.training.sharding import (
+    cut,
+    cut_optimizer_state,
+    cut_weights,
+    is_sharded,
+    load_saved,
+    shard,
+    whole,
+    whole_weights,
+)
 from recbole_idiomoe.training.state import (
     is_out_of_patience,
     other_architecture,
@@ -54,6 +69,9 @@ class IdiomoeTrainer(Trainer):
     RecBole's progress bars, logs, tensorboard, early stopping and evaluation stay.
     ``saved_model_file`` names a file in the run's folder: the folder itself is the best model
     so far, and the last state in it is what :meth:`resume_checkpoint` goes on from.
+
+    Of several processes each trains on its share of every step, and the mean of their gradients
+    moves the same weights in all; each evaluates its share of the users.
     """
 
     model: LanguageModelRecommender
@@ -70,9 +88,21 @@ class IdiomoeTrainer(Trainer):
         self.settings = model.catalog_lm.settings
         self.accelerator = Accelerator(
             cpu=config["device"].type == "cpu",
-            mixed_precision="bf16" if model.catalog_lm.uses_bf16 else "no",
+            mixed_precision="bf16" if computes_in_bf16(self.settings, config["device"]) else "no",
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    # Such as experts in a batch without their type, a head where no text is learnt.
+                    find_unused_parameters=True,
+                    gradient_as_bucket_view=True,
+                    broadcast_buffers=False,  # they never change
+                )
+            ],
         )
+        self.sharded = is_sharded(self.settings)
+        if self.sharded:
+            shard(self.catalog_lm, config["device"])
         super().__init__(config, model)
+        self.eval_collector = SharedCollector(config)
 
     @property
     def folder(self) -> Path:
@@ -96,7 +126,7 @@ class IdiomoeTrainer(Trainer):
         """
         self._prepare(train_data)
         if saved and not self._resumed:
-            self.catalog_lm.item_codes.save(self.folder)
+            distributed.from_main(lambda: self.catalog_lm.item_codes.save(self.folder))
         self.eval_collector.data_collect(train_data)
         if self._resumed:
             set_random_state(self._resumed["random"])
@@ -172,6 +202,8 @@ class IdiomoeTrainer(Trainer):
             num_workers=self.config["worker"],
             device=self.device,
             queries=self._queries(train_data._dataset),
+            rank=distributed.rank(),
+            ranks=distributed.world_size(),
         )
         steps = len(self.loader) * self.epochs
         self.scheduler = get_cosine_schedule_with_warmup(
@@ -183,20 +215,33 @@ class IdiomoeTrainer(Trainer):
             rates = self.scheduler.get_last_lr()
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+        self._make_fast()
+        if self.sharded:
+            self.engine = self.model
+        else:
+            with warnings.catch_warnings():
+                # DDP's newer name for it is not to be had in all versions.
+                warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+                prepared = self.accelerator.prepare(self.model, self.optimizer)
+            self.engine, self.optimizer = prepared
         if self.settings.ema_decay:
             self._average = WeightAverage(self.model, self.settings.ema_decay)
             if self._resumed:
-                self._average.load(self._resumed["ema"])
-        self._make_fast()
-        self.engine, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self.micro_batches = MicroBatches(self.loader, self._backward, self.optimizer.zero_grad)
+                means = zip(self._resumed["ema"], self._average.means, strict=True)
+                self._average.load([cut(saved, mean) for saved, mean in means])
+        self.micro_batches = MicroBatches(
+            self.loader,
+            self._backward,
+            self.optimizer.zero_grad,
+            kept_here=lambda: self.accelerator.no_sync(self.engine),
+        )
         users = train_data._dataset.training_window_users(*limits)
         self.loss_watch = LossWatch(self.folder, train_data._dataset, users, self.loader.sampler)
 
     def _make_fast(self) -> None:
         """Do to the model what changes its speed and its memory, and no result."""
         lm, compiles = self.catalog_lm.lm, self.settings.compile
-        if self.catalog_lm.uses_bf16:
+        if self.catalog_lm.uses_bf16 and not self.sharded:
             halve_frozen(lm)
         if self.settings.activation_checkpointing:
             # Earlier releases of transformers 5 have the older name alone.
@@ -218,6 +263,7 @@ class IdiomoeTrainer(Trainer):
         self.model.train()
         shares = self._text_share(epoch_idx), self._query_share(epoch_idx)
         self.loader.set_epoch(epoch_idx, *shares)
+        distributed.seed_others(self.config["seed"], epoch_idx)
         bar = tqdm(
             self.loader,
             total=len(self.loader),
@@ -247,7 +293,8 @@ class IdiomoeTrainer(Trainer):
     def _backward(self, batch: SequenceBatch) -> torch.Tensor:
         """Add a batch's gradients to those that are there; returns its loss, detached."""
         loss = self.engine(batch.to(self.device))
-        self.accelerator.backward(loss)
+        # It is a share of the step's mean, and the gradients of all processes are averaged.
+        self.accelerator.backward(loss * distributed.world_size())
         return loss.detach()
 
     def _queries(self, dataset: Any) -> list[list[np.ndarray]]:
@@ -323,7 +370,8 @@ class IdiomoeTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """The model as validated, into the run's folder: the best so far, if ``fit`` calls it."""
         with self._averaged():
-            self.catalog_lm.save(self.folder)
+            weights = whole_weights(self.catalog_lm.lm)
+            distributed.from_main(lambda: self.catalog_lm.save(self.folder, weights))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.folder}")
 
@@ -331,28 +379,36 @@ class IdiomoeTrainer(Trainer):
         """Let the best model rank the items that it was not trained on, by their text."""
         self.catalog_lm.load_weights(self.folder)
         place_unseen_items(self.catalog_lm, self.config["seed"])
-        self.catalog_lm.save(self.folder)
+        distributed.from_main(lambda: self.catalog_lm.save(self.folder))
 
     def _keep_model(self, epoch: int) -> None:
         """The epoch's model in a folder of its own, which ``load`` opens like the best one's."""
         name = f"{EPOCH_FOLDER}{epoch + 1:05d}"
-        shutil.rmtree(self.folder / name, ignore_errors=True)  # of an epoch that was broken off
-        with new_folder(self.folder / name) as aside, self._averaged():
-            self.catalog_lm.save(aside)
-            write_run(aside, read_run(self.folder))
-        for older in sorted(self.folder.glob(f"{EPOCH_FOLDER}*"))[: -self.settings.keep_last]:
-            shutil.rmtree(older)
+        with self._averaged():
+            weights = whole_weights(self.catalog_lm.lm)
+
+            def write() -> None:
+                shutil.rmtree(self.folder / name, ignore_errors=True)  # of one that was broken off
+                with new_folder(self.folder / name) as aside:
+                    self.catalog_lm.save(aside, weights)
+                    write_run(aside, read_run(self.folder))
+                kept = sorted(self.folder.glob(f"{EPOCH_FOLDER}*"))
+                for older in kept[: -self.settings.keep_last]:
+                    shutil.rmtree(older)
+
+            distributed.from_main(write)
 
     def _save_state(self, epoch: int) -> None:
         """All that going on after ``epoch`` needs, and the epoch's model if it is to be kept."""
         if self.settings.keep_last:
             self._keep_model(epoch)
-        more = {"ema": self._average.means} if self._average else {}
+        more = {"ema": whole(self._average.means)} if self._average else {}
         write_state(
             self,
             epoch,
             fingerprint=self.catalog_lm.catalog.fingerprint,
-            model=self.catalog_lm.state_dict(),
+            model=whole_weights(self.catalog_lm),
+            optimizer=whole(self.optimizer.state_dict()),
             scheduler=self.scheduler.state_dict(),
             **more,
         )
@@ -365,7 +421,7 @@ class IdiomoeTrainer(Trainer):
         Raises:
             CheckpointError: the state is damaged, or belongs to another catalogue or model.
         """
-        state = read_state(self, Path(resume_file))
+        state = read_state(self, Path(resume_file), in_parts=self.sharded)
         if state is None:
             return
         if state["fingerprint"] != self.catalog_lm.catalog.fingerprint:
@@ -380,9 +436,10 @@ class IdiomoeTrainer(Trainer):
             )
         self.catalog_lm.load_item_codes(Path(resume_file))
         try:
-            self.catalog_lm.load_state_dict(state["model"])
+            self.catalog_lm.load_state_dict(cut_weights(state["model"], self.catalog_lm))
             fused = self.optimizer.defaults["fused"]
-            self.optimizer.load_state_dict(state["optimizer"])
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self.optimizer.load_state_dict(cut_optimizer_state(state["optimizer"], trained))
             for group in self.optimizer.param_groups:
                 group["fused"] = fused  # as fits this device, whichever the state is from
         except (RuntimeError, ValueError) as error:
@@ -399,5 +456,14 @@ class IdiomoeTrainer(Trainer):
     ) -> OrderedDict[str, float] | None:
         """RecBole's evaluation, of the run folder's model if ``load_best_model``."""
         if load_best_model:
-            self.catalog_lm.load_weights(Path(model_file) if model_file else self.folder)
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+            folder = Path(model_file) if model_file else self.folder
+            if self.sharded:
+                load_saved(self.catalog_lm.lm, folder)
+            else:
+                self.catalog_lm.load_weights(folder)
+        self.eval_collector.loader = eval_data
+        with shared(eval_data):
+            found = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        # Whether training stops early must not hang on another machine's last digit.
+        result: OrderedDict[str, float] | None = distributed.from_main(lambda: found)
+        return result

@@ -18,7 +18,7 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
-from recbole_idiomoe import quick_start, yaml_files
+from recbole_idiomoe import distributed, quick_start, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import (
     BackboneError,
@@ -84,6 +84,8 @@ def tune(
             f"tune={trials!r} must be how many trials each model has, a whole number from 1 to "
             f"{_MOST_TRIALS}."
         )
+    distributed.start()
+    distributed.refuse("a search (tune)")
     load_optuna()  # before hours of trials
     layers = [*map(yaml_files.read_settings, config_files), settings or {}]
     names, labels = quick_start.what_is_run(models, datasets, layers[:-1])

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,22 @@ def test_every_target_is_asked_for_once(share: float) -> None:
         for pair in zip(window[:-1].tolist(), window[1:].tolist(), strict=True)
     )
     assert supervised(loader) == expected
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_share_every_step(ranks: int) -> None:
+    # Of 200 windows 8 are left for the last step of 12, and 1 for that of 199.
+    for size in (12, 199):
+        options = {"batch_size": size, "max_batch_tokens": 400}
+        whole = list(make_loader(**options))
+        shares = [list(make_loader(rank=rank, ranks=ranks, **options)) for rank in range(ranks)]
+        for step, *parts in zip(whole, *shares, strict=True):
+            assert len({len(part) for part in parts}) == 1  # as many passes on each
+            counted = [b for part in parts for b in part if b.item_count < math.inf]
+            targets = sorted(t for batch in counted for t in batch.targets.tolist())
+            assert targets == sorted(t for batch in step for t in batch.targets.tolist())
+            for name in ("item_count", "text_count", "token_count"):
+                assert {getattr(b, name) for b in counted} == {getattr(step[0], name)}
 
 
 def test_padding_is_little() -> None:

@@ -1,0 +1,159 @@
+"""Training on one GPU and on several, the same steps of amazon-toys.
+
+    python benchmarks/scaling.py --data_path=DATA --tokenizer=FOLDER --device=cuda --processes 1 2
+    python benchmarks/scaling.py --data_path=DATA --tokenizer=FOLDER --device=cuda --processes 2 \\
+        --shape=7b --sharding=fsdp2 --steps=4
+
+Each number of processes is a job of its own: one without a launcher, more under torchrun, with the
+trainer, loader and model of a run of IDIOMoE (see training.py for what is trained). The optimizer
+steps are the same whatever their number, and so is the loss but for rounding. Of Qwen2.5-7B's shape
+histories are of 40 items and more, most of them cut at 1024 tokens, 16 to a step, and blocks are
+computed again in the backward pass.
+
+Speed-up and efficiency are against the first number that is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from measuring import SHAPES, markdown, seconds, where
+from training_sides import FirstSteps, warmed_up
+
+from recbole_idiomoe import distributed
+from recbole_idiomoe.config import let_gpu_memory_grow
+
+LARGE = {
+    "user_inter_num_interval": "'[40,inf)'",
+    "item_inter_num_interval": "'[0,inf)'",
+    "train_batch_size": "16",
+    "max_batch_tokens": "8192",
+    "activation_checkpointing": "True",
+}
+
+
+@dataclass
+class Job:
+    """What so many processes take for the same steps."""
+
+    processes: int
+    steps: int
+    seconds: float
+    """Of all steps."""
+    tokens: int
+    """In all steps, without padding."""
+    sequences: int
+    loss: float
+    peak_gib: list[float]
+    """Of GPU memory, by rank; nothing on a CPU."""
+    where: str
+
+
+def measure(given: argparse.Namespace) -> Job:
+    """The steps that are asked for, in as many processes as were started."""
+    distributed.start()
+    if given.device == "cuda":
+        torch.cuda.set_device(distributed.local_rank())
+    trainer, train_data = warmed_up(given)
+    trainer.loader = timed = FirstSteps(trainer.loader.loader, given.steps)
+    losses: list[float] = []
+    on_gpu = given.device == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    distributed.gathered(None)  # all are ready
+    spent = seconds(
+        lambda: losses.append(trainer._train_epoch(train_data, 1)), given.device, 1, warmup=0
+    )
+    peak = [torch.cuda.max_memory_allocated() / 2**30] if on_gpu else []
+    lengths = torch.cat(timed.lengths)
+    return Job(
+        processes=distributed.world_size(),
+        steps=len(timed),
+        seconds=max(distributed.gathered(spent)),
+        tokens=sum(distributed.gathered(int(lengths.sum()))),
+        sequences=sum(distributed.gathered(len(lengths))),
+        loss=losses[0],
+        peak_gib=[each for peaks in distributed.gathered(peak) for each in peaks],
+        where=where(given.device),
+    )
+
+
+def table(jobs: Sequence[Job]) -> str:
+    """The jobs beside the first; seconds are of GPUs only."""
+    first, rows = jobs[0], []
+    on_gpu = bool(first.peak_gib)
+    for job in jobs:
+        speedup = first.seconds / job.seconds
+        row = [f"{job.processes}", f"{job.steps}", f"{job.tokens / job.sequences:.0f}"]
+        if on_gpu:
+            row += [f"{1e3 * job.seconds / job.steps:.1f}", f"{job.tokens / job.seconds:,.0f}"]
+            row += [" / ".join(f"{peak:.1f}" for peak in job.peak_gib)]
+        efficiency = speedup * first.processes / job.processes
+        rows.append([*row, f"{speedup:.2f}", f"{efficiency:.0%}", f"{job.loss:.5f}"])
+    measured = ["ms a step", "tokens/s", "peak GiB, by rank"] if on_gpu else []
+    header = ["processes", "steps", "tokens a history", *measured]
+    return markdown([*header, "times as fast", "efficiency", "loss"], rows)
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", type=Path, required=True, help="folder of amazon-toys/")
+    parser.add_argument("--tokenizer", required=True, help="folder of Qwen2.5's")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="(1 2)")
+    parser.add_argument("--shape", default="0.5b", choices=SHAPES, help="of Qwen2.5 (0.5b)")
+    parser.add_argument("--sharding", default="ddp", choices=("ddp", "fsdp2"))
+    parser.add_argument("--steps", type=int, help="to measure (default: an epoch)")
+    parser.add_argument("--warmup", type=int, default=20, help="steps before (20)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, few users, 2 steps")
+    parser.add_argument(
+        "--setting",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="of the package; may be given again",
+    )
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.tiny:
+        given.steps, given.warmup = given.steps or 2, 1
+    if given.shape == "7b":
+        given.warmup = min(given.warmup, 3)
+        given.setting = [*LARGE.items(), *given.setting]
+    given.setting = [*given.setting, ("sharding", given.sharding)]
+    return given
+
+
+def job(processes: int) -> Job:
+    """This script in so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *sys.argv, "--here"]
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return Job(**json.loads(output.splitlines()[-1]))
+
+
+def main() -> int:
+    given = read_arguments()
+    if given.here:
+        let_gpu_memory_grow()
+        measured = measure(given)
+        if distributed.is_main():
+            print(json.dumps(asdict(measured)), flush=True)
+        return 0
+    jobs = [job(processes) for processes in given.processes]
+    print(f"{jobs[0].where}\n\n    python {' '.join(sys.argv)}\n")
+    print(table(jobs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(distributed.as_one(main) if "--here" in sys.argv else main())
