@@ -19,8 +19,8 @@ from recbole_idiomoe.analysis.attention_maps import (
     read_items,
     text_attention,
 )
-from recbole_idiomoe.analysis.outputs import Analysis, Row
 from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
 from recbole_idiomoe.data.sequence import ITEM, collate

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.analysis.outputs import Analysis
+from recbole_idiomoe.analysis.results import Analysis
 from recbole_idiomoe.drawing import style, svg_element
 
 _PANEL = (3.4, 2.9)  # inches

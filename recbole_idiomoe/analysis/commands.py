@@ -10,7 +10,7 @@ from recbole_idiomoe.analysis.attention import attention
 from recbole_idiomoe.analysis.efficiency import efficiency
 from recbole_idiomoe.analysis.ffn_memory import ffn_memory
 from recbole_idiomoe.analysis.language import language
-from recbole_idiomoe.analysis.outputs import Analysis
+from recbole_idiomoe.analysis.results import Analysis
 from recbole_idiomoe.analysis.settings import (
     AnalysisSettings,
     AttentionSettings,

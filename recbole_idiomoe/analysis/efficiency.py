@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from torch.utils.benchmark import Timer
 
-from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import EfficiencySettings
 from recbole_idiomoe.errors import SettingError

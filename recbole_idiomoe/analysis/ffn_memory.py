@@ -20,7 +20,7 @@ from recbole_idiomoe.analysis.neurons import (
     summary,
     value_vectors,
 )
-from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import FfnMemorySettings
 from recbole_idiomoe.errors import SettingError

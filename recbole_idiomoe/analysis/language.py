@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.benchmarks import Benchmarks, Scores
-from recbole_idiomoe.analysis.outputs import Analysis, Row
 from recbole_idiomoe.analysis.prompts import text_file
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import LanguageSettings
 from recbole_idiomoe.besides import nll_change

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.analysis.neighbours import References, nearest
-from recbole_idiomoe.analysis.outputs import Row
+from recbole_idiomoe.analysis.results import Row
 from recbole_idiomoe.lm import TwoExpertFFN
 from recbole_idiomoe.lm.controls.switch import SwitchFFN
 from recbole_idiomoe.lm.controls.wide_ffn import WidenedFFN

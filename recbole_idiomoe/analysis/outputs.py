@@ -1,4 +1,4 @@
-"""What an analysis found, and its files: JSON, a CSV for each table, and pictures."""
+"""The files of what an analysis found: JSON, a CSV for each table, and pictures."""
 
 from __future__ import annotations
 
@@ -7,45 +7,21 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.analysis.canvas import image
+from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.drawing import WITHOUT, can_draw
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text, written_aside
 from recbole_idiomoe.report import aligned, wrapped
 
-Row = dict[str, str | int | float | None]
 FORMATS = ("png", "svg", "pdf")
 PRINTED = 120  # rows; a longer table is in its files alone
 WORD = 26  # letters that a cell shows
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Of one or several runs. All of it is plain data, so that its JSON file holds it whole.
-
-    ``Analysis(**json.loads(text))`` reads such a file again, and
-    :data:`~recbole_idiomoe.analysis.pictures.PICTURES` draws it without any model.
-    """
-
-    name: str
-    """The command, as ``ffn-memory``; files are named after it."""
-    title: str
-    runs: list[dict[str, str]]
-    """Of each its ``run``, which rows name it by, and its model, dataset and folder's name."""
-    settings: dict[str, Any]
-    tables: dict[str, list[Row]]
-    """By name; rows of a table have the same columns."""
-    notes: list[str]
-    """What a reader has to know of how it was measured, a paragraph each."""
-    device: str
-    versions: dict[str, str]
-    command: str = ""
-    """What was typed."""
-    long_tables: dict[str, list[Row]] = field(default_factory=dict)
-    """Tables of too many rows to print; they have a CSV file each and are not in the JSON."""
 
 
 def out_folder(given: str, folders: Sequence[Path]) -> Path:
@@ -77,9 +53,6 @@ def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
         write_text(folder / name, text)
     written = [folder / name for name in files]
     if can_draw():
-        from recbole_idiomoe.analysis.canvas import image
-        from recbole_idiomoe.analysis.pictures import PICTURES
-
         for picture in PICTURES.get(analysis.name, ()):
             if not analysis.tables.get(picture.table):
                 continue

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recbole_idiomoe.analysis.canvas import Canvas, Picture
-from recbole_idiomoe.analysis.outputs import Analysis, Row
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.besides import nll_change
 from recbole_idiomoe.drawing import COLOURS, INK, MARKERS
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from recbole_idiomoe.analysis.canvas import element
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
-from recbole_idiomoe.analysis.outputs import Analysis, Row, as_text, out_folder, write_outputs
+from recbole_idiomoe.analysis.outputs import as_text, out_folder, write_outputs
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.prompts import text_file
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.settings import AnalysisSettings, ReportSettings
 from recbole_idiomoe.drawing import WITHOUT, can_draw
 from recbole_idiomoe.errors import IdiomoeError

@@ -20,9 +20,9 @@ from recbole_idiomoe.analysis.canvas import image
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.efficiency import dense_form, make_batch
 from recbole_idiomoe.analysis.neurons import value_vectors
-from recbole_idiomoe.analysis.outputs import Analysis
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.report import HELP
+from recbole_idiomoe.analysis.results import Analysis
 from recbole_idiomoe.analysis.runs import open_runs
 from recbole_idiomoe.analysis.settings import AnalysisSettings, EfficiencySettings
 from recbole_idiomoe.lm import decoder_layers

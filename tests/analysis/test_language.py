@@ -14,8 +14,8 @@ import torch
 from recbole_idiomoe import load
 from recbole_idiomoe.analysis import benchmarks
 from recbole_idiomoe.analysis.canvas import element
-from recbole_idiomoe.analysis.outputs import Analysis
 from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.results import Analysis
 from recbole_idiomoe.evaluation.language import language_kept
 from tests.analysis.test_commands import Folders, analysed, refused
 

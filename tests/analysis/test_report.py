@@ -14,9 +14,9 @@ import pytest
 from recbole_idiomoe.analysis import outputs, report
 from recbole_idiomoe.analysis.__main__ import main
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
-from recbole_idiomoe.analysis.outputs import Analysis
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.report import Section, figures_of, page
+from recbole_idiomoe.analysis.results import Analysis
 from recbole_idiomoe.drawing import WITHOUT
 from tests.analysis.test_commands import Folders
 from tests.pages import check_page
