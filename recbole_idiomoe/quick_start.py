@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,18 +271,19 @@ def _fit(
     if config["model"] not in LANGUAGE_MODELS:
         trainer_class = resumable(trainer_class)
     trainer = trainer_class(config, model)
-    trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
-    if config["model"] not in LANGUAGE_MODELS:
-        watch_loss(trainer, train_data._dataset, folder)
-    refuse_nan(trainer, train_data._dataset)
-    if resume is not None:
-        trainer.resume_checkpoint(resume)
-    describe_run()
+    with closing(trainer.tensorboard):  # else each run of a process leaves a thread
+        trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
+        if config["model"] not in LANGUAGE_MODELS:
+            watch_loss(trainer, train_data._dataset, folder)
+        refuse_nan(trainer, train_data._dataset)
+        if resume is not None:
+            trainer.resume_checkpoint(resume)
+        describe_run()
 
-    curve = LearningCurve(trainer)
-    trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
-    fit = clock.timing("fit", trainer.fit)
-    _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
+        curve = LearningCurve(trainer)
+        trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
+        fit = clock.timing("fit", trainer.fit)
+        _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
     valid_seconds = clock.seconds.get("evaluate", 0.0)
     return _Fitted(model, trainer, folder, clock, curve, valid_seconds, best_valid_result)
 
