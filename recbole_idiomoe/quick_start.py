@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data import data_preparation
-from recbole.utils import get_local_time, init_logger, init_seed
+from recbole.utils import get_local_time, init_seed
 from safetensors.torch import save_model
 
 from recbole_idiomoe import yaml_files
@@ -28,7 +27,7 @@ from recbole_idiomoe.evaluation.mixing import evaluate_mix, load_counter
 from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
-from recbole_idiomoe.files import refusal, remove_asides, written_aside
+from recbole_idiomoe.files import remove_asides, written_aside
 from recbole_idiomoe.grid import Grid, read_grid
 from recbole_idiomoe.grid_runs import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
@@ -53,6 +52,7 @@ from recbole_idiomoe.run_folder import (
     read_run,
     write_run,
 )
+from recbole_idiomoe.run_log import curves_closed, start_log
 from recbole_idiomoe.training.loss_watch import watch_loss
 from recbole_idiomoe.training.resumable import resumable
 from recbole_idiomoe.training.stages import has_first_stage, pretrain
@@ -225,7 +225,7 @@ def _load(config: RunConfig, folder: Path) -> _Splits:
     """The data of a run that writes into ``folder``, whose log starts here."""
     init_seed(config["seed"], config["reproducibility"])
     complete_settings = config.complete_settings()
-    _start_log(config)
+    start_log(config)
     dataset = load_dataset(config)
     counts = {
         "users": dataset.user_num - 1,
@@ -241,6 +241,7 @@ def _load(config: RunConfig, folder: Path) -> _Splits:
     return _Splits(complete_settings, counts, counted, dataset, *_split(config, dataset))
 
 
+@curves_closed()
 def _fit(
     config: RunConfig,
     complete_settings: Mapping[str, Any],
@@ -271,19 +272,18 @@ def _fit(
     if config["model"] not in LANGUAGE_MODELS:
         trainer_class = resumable(trainer_class)
     trainer = trainer_class(config, model)
-    with closing(trainer.tensorboard):  # else each run of a process leaves a thread
-        trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
-        if config["model"] not in LANGUAGE_MODELS:
-            watch_loss(trainer, train_data._dataset, folder)
-        refuse_nan(trainer, train_data._dataset)
-        if resume is not None:
-            trainer.resume_checkpoint(resume)
-        describe_run()
+    trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
+    if config["model"] not in LANGUAGE_MODELS:
+        watch_loss(trainer, train_data._dataset, folder)
+    refuse_nan(trainer, train_data._dataset)
+    if resume is not None:
+        trainer.resume_checkpoint(resume)
+    describe_run()
 
-        curve = LearningCurve(trainer)
-        trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
-        fit = clock.timing("fit", trainer.fit)
-        _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
+    curve = LearningCurve(trainer)
+    trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
+    fit = clock.timing("fit", trainer.fit)
+    _, best_valid_result = fit(train_data, valid_data, show_progress=config["show_progress"])
     valid_seconds = clock.seconds.get("evaluate", 0.0)
     return _Fitted(model, trainer, folder, clock, curve, valid_seconds, best_valid_result)
 
@@ -394,24 +394,6 @@ def _names(kind: str, names: str | Sequence[str]) -> list[str]:
     if not found:
         raise SettingError(f"no {kind} is named; --list_{kind}s names those there are.")
     return found
-
-
-def _start_log(config: RunConfig) -> None:
-    """RecBole's log to the terminal and a new file; all the settings go into the file alone."""
-    root = logging.getLogger()
-    for handler in root.handlers[:]:  # of the run before: basicConfig would keep them
-        root.removeHandler(handler)
-        handler.close()
-    for name in ("log", "log_tensorboard"):  # RecBole's, wherever it stands
-        if reason := refusal(Path(name)):
-            raise IdiomoeError(f"the log cannot be written ({reason}); run in another folder.")
-    # RecBole looks first and makes then: of several runs that start together, one would fail.
-    Path("log", config["model"]).mkdir(parents=True, exist_ok=True)
-    init_logger(config)
-    record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
-    for handler in root.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
 
 
 def _check_same_catalog(catalog: Catalog, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ def _pretrain_s3rec(config: RunConfig, train_data: Any, folder: Path) -> None:
     checkpoint_dir, config["checkpoint_dir"] = config["checkpoint_dir"], str(folder)
     trainer = S3RecTrainer(config, model)
     watch_loss(trainer, train_data._dataset, folder)
-    with closing(trainer.tensorboard):
-        trainer.fit(train_data, show_progress=config["show_progress"])
+    trainer.fit(train_data, show_progress=config["show_progress"])
     config["checkpoint_dir"] = checkpoint_dir
     config["train_stage"] = "finetune"
     config["pre_model_path"] = trainer.saved_model_file
@@ -81,8 +79,7 @@ def _train_id_encoder(config: RunConfig, train_data: Any, valid_data: Any, folde
     watch_loss(trainer, histories, folder)
     refuse_nan(trainer, histories)
     loader = TrainDataLoader(stage, windows, None, shuffle=True)
-    with closing(trainer.tensorboard):
-        _, result = trainer.fit(loader, valid_data, show_progress=stage["show_progress"])
+    _, result = trainer.fit(loader, valid_data, show_progress=stage["show_progress"])
     trainer.resume_checkpoint(trainer.saved_model_file)  # the best epoch's weights
     item_ids = histories.field2id_token[histories.iid_field].astype(str)
     vectors = model.items.weight.detach().cpu().numpy()
