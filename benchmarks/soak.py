@@ -13,6 +13,7 @@ between any two cycles (Theil and Sen's) is more than TOLERANCES allows.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import shutil
 import sys
@@ -49,6 +50,7 @@ SETTINGS |= {"state": "warning"}
 # the log. Seconds are told and not judged: others may use the machine.
 TOLERANCES: Reading = {
     "host MiB": 1.0,
+    "heap MiB": 0.25,
     "open files": 0.0,
     "threads": 0.0,
     "tensors": 0.0,
@@ -74,6 +76,7 @@ def read(folder: Path, since: float) -> Reading:
     on_gpu = torch.cuda.is_initialized()
     return {
         "host MiB": process.memory_info().rss / 2**20,
+        "heap MiB": heap() / 2**20,
         "open files": process.num_fds(),
         "threads": process.num_threads(),
         # Not isinstance: some objects answer that by importing what they stand for.
@@ -86,6 +89,32 @@ def read(folder: Path, since: float) -> Reading:
         "temporary files": sum(1 for _ in (folder / "tmp").rglob("*")),
         "seconds": seconds,
     }
+
+
+class _Heap(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def heap() -> int:
+    """Bytes that were asked of malloc and not given back; 0 where the C library cannot tell.
+
+    Host memory is this and what malloc keeps for the next to ask, which comes and goes.
+    """
+    try:
+        tell = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return 0
+    tell.restype = _Heap
+    told = tell()
+    return int(told.uordblks + told.hblkhd)
 
 
 def size(folder: Path) -> int:
