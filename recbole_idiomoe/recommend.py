@@ -362,8 +362,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _printable(text: str) -> str:
-    """``text`` with escapes for what a terminal would act upon rather than show."""
-    return text if text.isprintable() else repr(text)[1:-1]
+    """``text`` with escapes for what a terminal would act upon, and for what it cannot show."""
+    shown = text if text.isprintable() else repr(text)[1:-1]
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":

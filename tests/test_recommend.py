@@ -1,5 +1,6 @@
 """Recommendations from a run's folder, for a model of ours and for one of RecBole's."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -252,6 +253,20 @@ def test_a_title_cannot_write_to_the_terminal(
     said = capsys.readouterr().out
     assert said.count("\\x1b]0;other window\\x07\\x1b[31mred \\u202e") == 3
     assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_a_terminal_that_has_no_letters_for_a_title(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folders["IDIOMoE"], tmp_path / "run")
+    catalog = Catalog.load(tmp_path / "run")
+    replace(catalog, titles=["Café \u4e03" for _ in catalog.titles]).save(tmp_path / "run")
+    for encoding, shown in {"cp1252": "Café \\u4e03", "ascii": "Caf\\xe9 \\u4e03"}.items():
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main([str(tmp_path / "run"), "--history=i3", "--k=3"]) == 0
+        terminal.seek(0)
+        assert terminal.read().count(shown) == 3
 
 
 def test_seen_items_are_printed_if_wanted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
