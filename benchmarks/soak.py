@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -241,6 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = SETTINGS | {"gpu_id": "" if given.device == "cpu" else "0"}
     own = {name: yaml.safe_load(value) for name, value in given.setting}
     models = MODELS | {"IDIOMoE": MODELS["IDIOMoE"] | own}
+    if find_spec("peft") is None:
+        print("without E4SRec, which needs peft")
+        del models["E4SRec"]
     start = time.perf_counter()
 
     def until(share: float) -> Callable[[int], bool]:
