@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,8 @@ def what_is_run(
 
 def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
     """Train and test one model on one dataset; see :func:`run`."""
-    name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
+    # Others may start in the same second.
+    name = f"{config['model']}-{config['dataset']}-{get_local_time()}-{os.getpid()}"
     folder = resume or new_folder(Path(config["checkpoint_dir"]), name)
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])
