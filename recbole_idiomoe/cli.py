@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from recbole_idiomoe import registry, yaml_files
-from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.errors import IdiomoeError, SettingError, reason_of
 from recbole_idiomoe.files import FULL
 from recbole_idiomoe.settings import Settings
 
@@ -151,9 +151,24 @@ def _main(
             raise
         complain(f"error: the disk is full ({error}); make room and try again.", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"error: memory ran out ({reason_of(error):.200}); lower train_batch_size, "
+            "eval_batch_size, max_batch_tokens or MAX_ITEM_LIST_LENGTH.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """numpy's, torch's of a CPU, or a GPU's; torch has one class for the last alone."""
+    said = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:

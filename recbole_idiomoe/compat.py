@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import sys
 import warnings
 from pickle import UnpicklingError
 from types import ModuleType, SimpleNamespace
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from colorama.ansitowin32 import StreamWrapper
 
 from recbole_idiomoe.data.archives import extract_zip
 from recbole_idiomoe.errors import CheckpointError
@@ -43,6 +45,7 @@ def apply() -> None:
     use_current_grad_scaler()
     undo_anomaly_detection()
     silence_pandas_3_warnings()
+    wrap_the_terminal_once()
 
 
 def refuse_pandas_3() -> None:
@@ -203,7 +206,7 @@ def leave_out_tensorboard() -> None:
     from recbole.trainer import trainer
 
     trainer.get_tensorboard = lambda logger: SimpleNamespace(
-        add_scalar=lambda *args: None, add_hparams=lambda *args: None
+        add_scalar=lambda *args: None, add_hparams=lambda *args: None, close=lambda: None
     )
 
 
@@ -223,6 +226,22 @@ def silence_pandas_3_warnings() -> None:
             category=FutureWarning,
             module=r"recbole\.data\.dataset",
         )
+
+
+def wrap_the_terminal_once() -> None:
+    """``utils/logger.py:74``: each run wraps stdout and stderr anew, around all wraps before.
+
+    Some 250 runs into a process, what is printed recurses too deep, and the run ends in that.
+    """
+    from recbole.utils import logger
+
+    wrap = logger.init
+
+    def wrap_once(**options: Any) -> None:
+        if not isinstance(sys.stdout, StreamWrapper):
+            wrap(**options)
+
+    logger.init = wrap_once
 
 
 def stand_in(module: ModuleType, **replaced: Any) -> ModuleType:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metrics_dict
 
@@ -65,6 +66,7 @@ _TEXT = (
 )
 _PICKLED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 _MAX_SEED = 2**32 - 1  # numpy's
+_LARGEST = float(np.finfo(np.float32).max)
 _CHOICES = {
     # RecBole trains with Adam, after one line in the log, when it does not know the name.
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
@@ -138,6 +140,8 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise SettingError(f"{name}={value!r} must be a number, as {default}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"{name}={value!r} must be a finite number.")
+        if isinstance(value, float) and abs(value) > _LARGEST:
+            raise SettingError(f"{name}={value!r} must be at most {_LARGEST:.4g}.")
         if name in _WHOLE and not isinstance(value, int):
             raise SettingError(f"{name}={value!r} must be a whole number.")
         if name in _POSITIVE and not value > 0:

@@ -26,7 +26,8 @@ def refusal(folder: Path) -> str | None:
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         return f"{folder}: Permission denied"
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 16))
     except OSError as error:
         return f"{folder}: {error.strerror}"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data import data_preparation
-from recbole.utils import get_local_time, init_logger, init_seed
+from recbole.utils import get_local_time, init_seed
 from safetensors.torch import save_model
 
-from recbole_idiomoe import compat, distributed, yaml_files
+from recbole_idiomoe import distributed, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.config_checks import check_text_file
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
@@ -28,7 +29,7 @@ from recbole_idiomoe.evaluation.mixing import evaluate_mix, load_counter
 from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
-from recbole_idiomoe.files import refusal, remove_asides, written_aside
+from recbole_idiomoe.files import remove_asides, written_aside
 from recbole_idiomoe.grid import Grid, read_grid
 from recbole_idiomoe.grid_runs import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
@@ -53,6 +54,7 @@ from recbole_idiomoe.run_folder import (
     read_run,
     write_run,
 )
+from recbole_idiomoe.run_log import curves_closed, start_log, start_no_log
 from recbole_idiomoe.training.loss_watch import watch_loss
 from recbole_idiomoe.training.resumable import resumable
 from recbole_idiomoe.training.sharding import is_sharded
@@ -178,7 +180,8 @@ def run_one(config: RunConfig, resume: Path | None = None) -> dict[str, Any]:
 
 def _run_one(config: RunConfig, resume: Path | None) -> dict[str, Any]:
     """The same, by all processes that there are."""
-    name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
+    # Others may start in the same second.
+    name = f"{config['model']}-{config['dataset']}-{get_local_time()}-{os.getpid()}"
     parent = Path(config["checkpoint_dir"])
     folder = resume or distributed.from_main(lambda: new_folder(parent, name))
     if config["language_file"]:
@@ -249,9 +252,9 @@ def _load(config: RunConfig, folder: Path) -> _Splits:
     init_seed(config["seed"], config["reproducibility"])
     complete_settings = config.complete_settings()
     if distributed.is_main():
-        _start_log(config)
+        start_log(config)
     else:
-        _start_no_log(config)
+        start_no_log(config)
     dataset = load_dataset(config)
     counts = {
         "users": dataset.user_num - 1,
@@ -267,6 +270,7 @@ def _load(config: RunConfig, folder: Path) -> _Splits:
     return _Splits(complete_settings, counts, counted, dataset, *_split(config, dataset))
 
 
+@curves_closed()
 def _fit(
     config: RunConfig,
     complete_settings: Mapping[str, Any],
@@ -427,33 +431,6 @@ def _names(kind: str, names: str | Sequence[str]) -> list[str]:
     if not found:
         raise SettingError(f"no {kind} is named; --list_{kind}s names those there are.")
     return found
-
-
-def _start_log(config: RunConfig) -> None:
-    """RecBole's log to the terminal and a new file; all the settings go into the file alone."""
-    root = logging.getLogger()
-    for handler in root.handlers[:]:  # of the run before: basicConfig would keep them
-        root.removeHandler(handler)
-        handler.close()
-    for name in ("log", "log_tensorboard"):  # RecBole's, wherever it stands
-        if reason := refusal(Path(name)):
-            raise IdiomoeError(f"the log cannot be written ({reason}); run in another folder.")
-    # RecBole looks first and makes then: of several runs that start together, one would fail.
-    Path("log", config["model"]).mkdir(parents=True, exist_ok=True)
-    init_logger(config)
-    record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
-    for handler in root.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
-
-
-def _start_no_log(config: RunConfig) -> None:
-    """For a process that is not to write or print."""
-    root = logging.getLogger()
-    root.handlers.clear()
-    root.setLevel(logging.ERROR)
-    compat.leave_out_tensorboard()
-    config["show_progress"] = config["log_wandb"] = False
 
 
 def _check_same_catalog(catalog: Catalog, folder: Path) -> None:

@@ -352,12 +352,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IdiomoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    width = max([len("item"), *(len(item.item_id) for item in found)])
+    ids = [_printable(item.item_id) for item in found]
+    width = max(map(len, ["item", *ids]))
     print(f"{'#':>3}  {'item':<{width}}  {'score':>8}  title")
-    for rank, item in enumerate(found, start=1):
+    for rank, (item_id, item) in enumerate(zip(ids, found, strict=True), start=1):
         title = item.title if len(item.title) <= 60 else item.title[:59] + "…"
-        print(f"{rank:>3}  {item.item_id:<{width}}  {item.score:>8.3f}  {title}")
+        print(f"{rank:>3}  {item_id:<{width}}  {item.score:>8.3f}  {_printable(title)}")
     return 0
+
+
+def _printable(text: str) -> str:
+    """``text`` with escapes for what a terminal would act upon, and for what it cannot show."""
+    shown = text if text.isprintable() else repr(text)[1:-1]
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         if missing:
             raise ValueError(f"no {min(missing)}")
         return run
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
             f"({type(error).__name__}); runs are kept under checkpoint_dir, by default saved/."

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recbole_idiomoe.errors import SettingError
+
+MOST_VALUES = 1_000_000
+"""In a text; a few lines of aliases of aliases stand for billions."""
 
 
 class Loader(yaml.SafeLoader):
@@ -35,6 +39,10 @@ class Loader(yaml.SafeLoader):
         return mapping
 
 
+class TooMuch(yaml.YAMLError):
+    """A text that stands for far more than it is long, or without end."""
+
+
 class RepeatedKey(yaml.MarkedYAMLError):
     """A mapping names the same key twice."""
 
@@ -50,9 +58,30 @@ def parse(text: str) -> Any:
     """What the YAML in ``text`` stands for.
 
     Raises:
-        yaml.YAMLError: ``text`` is not YAML.
+        yaml.YAMLError: ``text`` is not YAML, or :class:`TooMuch`.
     """
-    return yaml.load(text, Loader=Loader)
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MOST_VALUES:
+            raise TooMuch
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise TooMuch from error
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values ``node`` stands for if each alias is written out; many if it is in itself."""
+    if node not in known:
+        known[node] = MOST_VALUES
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inside = chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
+        known[node] = 1 + sum(_values(part, known) for part in inside)
+    return known[node]
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -74,6 +103,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"Settings file {path} is not UTF-8; save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise SettingError(f"Settings file {path} is not JSON: {error}.") from error
+    except (TooMuch, RecursionError) as error:
+        raise SettingError(
+            f"Settings file {path} is nested too deep, or stands for more than {MOST_VALUES:,} "
+            "values; write plain settings."
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1})" if mark else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recbole_idiomoe import cli
 from recbole_idiomoe.errors import DataError, SettingError
@@ -155,10 +156,29 @@ def test_what_a_user_can_mend_is_one_line(
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 83.8 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    Run(monkeypatch, error)
+    assert cli.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: memory ran out (") and "eval_batch_size" in line
+
+
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    Run(monkeypatch, ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
-        cli.main([])
+    for error in (ZeroDivisionError(), RuntimeError("size mismatch")):
+        Run(monkeypatch, error)
+        with pytest.raises(type(error)):
+            cli.main([])
 
 
 def test_help_names_every_setting_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

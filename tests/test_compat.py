@@ -241,6 +241,19 @@ def test_empty_texts_and_titles_are_filled(tiny: Path) -> None:
     assert loaded.item_feat["class"][row].tolist() == []
 
 
+def test_wrap_the_terminal_once(tiny: Path) -> None:
+    code = (
+        "from recbole_idiomoe import compat; compat.apply();"
+        "from recbole.utils import init_logger; from test_compat import configure;"
+        "from pathlib import Path;"
+        "config = configure('SASRec', Path('.'));"
+        "import sys; init_logger(config); wrapped = sys.stdout, sys.stderr;"
+        "[init_logger(config) for _ in range(300)];"
+        "assert (sys.stdout, sys.stderr) == wrapped; print('\\033[32mgreen\\033[0m')"
+    )
+    in_a_new_process(code, tiny)
+
+
 def test_applying_twice_changes_nothing() -> None:
     from recbole.trainer import trainer
 

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from recbole_idiomoe.files import (
     write_text,
     written_aside,
 )
+from recbole_idiomoe.measures import LearningCurve
 from tests.training.cycle import TINY, write_cycle
 
 LARGE = {"a": torch.zeros(500_000), "b": torch.ones(500_000)}  # 4 MB
@@ -154,6 +156,42 @@ def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(
     (folder,) = small_disk.iterdir()
     assert cli.main([f"--resume={folder}"]) == 0
     assert (folder / "model.safetensors").read_bytes() == (roomy / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("model", ["IDIOMoE", "SASRec"])
+@pytest.mark.parametrize("full_from", ["the start", "an epoch"])
+def test_a_disk_that_is_full_for_the_log_alone_is_one_line(
+    model: str,
+    full_from: str,
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_cycle(tmp_path / "data" / "cycle")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"data_path": str(path)}))
+    monkeypatch.chdir(small_disk)
+
+    def fill() -> None:
+        with suppress(OSError), Path("filler").open("ab", buffering=0) as file:
+            while file.write(bytes(512)):
+                pass
+
+    note = LearningCurve._note
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        fill()
+        return note(*args, **kwargs)
+
+    if full_from == "the start":
+        fill()
+    monkeypatch.setattr(LearningCurve, "_note", noted)
+    words = [f"--model={model}", "--dataset=cycle", f"--config_files={tmp_path / 'tiny.yaml'}"]
+    assert cli.main([*words, "--epochs=40", f"--checkpoint_dir={tmp_path / 'saved'}"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "Exception in thread" not in said
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "disk is full" in said or "No space left" in said
 
 
 def resize(disk: Path, size: int) -> None:

@@ -288,3 +288,22 @@ def test_runs_that_start_together_do_not_mind_each_others_log(
     monkeypatch.setattr("recbole.utils.logger.ensure_dir", made_by_another)
     (result,) = quick_start.run("IDIOMoE", "ml-100k", settings=TINY_IDIOMOE | {"epochs": 1})
     assert result["epochs"] == 1
+
+
+def test_runs_that_start_together_have_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In two processes and the same second, before either has made its folder."""
+    folders = []
+
+    def noted(config: Any, folder: Path) -> None:
+        folders.append(folder)
+        raise DataError("far enough")
+
+    monkeypatch.setattr(quick_start, "_load", noted)
+    monkeypatch.setattr(quick_start, "get_local_time", lambda: "now")
+    for process in (1, 2):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        with pytest.raises(DataError, match="far enough"):
+            quick_start.run("IDIOMoE", "ml-100k")
+    assert len(set(folders)) == 2 and not any(folder.exists() for folder in folders)

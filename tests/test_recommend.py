@@ -1,7 +1,9 @@
 """Recommendations from a run's folder, for a model of ours and for one of RecBole's."""
 
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from recbole.data.interaction import Interaction
 import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.evaluation import score_memory
 from recbole_idiomoe.recommend import Recommender, main
@@ -237,6 +240,33 @@ def test_a_table_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) ->
         assert line.split(maxsplit=3) == [
             str(rank), item.item_id, f"{item.score:.3f}", item.title
         ]  # fmt: skip
+
+
+def test_a_title_cannot_write_to_the_terminal(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folders["IDIOMoE"], tmp_path / "run")
+    catalog = Catalog.load(tmp_path / "run")
+    titles = ["\x1b]0;other window\x07\x1b[31mred \u202e" for _ in catalog.titles]
+    replace(catalog, titles=titles).save(tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--history=i3", "--k=3"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\\x1b]0;other window\\x07\\x1b[31mred \\u202e") == 3
+    assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_a_terminal_that_has_no_letters_for_a_title(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folders["IDIOMoE"], tmp_path / "run")
+    catalog = Catalog.load(tmp_path / "run")
+    replace(catalog, titles=["Café \u4e03" for _ in catalog.titles]).save(tmp_path / "run")
+    for encoding, shown in {"cp1252": "Café \\u4e03", "ascii": "Caf\\xe9 \\u4e03"}.items():
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main([str(tmp_path / "run"), "--history=i3", "--k=3"]) == 0
+        terminal.seek(0)
+        assert terminal.read().count(shown) == 3
 
 
 def test_seen_items_are_printed_if_wanted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ class Catalog:
             content = json.loads(path.read_text(encoding="utf-8"))
             fingerprint = content.pop("fingerprint")
             catalog = cls(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is no catalogue ({type(error).__name__}); give the folder of a model "
                 "that this package saved."

@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.lm.vocabulary import keep_no_words
 from recbole_idiomoe.threads import one_thread
 
 BATCH_TEXTS = 64
@@ -102,6 +103,7 @@ def _mean_states(
     trunk.to(device).eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    keep_no_words(tokenizer)
     vectors = []
     for start in range(0, len(texts), BATCH_TEXTS):
         batch = tokenizer(

@@ -81,6 +81,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
     """
     if not texts:
         return []
+    keep_no_words(tokenizer)
     encoded = tokenizer(
         [clean_text(text) for text in texts],
         add_special_tokens=False,
@@ -89,3 +90,14 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
         verbose=False,
     )
     return encoded["input_ids"]
+
+
+def keep_no_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a tokenizer split each word anew: what it remembers would outlive it.
+
+    tokenizers 0.23 remembers, for each tokenizer, the words that it met in each thread, and forgets
+    them when the thread ends: in a service that loads one model after another, never.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if resize := getattr(model, "_resize_cache", None):
+        resize(0)

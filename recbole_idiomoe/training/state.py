@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -90,6 +91,7 @@ def read_state(trainer: Any, folder: Path, in_parts: bool = False) -> dict[str, 
         )
         return None
     try:
+        _check_sums(path)
         where = torch.device("cpu") if in_parts else trainer.device
         state: dict[str, Any] = torch.load(
             path, map_location=where, weights_only=True, mmap=in_parts
@@ -101,7 +103,7 @@ def read_state(trainer: Any, folder: Path, in_parts: bool = False) -> dict[str, 
         trainer.best_valid_result = best and OrderedDict(best)
         trainer.train_loss_dict = dict(state["train_losses"])
         trainer.learning_curve = state["learning_curve"]
-    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError, BadZipFile) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): it is damaged; type the run's own "
             "command again, without --resume."
@@ -127,6 +129,17 @@ def other_architecture(folder: Path, error: Exception) -> CheckpointError:
         f"{folder} holds another architecture ({type(error).__name__}); resume it with its own "
         "settings."
     )
+
+
+def _check_sums(path: Path) -> None:
+    """``torch.load`` does not look at the checksums that ``torch.save`` writes.
+
+    Raises:
+        BadZipFile: a part of the file is not what was written.
+    """
+    with ZipFile(path) as parts:
+        if (altered := parts.testzip()) is not None:
+            raise BadZipFile(f"{altered} was altered")
 
 
 def _file(trainer: Any) -> Path:

@@ -30,6 +30,7 @@ from tests.bad_input.stranger import Stranger, both
         ({"metrics": ["NDCG", "ItemCoverage"]}, ["'ItemCoverage' is not one of"]),
         ({"learnin_rate": 0.1}, ["did you mean 'learning_rate'"]),
         ({"learning_rate": float("inf")}, ["learning_rate", "finite"]),
+        ({"learning_rate": 1e300}, ["learning_rate=1e+300 must be at most"]),
         ({"learning_rate": "fast"}, ["learning_rate='fast' must be a number"]),
         ({"epochs": 1.5}, ["epochs=1.5 must be a whole number"]),
         ({"train_batch_size": 0.5}, ["must be a whole number"]),

@@ -1,5 +1,6 @@
 """Runs that are killed at any moment end like runs that are not, bit for bit."""
 
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,18 @@ def test_killed_at_three_random_moments(bench: Bench) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bench", TIMED, indirect=True)
-def test_killed_at_twenty_random_moments(bench: Bench) -> None:
+def test_killed_at_twenty_random_moments(
+    bench: Bench, record_property: Callable[[str, object], None]
+) -> None:
     kill_at_random_moments(bench, kills=20, seed=11)
+    record_property("kills", 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bench", RUNS, indirect=True)
-def test_killed_in_the_midst_of_writing(bench: Bench) -> None:
+def test_killed_in_the_midst_of_writing(
+    bench: Bench, record_property: Callable[[str, object], None]
+) -> None:
     """At every eleventh moment: all three of a rename come in turn, and every kind of file."""
     for number in count(step=11):
         place = bench.new()
@@ -133,3 +139,4 @@ def test_killed_in_the_midst_of_writing(bench: Bench) -> None:
         place.finish()
         bench.check(place)
     assert number >= 22
+    record_property("kills", number // 11)
