@@ -128,7 +128,7 @@ def test_a_model_or_a_data_set_that_is_none_is_refused(stranger: Stranger) -> No
         (b"epochs: 1\nseed: 1\nepochs: 2\n", "'epochs' twice (line 3)"),
         (bytes(range(256)), "not UTF-8"),
         (b"a: \0", "not YAML"),
-        (b"load_col: &a {inter: *a}", "load_col"),
+        (b"load_col: &a {inter: *a}", "nested too deep"),
     ],
 )
 def test_a_bad_configuration_file_is_refused(
