@@ -104,10 +104,15 @@ def cut_items(model: CatalogLM) -> None:
     model.passes_of_all = distributed.largest
 
 
-def leave_cut_to_ranks(model: nn.Module) -> None:
-    """Have DDP, which ``model`` is about to be given to, not touch weights that are cut."""
+def leave_cut_to_ranks(model: nn.Module) -> bool:
+    """Have DDP, which ``model`` is about to be given to, not touch weights that are cut.
+
+    Returns:
+        Whether there are others that train: without any, it takes no model.
+    """
     names = [name for name, weight in model.named_parameters() if _own_rows(weight)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    return any(w.requires_grad and not _own_rows(w) for w in model.parameters())
 
 
 def clip_gradients(

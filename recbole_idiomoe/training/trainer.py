@@ -222,10 +222,9 @@ class IdiomoeTrainer(Trainer):
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self._make_fast()
-        if self.sharded:
+        if self.sharded or not leave_cut_to_ranks(self.model):
             self.engine = self.model
         else:
-            leave_cut_to_ranks(self.model)
             with warnings.catch_warnings():
                 # DDP's newer name for it is not to be had in all versions.
                 warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)

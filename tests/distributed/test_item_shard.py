@@ -33,7 +33,11 @@ from tests.training.cycle import write_cycle
 WIDTH = 8
 # (items, each rank's positions): rows that do not share out evenly, a rank without any item.
 TABLES = [(11, [5, 2, 4]), (12, [3, 3, 3]), (4, [1, 0, 6])]
-NAMES = ("with text, frozen", "soft, averaged")
+CHOSEN: dict[str, dict[str, Any]] = {
+    "with text, frozen": {"variant": "with text, frozen"},
+    "the table alone": {"variant": "with text, frozen", "model": "ItemLLM", "freeze": "backbone"},
+    "soft, averaged": {"variant": "soft, averaged"},
+}
 
 
 def drawn(item_num: int, positions: list[int]) -> list[tuple[torch.Tensor, ...]]:
@@ -112,7 +116,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked_of(data: Path, **settings: Any) -> list[dict[str, Any]]:
     """Arguments of ``run``, for what goes with a cut table."""
-    return [wanted(data, name, item_embedding_dim=None, **settings) for name in NAMES]
+    settings = {"item_embedding_dim": None, **settings}
+    return [wanted(data, **chosen, **settings) for chosen in CHOSEN.values()]
 
 
 def runs_norms_and_bytes(*asked: dict[str, Any]) -> tuple[Any, list[float], list[Any]]:
@@ -127,7 +132,8 @@ def runs_norms_and_bytes(*asked: dict[str, Any]) -> tuple[Any, list[float], list
     def write_state(ours: Any, *args: Any, **more: Any) -> None:
         rows = ours.catalog_lm.lm.item_table.rows
         rows.grad = torch.zeros_like(rows) if rows.grad is None else rows.grad
-        moments = ours.optimizer.optimizer.state[rows]
+        optimizer = getattr(ours.optimizer, "optimizer", ours.optimizer)  # Accelerate's or torch's
+        moments = optimizer.state[rows]
         tensors = [rows, rows.grad, moments["exp_avg"], moments["exp_avg_sq"]]
         held.append([tensor.untyped_storage().nbytes() for tensor in tensors])
         write(ours, *args, **more)
@@ -143,7 +149,7 @@ def of_one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     folder = tmp_path_factory.mktemp("one")
     asked = asked_of(data, shard_items=True)
     [(results, norms)] = started(1, folder, runs_and_norms, *asked).given()
-    found = zip(NAMES, results, strict=True)
+    found = zip(CHOSEN, results, strict=True)
     return {name: in_folder(result, folder) for name, result in found} | {"norms": norms}
 
 
@@ -155,7 +161,7 @@ def test_two_processes_with_half_a_table_each_train_and_rank_as_one(
         2, tmp_path, runs_norms_and_bytes, *asked
     ).given()
     np.testing.assert_allclose(norms, of_one["norms"], rtol=1e-4)
-    for name, result, other in zip(NAMES, first, second, strict=True):
+    for name, result, other in zip(CHOSEN, first, second, strict=True):
         one = of_one[name]
         assert_alike(one, in_folder(result, tmp_path))
         assert result["test_result"] == other["test_result"] == one["test_result"]
@@ -165,7 +171,7 @@ def test_two_processes_with_half_a_table_each_train_and_rank_as_one(
         )
         np.testing.assert_array_equal(*(each["rank"] for each in ranks))
     # 40 items and the padding item, float32: 21 rows a rank.
-    assert held == others == [[21 * TINY_BACKBONE["hidden_size"] * 4] * 4] * 4
+    assert held == others == [[21 * TINY_BACKBONE["hidden_size"] * 4] * 4] * 6
 
 
 def test_a_run_goes_on_with_more_or_fewer_processes(
