@@ -57,7 +57,7 @@ from recbole_idiomoe.run_folder import (
 from recbole_idiomoe.run_log import curves_closed, start_log, start_no_log
 from recbole_idiomoe.training.loss_watch import watch_loss
 from recbole_idiomoe.training.resumable import resumable
-from recbole_idiomoe.training.sharding import cut_items, has_cut_items, is_sharded, whole_shape
+from recbole_idiomoe.training.sharding import placed, whole_shape
 from recbole_idiomoe.training.stages import has_first_stage, pretrain
 
 
@@ -300,10 +300,7 @@ def _fit(
     clock.timing("fit", pretrain)(config, train_data, valid_data, folder)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset)
-    if has_cut_items(config.settings):
-        cut_items(model.catalog_lm)  # before it goes to its device
-    if not is_sharded(config.settings):
-        model = model.to(config["device"])
+    model = placed(model, config.settings, config["device"])
     reset_peak_memory(config["device"])
     trainer_class = get_trainer(config["model"])
     if config["model"] not in LANGUAGE_MODELS:

@@ -78,6 +78,16 @@ def has_cut_items(settings: Settings) -> bool:
     return settings.shard_items and distributed.world_size() > 1
 
 
+def placed(model: Any, settings: Settings, device: torch.device) -> Any:
+    """A recommender on ``device``, its item table cut before if it is to be.
+
+    What FSDP2 cuts goes there as :func:`shard` cuts it.
+    """
+    if has_cut_items(settings):
+        cut_items(model.catalog_lm)
+    return model if is_sharded(settings) else model.to(device)
+
+
 def cut_items(model: CatalogLM) -> None:
     """Leave a model that is the same on every rank this rank's rows of its item table, in place.
 
