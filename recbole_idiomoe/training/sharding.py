@@ -99,13 +99,14 @@ def cut_items(model: CatalogLM) -> None:
     """
     settings, table = model.settings, model.lm.item_table
     needs_whole = {
+        "item_text_added": settings.item_text_added,
+        # First of what such a model sets by itself.
+        "a model with item tables of its own": type(table) is not ItemTable,
         "sharding=fsdp2": settings.sharding != "ddp",
         "cold_start": bool(settings.cold_start),
         f"item_tokens={settings.item_tokens}": settings.item_tokens != "atomic",
         "softmax=hybrid": settings.softmax != "item",
-        "item_text_added": settings.item_text_added,
         "item_embedding_dim": table.up is not None,
-        "a model with item tables of its own": type(table) is not ItemTable,
     }
     for what, is_so in needs_whole.items():
         if is_so:

@@ -1,5 +1,6 @@
 """An item table cut over two processes: the loss, the gradients, the ranking and the run of one."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+import torch.distributed as dist
+from hypothesis import given as given_any
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
+from recbole_idiomoe.lm.row_exchange import RowExchange
 from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings
@@ -68,12 +71,37 @@ def read_and_scored(
     return loss, read.detach(), table.logits(states.detach())
 
 
+class CountedExchange(RowExchange):
+    """Knows the bytes that this rank has sent to others."""
+
+    sent = 0
+
+    def gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        self.sent += rows.nbytes * (self.ranks - 1)
+        return super().gather(rows, sizes)
+
+    def swapped(self, blocks: torch.Tensor) -> torch.Tensor:
+        self.sent += blocks.nbytes * (self.ranks - 1) // self.ranks
+        return super().swapped(blocks)
+
+
+def by_shards_and_sent() -> tuple[list[Any], int]:
+    """As the two below: several functions, one launch."""
+    return by_shards(), sent_in_a_step(positions=4)
+
+
+def sent_in_a_step(positions: int) -> int:
+    """Bytes that this rank sends where each reads and predicts as many items."""
+    exchange = CountedExchange()
+    shard = ItemTableShard(table_of(12), exchange)
+    items = torch.arange(1, positions + 1)
+    states = torch.ones(positions, WIDTH) + shard(items)
+    shard.cross_entropy(states, items[:, None], torch.ones(positions, 1)).sum().backward()
+    return exchange.sent
+
+
 def by_shards() -> list[Any]:
     """What this rank has of the loss, its gradients and scores, for every one of ``TABLES``."""
-    import torch.distributed as dist
-
-    from recbole_idiomoe.lm.row_exchange import RowExchange
-
     item_loss.SCORE_BYTES = 4 * 3 * 4  # three positions at once, or fewer
     found = []
     for item_num, positions in TABLES:
@@ -87,7 +115,10 @@ def by_shards() -> list[Any]:
 
 
 def test_losses_gradients_and_scores_are_those_of_the_whole_table(tmp_path: Path) -> None:
-    ranks = started(3, tmp_path, by_shards).given()
+    given = started(3, tmp_path, by_shards_and_sent).given()
+    # (G - 1) / G x (16 d + 8 G + 28) m, as SCALING.md says.
+    assert [sent for _, sent in given] == [2 / 3 * (16 * WIDTH + 8 * 3 + 28) * 4 * 3] * 3
+    ranks = [found for found, _ in given]
     for number, (item_num, positions) in enumerate(TABLES):
         table, given_to = table_of(item_num), drawn(item_num, positions)
 
@@ -210,12 +241,13 @@ def test_what_needs_the_whole_table_is_refused(settings: dict[str, Any], named: 
 
 def test_other_kinds_of_tables_are_refused() -> None:
     table = ProjectedItemTable(7, WIDTH, 3, 0.02)
-    model = SimpleNamespace(settings=Settings(), lm=SimpleNamespace(item_table=table))
+    settings = Settings(softmax="hybrid", item_embedding_dim=3)  # as such a model sets them
+    model = SimpleNamespace(settings=settings, lm=SimpleNamespace(item_table=table))
     with pytest.raises(SettingError, match="a model with item tables of its own"):
         sharding.cut_items(cast(CatalogLM, model))
 
 
-@given(item_num=st.integers(1, 40), ranks=st.integers(1, 9))
+@given_any(item_num=st.integers(1, 40), ranks=st.integers(1, 9))
 def test_every_row_is_of_one_rank(item_num: int, ranks: int) -> None:
     table = torch.arange(1.0, item_num + 1).unsqueeze(1)
     size = -(-item_num // ranks)
