@@ -40,7 +40,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.data.sequence import SequenceBatch, SequenceBuilder
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.registry import get_model, get_trainer
-from recbole_idiomoe.training.sharding import is_sharded
+from recbole_idiomoe.training.sharding import placed
 
 SETTINGS: dict[str, Any] = {
     "item_warmup": 0.0,  # text from the first epoch on
@@ -113,8 +113,7 @@ def warmed_up(given: Namespace) -> tuple[Any, Any]:
         distributed.from_main(lambda: save_backbone(given, folder))
         config, train_data = load("IDIOMoE", given, backbone=folder, checkpoint_dir=folder)
         model = get_model("IDIOMoE")(config, train_data._dataset)
-        if not is_sharded(config.settings):
-            model.to(config["device"])
+        placed(model, config.settings, config["device"])
         trainer = get_trainer("IDIOMoE")(config, model)
         distributed.gathered(None)  # all have read it
     free()

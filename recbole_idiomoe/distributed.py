@@ -121,6 +121,25 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def stacked(value: torch.Tensor) -> torch.Tensor:
+    """Each rank's ``value``, a scalar, on all of them: (ranks,)."""
+    if world_size() == 1:
+        return value.reshape(1)
+    parts = [value.new_empty(1) for _ in range(world_size())]
+    dist.all_gather(parts, value.reshape(1))
+    return torch.cat(parts)
+
+
+def gathered_on_main(value: torch.Tensor) -> list[torch.Tensor]:
+    """Each rank's ``value``, all of one shape, on the CPU of rank 0; nothing on the others."""
+    own = value.cpu().contiguous()
+    if world_size() == 1:
+        return [own]
+    parts = [torch.empty_like(own) for _ in range(world_size())] if is_main() else []
+    dist.gather(own, parts, dst=0)
+    return parts
+
+
 def largest(number: int) -> int:
     """The largest that any rank names."""
     return max(gathered(number))

@@ -57,7 +57,7 @@ from recbole_idiomoe.run_folder import (
 from recbole_idiomoe.run_log import curves_closed, start_log, start_no_log
 from recbole_idiomoe.training.loss_watch import watch_loss
 from recbole_idiomoe.training.resumable import resumable
-from recbole_idiomoe.training.sharding import is_sharded
+from recbole_idiomoe.training.sharding import placed, whole_shape
 from recbole_idiomoe.training.stages import has_first_stage, pretrain
 
 
@@ -300,8 +300,7 @@ def _fit(
     clock.timing("fit", pretrain)(config, train_data, valid_data, folder)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset)
-    if not is_sharded(config.settings):
-        model = model.to(config["device"])
+    model = placed(model, config.settings, config["device"])
     reset_peak_memory(config["device"])
     trainer_class = get_trainer(config["model"])
     if config["model"] not in LANGUAGE_MODELS:
@@ -328,7 +327,7 @@ def _result(
 ) -> dict[str, Any]:
     """What a run says, with what the test says if there was one."""
     trainer, seconds = fitted.trainer, fitted.clock.seconds
-    parameters = list(fitted.model.parameters())
+    sizes = [(whole_shape(p).numel(), p.requires_grad) for p in fitted.model.parameters()]
     return _identity(config) | {
         "protocol": protocol(config, splits.dataset.item_num - 1),
         **splits.counts,
@@ -339,8 +338,8 @@ def _result(
         "train_seconds": round(seconds["fit"] - fitted.valid_seconds, 2),
         "eval_seconds": round(seconds.get("evaluate", 0.0), 2),
         "parameters": {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+            "total": sum(size for size, _ in sizes),
+            "trainable": sum(size for size, trains in sizes if trains),
         },
         "peak_memory_mib": peak_memory_mib(config["device"]),
         "seed": config["seed"],

@@ -394,6 +394,13 @@ class Settings:
         choices=("ddp", "fsdp2"),
         group="training",
     )
+    shard_items: bool = _setting(
+        False,
+        "in several processes, with ddp: each has a part of the item table's rows, their gradient "
+        "and their optimizer state, and scores those, for catalogues of millions; the result is "
+        "the same but for rounding",
+        group="training",
+    )
     activation_checkpointing: bool = _setting(
         False,
         "compute every block again in the backward pass: less memory, a third more time",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -39,12 +38,24 @@ def summed_cross_entropy(
     def chunk_loss(states: Tensor, chosen: Tensor) -> Tensor:
         return F.cross_entropy(*score(states, chosen), reduction="sum")
 
+    first, *others = in_chunks(chunk_loss, candidate_num, hidden_states, targets)
+    return sum(others, start=first)
+
+
+def in_chunks(
+    compute: Callable[..., Tensor], candidate_num: int, *positions: Tensor
+) -> list[Tensor]:
+    """What ``compute`` gives of chunks of positions, at least one, again for the backward pass.
+
+    Args:
+        compute: holds ``candidate_num`` scores a position.
+        positions: its arguments, each of shape (N, ...).
+    """
     size = max(1, SCORE_BYTES // (4 * candidate_num))
-    if len(targets) <= size:
-        return chunk_loss(hidden_states, targets)
-    total = hidden_states.new_zeros((), dtype=torch.float32)
-    for states, chosen in zip(hidden_states.split(size), targets.split(size), strict=True):
-        total = total + checkpoint(
-            chunk_loss, states, chosen, use_reentrant=False, preserve_rng_state=False
-        )
-    return total
+    if len(positions[0]) <= size:
+        return [compute(*positions)]
+    chunks = zip(*(each.split(size) for each in positions), strict=True)
+    return [
+        checkpoint(compute, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in chunks
+    ]

@@ -38,6 +38,7 @@ from recbole_idiomoe.lm import (
     load_backbone,
     with_random_weights,
 )
+from recbole_idiomoe.lm.item_shard import ItemTableShard
 from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
@@ -321,6 +322,12 @@ class CatalogLM(nn.Module):
         if self._in_text:
             return self.lm.text_loss(hidden_states, batch.targets)
         rows = batch.targets - self.lm.config.item_token_offset
+        if isinstance(self.lm.item_table, ItemTableShard):
+            items, weights = rows.unsqueeze(1), torch.ones(len(rows), 1, device=rows.device)
+            if self.soft_targets is not None:
+                items, weights = self.soft_targets(rows, batch.previous)
+                weights[:, 0] += 1  # what the target gains, or loses, becomes what it has
+            return self.lm.item_table.cross_entropy(hidden_states, items, weights).mean()
         loss = self.lm.item_loss(hidden_states, rows, excluded=self.untrained)
         if self.soft_targets is not None:
             loss = loss + self._softening(self.soft_targets, hidden_states, batch) / len(rows)

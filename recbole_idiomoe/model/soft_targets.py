@@ -92,7 +92,7 @@ class SoftTargets(nn.Module):
             previous: (N,), 0 for none.
 
         Returns:
-            Items (N, k) and, for each, the probability that it gains; a row sums to 0.
+            Items (N, k), the target first, and the probability that each gains; a row sums to 0.
         """
         around = self.around[previous]
         itself = self.single[targets].unsqueeze(1) * (around == targets.unsqueeze(1))

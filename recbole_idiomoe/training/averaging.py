@@ -25,17 +25,18 @@ class WeightAverage:
         decay: share of the mean that an update keeps, in (0, 1).
 
     Attributes:
-        means: one a weight, in the order of ``model.parameters()``.
+        weights: those that are averaged, in the order of ``model.parameters()``.
+        means: one a weight.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
-        self.means = [weight.detach().clone() for weight in self._weights]
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.means = [weight.detach().clone() for weight in self.weights]
         self._move = get_ema_multi_avg_fn(decay)
 
     def update(self) -> None:
         """Move the means towards the weights: one operator for all, and no wait for the device."""
-        self._move(self.means, self._weights, None)
+        self._move(self.means, self.weights, None)
 
     def load(self, means: Sequence[torch.Tensor]) -> None:
         """Take over the means of an earlier training of the same model."""
@@ -57,7 +58,7 @@ class WeightAverage:
 
         Their contents do: the storage of weights that are cut over processes is not to be moved.
         """
-        for mean, weight in zip(self.means, self._weights, strict=True):
+        for mean, weight in zip(self.means, self.weights, strict=True):
             held = weight.detach().clone()
             weight.copy_(mean)
             mean.copy_(held)

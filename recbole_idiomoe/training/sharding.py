@@ -1,8 +1,9 @@
-"""A model whose weights, gradients and optimizer state are cut into a part a rank (FSDP2).
+"""A model whose weights, gradients and optimizer state are cut into a part a rank.
 
-Around every block of the decoder its weights are gathered, used and let go again, forwards and
-backwards; what is outside of the blocks is gathered around the whole. What is written to disk is
-whole, as one process writes it, and any number of processes reads it.
+All of them by FSDP2: around every block of the decoder its weights are gathered, used and let go
+again, forwards and backwards; what is outside of the blocks is gathered around the whole. Or,
+beside DDP, the item table's rows alone, which are never gathered. What is written to disk is whole,
+as one process writes it, and any number of processes reads it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from recbole_idiomoe import distributed
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import decoder_layers
+from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
 from recbole_idiomoe.lm.progress import no_progress_bars
+from recbole_idiomoe.lm.row_exchange import RowExchange
 from recbole_idiomoe.model.catalog_lm import CatalogLM, computes_in_bf16
 from recbole_idiomoe.settings import Settings
 
@@ -67,18 +73,95 @@ def shard(model: CatalogLM, device: torch.device) -> None:
     model.passes_of_all = distributed.largest
 
 
-def whole(value: Any) -> Any:
+def has_cut_items(settings: Settings) -> bool:
+    """Whether the item table of a model with ``settings`` is cut, which in one process none is."""
+    return settings.shard_items and distributed.world_size() > 1
+
+
+def placed(model: Any, settings: Settings, device: torch.device) -> Any:
+    """A recommender on ``device``, its item table cut before if it is to be.
+
+    What FSDP2 cuts goes there as :func:`shard` cuts it.
+    """
+    if has_cut_items(settings):
+        cut_items(model.catalog_lm)
+    return model if is_sharded(settings) else model.to(device)
+
+
+def cut_items(model: CatalogLM) -> None:
+    """Leave a model that is the same on every rank this rank's rows of its item table, in place.
+
+    From then on :meth:`CatalogLM.loss` and :meth:`CatalogLM.scores` are called by all ranks
+    together, each with what is its own.
+
+    Raises:
+        SettingError: a setting, or a kind of model, that needs the table whole.
+    """
+    settings, table = model.settings, model.lm.item_table
+    needs_whole = {
+        "item_text_added": settings.item_text_added,
+        # First of what such a model sets by itself.
+        "a model with item tables of its own": type(table) is not ItemTable,
+        "sharding=fsdp2": settings.sharding != "ddp",
+        "cold_start": bool(settings.cold_start),
+        f"item_tokens={settings.item_tokens}": settings.item_tokens != "atomic",
+        "softmax=hybrid": settings.softmax != "item",
+        "item_embedding_dim": table.up is not None,
+    }
+    for what, is_so in needs_whole.items():
+        if is_so:
+            raise SettingError(f"shard_items does not go with {what}; leave one of them out.")
+    model.lm.item_table = ItemTableShard(table, RowExchange())
+    model.passes_of_all = distributed.largest
+
+
+def leave_cut_to_ranks(model: nn.Module) -> bool:
+    """Have DDP, which ``model`` is about to be given to, not touch weights that are cut.
+
+    Returns:
+        Whether there are others that train: without any, it takes no model.
+    """
+    names = [name for name, weight in model.named_parameters() if _own_rows(weight)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    return any(w.requires_grad and not _own_rows(w) for w in model.parameters())
+
+
+def clip_gradients(
+    weights: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
+) -> torch.Tensor:
+    """torch's ``clip_grad_norm_`` beside DDP: every gradient counts once, cut ones in their parts.
+
+    Returns:
+        The norm before.
+    """
+    weights = list(weights)
+    learnt = [(weight.grad, _own_rows(weight)) for weight in weights if weight.grad is not None]
+    parts = distributed.stacked(get_total_norm([g for g, rows in learnt if rows], norm_type))
+    uncut = get_total_norm([g for g, rows in learnt if not rows], norm_type)
+    norm = torch.linalg.vector_norm(torch.cat((uncut.reshape(1).to(parts), parts)), norm_type)
+    clip_grads_with_norm_(weights, max_norm, norm)
+    return norm
+
+
+def whole(value: Any, like: Any = None) -> Any:
     """``value``, tensors in dictionaries and lists, with every cut one put together, on the CPU.
 
     All ranks call it together; the others than rank 0 get nothing for a cut tensor.
+
+    Args:
+        like: the weight that a tensor is of, or belongs to; of a list, as long a one.
     """
     if isinstance(value, DTensor):
         full = value.full_tensor()
         return full.cpu() if distributed.is_main() else None
+    if (rows := _own_rows(like)) and getattr(value, "shape", None) == like.shape:
+        parts = distributed.gathered_on_main(value)
+        return torch.cat(parts)[: rows.item_num] if parts else None
     if isinstance(value, dict):
-        return {key: whole(part) for key, part in value.items()}
+        return {key: whole(part, like) for key, part in value.items()}
     if isinstance(value, list):
-        return [whole(part) for part in value]
+        weights = like if isinstance(like, list) else [None] * len(value)
+        return [whole(part, weight) for part, weight in zip(value, weights, strict=True)]
     return value
 
 
@@ -86,12 +169,32 @@ def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """``module.state_dict()`` with :func:`whole` tensors; tied ones stay one tensor."""
     own = module.state_dict(keep_vars=True)
     made = {id(tensor): tensor for tensor in own.values()}
-    made = {key: whole(tensor.detach()) for key, tensor in made.items()}
+    made = {key: whole(tensor.detach(), tensor) for key, tensor in made.items()}
     return {name: made[id(tensor)] for name, tensor in own.items()}
+
+
+def whole_optimizer_state(optimizer: Any) -> dict[str, Any]:
+    """``optimizer.state_dict()`` with :func:`whole` tensors."""
+    state = optimizer.state_dict()
+    by_number = dict(enumerate(optimized(optimizer)))
+    return {**state, "state": {n: whole(part, by_number[n]) for n, part in state["state"].items()}}
+
+
+def optimized(optimizer: Any) -> list[torch.Tensor]:
+    """The weights of an optimizer, in the order of its state's numbers."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def whole_shape(weight: torch.Tensor) -> torch.Size:
+    """The shape of all of a weight, of which this rank may have a part."""
+    rows = _own_rows(weight)
+    return torch.Size((rows.item_num, *weight.shape[1:])) if rows else weight.shape
 
 
 def cut(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """This rank's part of ``full``, which all ranks have, if ``like`` is cut; else all of it."""
+    if rows := _own_rows(like):
+        return rows.of(full)
     if not isinstance(like, DTensor):
         return full
     return distribute_tensor(
@@ -100,7 +203,7 @@ def cut(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def cut_weights(full: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
-    """A whole state of ``module`` as its ``load_state_dict`` takes it."""
+    """A whole state of ``module`` as its ``load_state_dict`` takes it, cut items whole."""
     own = module.state_dict()
     return {n: cut(tensor, own[n]) if n in own else tensor for n, tensor in full.items()}
 
@@ -113,7 +216,7 @@ def cut_optimizer_state(
     state = {
         number: {
             name: cut(value, by_number[number])
-            if getattr(value, "shape", None) == by_number[number].shape
+            if getattr(value, "shape", None) == whole_shape(by_number[number])
             else value
             for name, value in values.items()
         }
@@ -130,3 +233,7 @@ def load_saved(lm: IdiomoeForCausalLM, folder: Path) -> None:
             saved = IdiomoeForCausalLM.from_pretrained(folder).state_dict()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(lm, saved, options=options)
+
+
+def _own_rows(weight: Any) -> OwnRows | None:
+    return getattr(weight, "own_rows", None)

@@ -40,13 +40,18 @@ from recbole_idiomoe.training.loss_watch import LossWatch
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.schedule import text_share
 from recbole_idiomoe.training.sharding import (
+    clip_gradients,
     cut,
     cut_optimizer_state,
     cut_weights,
+    has_cut_items,
     is_sharded,
+    leave_cut_to_ranks,
     load_saved,
+    optimized,
     shard,
     whole,
+    whole_optimizer_state,
     whole_weights,
 )
 from recbole_idiomoe.training.state import (
@@ -99,6 +104,7 @@ class IdiomoeTrainer(Trainer):
             ],
         )
         self.sharded = is_sharded(self.settings)
+        self.has_cut_items = has_cut_items(self.settings)
         if self.sharded:
             shard(self.catalog_lm, config["device"])
         super().__init__(config, model)
@@ -216,7 +222,7 @@ class IdiomoeTrainer(Trainer):
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self._make_fast()
-        if self.sharded:
+        if self.sharded or not leave_cut_to_ranks(self.model):
             self.engine = self.model
         else:
             with warnings.catch_warnings():
@@ -227,8 +233,8 @@ class IdiomoeTrainer(Trainer):
         if self.settings.ema_decay:
             self._average = WeightAverage(self.model, self.settings.ema_decay)
             if self._resumed:
-                means = zip(self._resumed["ema"], self._average.means, strict=True)
-                self._average.load([cut(saved, mean) for saved, mean in means])
+                means = zip(self._resumed["ema"], self._average.weights, strict=True)
+                self._average.load([cut(saved, weight) for saved, weight in means])
         self.micro_batches = MicroBatches(
             self.loader,
             self._backward,
@@ -278,7 +284,8 @@ class IdiomoeTrainer(Trainer):
                 total = total + loss
             sums.append(total)
             if self.clip_grad_norm:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+                clip = clip_gradients if self.has_cut_items else self.accelerator.clip_grad_norm_
+                clip(self.model.parameters(), **self.clip_grad_norm)
             self.optimizer.step()
             if self._average:
                 self._average.update()
@@ -402,13 +409,14 @@ class IdiomoeTrainer(Trainer):
         """All that going on after ``epoch`` needs, and the epoch's model if it is to be kept."""
         if self.settings.keep_last:
             self._keep_model(epoch)
-        more = {"ema": whole(self._average.means)} if self._average else {}
+        average = self._average
+        more = {"ema": whole(average.means, average.weights)} if average else {}
         write_state(
             self,
             epoch,
             fingerprint=self.catalog_lm.catalog.fingerprint,
             model=whole_weights(self.catalog_lm),
-            optimizer=whole(self.optimizer.state_dict()),
+            optimizer=whole_optimizer_state(self.optimizer),
             scheduler=self.scheduler.state_dict(),
             **more,
         )
@@ -421,7 +429,8 @@ class IdiomoeTrainer(Trainer):
         Raises:
             CheckpointError: the state is damaged, or belongs to another catalogue or model.
         """
-        state = read_state(self, Path(resume_file), in_parts=self.sharded)
+        in_parts = self.sharded or self.has_cut_items
+        state = read_state(self, Path(resume_file), in_parts)
         if state is None:
             return
         if state["fingerprint"] != self.catalog_lm.catalog.fingerprint:
@@ -438,7 +447,7 @@ class IdiomoeTrainer(Trainer):
         try:
             self.catalog_lm.load_state_dict(cut_weights(state["model"], self.catalog_lm))
             fused = self.optimizer.defaults["fused"]
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            trained = optimized(self.optimizer)
             self.optimizer.load_state_dict(cut_optimizer_state(state["optimizer"], trained))
             for group in self.optimizer.param_groups:
                 group["fused"] = fused  # as fits this device, whichever the state is from

@@ -10,6 +10,7 @@ from recbole_idiomoe.lm.bundled import verified_folder
 from tests.distributed.ranks import started
 from tests.training.cycle import write_cycle
 
+WAYS = ((1,), (2, "--sharding=fsdp2"), (2, "--setting", "shard_items", "True"))
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -27,14 +28,14 @@ def test_processes_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.Monke
     arguments = [f"--{name}={value}" for name, value in options.items()]
     arguments += ["--tiny", "--setting", "train_batch_size", "8"]
     jobs = [
-        started(ranks, tmp_path / str(ranks), measured, [*arguments, *more])
-        for ranks, *more in ((1,), (2, "--sharding=fsdp2"))
+        started(ranks, tmp_path / "".join(more), measured, [*arguments, *more])
+        for ranks, *more in WAYS
     ]
-    one, two = (job.given()[0] for job in jobs)
+    one, two, cut = (job.given()[0] for job in jobs)
     assert [one["processes"], two["processes"]] == [1, 2]
     for name in ("steps", "tokens", "sequences"):
-        assert one[name] == two[name] > 0
-    assert two["loss"] == pytest.approx(one["loss"], rel=0.01)  # in bfloat16
+        assert one[name] == two[name] == cut[name] > 0
+    assert [two["loss"], cut["loss"]] == pytest.approx([one["loss"]] * 2, rel=0.01)  # in bfloat16
 
     monkeypatch.syspath_prepend(BENCHMARKS)
     scaling = importlib.import_module("scaling")

@@ -47,6 +47,8 @@ AGAIN = [
     ("mixed", {"eval_batch_size": 7}),
     ("mixed", {"eval_batch_size": 7, "sharding": "fsdp2"}),
     ("mixed", {"eval_batch_size": 256, "sharding": "fsdp2"}),
+    ("mixed", {"eval_batch_size": 7, "shard_items": True}),
+    ("mixed", {"eval_batch_size": 256, "shard_items": True}),
     ("cold start", {"eval_batch_size": 7}),
 ]
 
