@@ -22,7 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from measuring import LargestTensor, markdown, peak_bytes, save_qwen, seconds, synchronize, where
+from measuring import (
+    LargestTensor,
+    markdown,
+    peak_bytes,
+    save_qwen,
+    seconds,
+    synchronize,
+    take_settings,
+    where,
+)
 from recbole.data import data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
 
@@ -181,14 +190,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="of the synthetic catalogue (500,000)")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--tiny", action="store_true", help="a small model and small data")
-    parser.add_argument(
-        "--setting",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="of the package; may be given again",
-    )
+    take_settings(parser, "the package")
     given = parser.parse_args()
     given.dataset = given.dataset or ("ml-100k" if given.tiny else "amazon-toys")
     given.items = given.items or (5000 if given.tiny else 500_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown; the first column is text, the others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def take_settings(parser: ArgumentParser, whose: str) -> None:
+    """Let ``--setting NAME VALUE`` be given, any number of times; a list of pairs of words."""
+    parser.add_argument(
+        "--setting",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help=f"of {whose}; may be given again",
+    )

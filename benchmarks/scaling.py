@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from measuring import SHAPES, markdown, seconds, where
+from measuring import SHAPES, markdown, seconds, take_settings, where
 from training_sides import FirstSteps, warmed_up
 
 from recbole_idiomoe import distributed
@@ -114,14 +114,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--steps", type=int, help="to measure (default: an epoch)")
     parser.add_argument("--warmup", type=int, default=20, help="steps before (20)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, few users, 2 steps")
-    parser.add_argument(
-        "--setting",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="of the package; may be given again",
-    )
+    take_settings(parser, "the package")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.tiny:

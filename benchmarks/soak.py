@@ -29,7 +29,7 @@ from unittest.mock import patch
 import psutil
 import torch
 import yaml
-from measuring import markdown, where
+from measuring import markdown, take_settings, where
 from scipy.stats import theilslopes
 
 from recbole_idiomoe import load, run
@@ -226,14 +226,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="in all (default: 30)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--setting",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="of IDIOMoE; may be given again",
-    )
+    take_settings(parser, "IDIOMoE")
     return parser.parse_args(arguments)
 
 

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import markdown, matrix_rate, qwen, where
+from measuring import markdown, matrix_rate, qwen, take_settings, where
 from training_sides import hf_trainer, naive, ours, profiled
 
 from recbole_idiomoe.config import let_gpu_memory_grow
@@ -144,14 +144,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--steps", type=int, help="to measure (default: ours all, others 8)")
     parser.add_argument("--warmup", type=int, default=20, help="steps of ours (default: 20)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, few users, 1 step")
-    parser.add_argument(
-        "--setting",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="of the package, for all sides; may be given again",
-    )
+    take_settings(parser, "the package, for all sides")
     parser.add_argument(
         "--profile", action="store_true", help="where the steps of ours go, by kind of kernel"
     )
