@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_idiomoe.distributed import STUCK
+
+_Map = Callable[[Tensor], Tensor]
 
 
 class RowExchange:
@@ -37,13 +40,19 @@ class RowExchange:
 
     def gathered(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         """All ranks' rows, in their order: (n, ...) -> (sum of ``sizes``, ...), differentiable."""
-        found: Tensor = _Gather.apply(rows, self, sizes)
+        there, back = self._both(sizes)
+        found: Tensor = _Linear.apply(rows, there, back)
         return found
 
     def summed(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         """This rank's rows of the sum of what all ranks have: the way back of :meth:`gathered`."""
-        found: Tensor = _SumAndScatter.apply(rows, self, sizes)
+        there, back = self._both(sizes)
+        found: Tensor = _Linear.apply(rows, back, there)
         return found
+
+    def _both(self, sizes: Sequence[int]) -> tuple[_Map, _Map]:
+        """To all ranks, and back; each is the other's gradient."""
+        return partial(self.gather, sizes=sizes), partial(self.sum_and_scatter, sizes=sizes)
 
     def swapped(self, blocks: Tensor) -> Tensor:
         """Block i of each goes to rank i: (ranks, ...) -> (ranks, ...), by where they are from."""
@@ -63,28 +72,18 @@ class RowExchange:
         return self.swapped(torch.stack(parts)).sum(dim=0)[: sizes[self.rank]]
 
 
-class _Gather(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    """A linear map of rows, given with the way back of its gradient."""
+
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: RowExchange, sizes: Sequence[int]) -> Tensor:
-        ctx.exchange, ctx.sizes = exchange, sizes
-        return exchange.gather(rows, sizes)
+    def forward(ctx: Any, rows: Tensor, there: _Map, back: _Map) -> Tensor:
+        ctx.back = back
+        return there(rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.exchange.sum_and_scatter(gradient, ctx.sizes), None, None
-
-
-class _SumAndScatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: RowExchange, sizes: Sequence[int]) -> Tensor:
-        ctx.exchange, ctx.sizes = exchange, sizes
-        return exchange.sum_and_scatter(rows, sizes)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.exchange.gather(gradient, ctx.sizes), None, None
+        return ctx.back(gradient), None, None
 
 
 def _filled_up(rows: Tensor, count: int) -> Tensor:
