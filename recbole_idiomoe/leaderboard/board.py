@@ -154,12 +154,12 @@ class Board:
             IdiomoeError: one cannot be read.
         """
         kept = [(path, _read_run(path)) for path in self._run_files(row)]
-        return [(run, self._ranks(path, run, _RANKS)) for path, run in kept]
+        return self._with_ranks(kept, _RANKS)
 
     def mixes(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
         """The mixes that were measured with these runs, as runs of their own; raises likewise."""
         read = ((path, mix_of(_read_run(path))) for path in self._run_files(row))
-        return [(run, self._ranks(path, run, _MIX_RANKS)) for path, run in read if run]
+        return self._with_ranks([(path, run) for path, run in read if run], _MIX_RANKS)
 
     def save(self) -> None:
         """Write the index."""
@@ -198,9 +198,17 @@ class Board:
                 "folder."
             )
 
-    def _ranks(self, path: Path, run: Mapping[str, Any], suffix: str) -> Ranks:
-        targets = load_arrays(self._targets_file(run["dataset"]), "history", "popularity")
-        return Ranks(**load_arrays(path.with_suffix(suffix), "rank"), **targets)
+    def _with_ranks(
+        self, kept: Sequence[tuple[Path, dict[str, Any]]], suffix: str
+    ) -> list[tuple[dict[str, Any], Ranks]]:
+        """Runs of one row, each with its ranks, all of the same targets."""
+        if not kept:
+            return []
+        targets = load_arrays(self._targets_file(kept[0][1]["dataset"]), "history", "popularity")
+        return [
+            (run, Ranks(**load_arrays(path.with_suffix(suffix), "rank"), **targets))
+            for path, run in kept
+        ]
 
     def _targets_file(self, dataset: str) -> Path:
         return self.folder / TARGETS / f"{dataset}.npz"
