@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -33,6 +34,38 @@ Value = TypeVar("Value")
 
 _objects: dist.ProcessGroup | None = None
 _alone = False
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """Which rows of a cut table are one rank's: ``size`` from ``start``, past the last one zeros.
+
+    A parameter that is so cut has it as its attribute ``own_rows``.
+    """
+
+    rank: int
+    size: int
+    item_num: int
+
+    @property
+    def start(self) -> int:
+        return self.rank * self.size
+
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """A copy of these of a table (item_num, d): (size, d)."""
+        rows = whole[self.start : self.start + self.size]
+        return torch.cat((rows, rows.new_zeros(self.size - len(rows), *rows.shape[1:])))
+
+
+def own_rows(weight: Any) -> OwnRows | None:
+    """Which rows of ``weight`` this rank has; None: all."""
+    return getattr(weight, "own_rows", None)
+
+
+def whole_shape(weight: torch.Tensor) -> torch.Size:
+    """The shape of all of a weight, of which this rank may have a part."""
+    rows = own_rows(weight)
+    return torch.Size((rows.item_num, *weight.shape[1:])) if rows else weight.shape
 
 
 def start() -> None:

@@ -57,7 +57,6 @@ from recbole_idiomoe.run_folder import (
 from recbole_idiomoe.run_log import curves_closed, start_log, start_no_log
 from recbole_idiomoe.training.loss_watch import watch_loss
 from recbole_idiomoe.training.resumable import resumable
-from recbole_idiomoe.training.sharding import placed, whole_shape
 from recbole_idiomoe.training.stages import has_first_stage, pretrain
 
 
@@ -300,7 +299,12 @@ def _fit(
     clock.timing("fit", pretrain)(config, train_data, valid_data, folder)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset)
-    model = placed(model, config.settings, config["device"])
+    if config["model"] in LANGUAGE_MODELS:
+        from recbole_idiomoe.training.sharding import placed  # seconds, which others need not wait
+
+        model = placed(model, config.settings, config["device"])
+    else:
+        model = model.to(config["device"])
     reset_peak_memory(config["device"])
     trainer_class = get_trainer(config["model"])
     if config["model"] not in LANGUAGE_MODELS:
@@ -327,7 +331,9 @@ def _result(
 ) -> dict[str, Any]:
     """What a run says, with what the test says if there was one."""
     trainer, seconds = fitted.trainer, fitted.clock.seconds
-    sizes = [(whole_shape(p).numel(), p.requires_grad) for p in fitted.model.parameters()]
+    sizes = [
+        (distributed.whole_shape(p).numel(), p.requires_grad) for p in fitted.model.parameters()
+    ]
     return _identity(config) | {
         "protocol": protocol(config, splits.dataset.item_num - 1),
         **splits.counts,

@@ -7,37 +7,16 @@ all, each answers with its own rows, and the answers are put together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_idiomoe.distributed import OwnRows
 from recbole_idiomoe.lm.embedding import ItemTable, weighted_sums
 from recbole_idiomoe.lm.item_loss import in_chunks
 from recbole_idiomoe.lm.row_exchange import RowExchange
-
-
-@dataclass(frozen=True)
-class OwnRows:
-    """Which rows of a cut table are one rank's: ``size`` from ``start``, past the last one zeros.
-
-    A parameter that is so cut has it as its attribute ``own_rows``.
-    """
-
-    rank: int
-    size: int
-    item_num: int
-
-    @property
-    def start(self) -> int:
-        return self.rank * self.size
-
-    def of(self, whole: Tensor) -> Tensor:
-        """A copy of these of a table (item_num, d): (size, d)."""
-        rows = whole[self.start : self.start + self.size]
-        return torch.cat((rows, rows.new_zeros(self.size - len(rows), *rows.shape[1:])))
 
 
 class ItemTableShard(ItemTable):

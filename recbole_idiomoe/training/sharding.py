@@ -26,11 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from recbole_idiomoe import distributed
+from recbole_idiomoe.distributed import own_rows, whole_shape
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
+from recbole_idiomoe.lm.item_shard import ItemTableShard
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.row_exchange import RowExchange
 from recbole_idiomoe.model.catalog_lm import CatalogLM, computes_in_bf16
@@ -121,9 +122,9 @@ def leave_cut_to_ranks(model: nn.Module) -> bool:
     Returns:
         Whether there are others that train: without any, it takes no model.
     """
-    names = [name for name, weight in model.named_parameters() if _own_rows(weight)]
+    names = [name for name, weight in model.named_parameters() if own_rows(weight)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-    return any(w.requires_grad and not _own_rows(w) for w in model.parameters())
+    return any(w.requires_grad and not own_rows(w) for w in model.parameters())
 
 
 def clip_gradients(
@@ -135,7 +136,7 @@ def clip_gradients(
         The norm before.
     """
     weights = list(weights)
-    learnt = [(weight.grad, _own_rows(weight)) for weight in weights if weight.grad is not None]
+    learnt = [(weight.grad, own_rows(weight)) for weight in weights if weight.grad is not None]
     parts = distributed.stacked(get_total_norm([g for g, rows in learnt if rows], norm_type))
     uncut = get_total_norm([g for g, rows in learnt if not rows], norm_type)
     norm = torch.linalg.vector_norm(torch.cat((uncut.reshape(1).to(parts), parts)), norm_type)
@@ -154,7 +155,7 @@ def whole(value: Any, like: Any = None) -> Any:
     if isinstance(value, DTensor):
         full = value.full_tensor()
         return full.cpu() if distributed.is_main() else None
-    if (rows := _own_rows(like)) and getattr(value, "shape", None) == like.shape:
+    if (rows := own_rows(like)) and getattr(value, "shape", None) == like.shape:
         parts = distributed.gathered_on_main(value)
         return torch.cat(parts)[: rows.item_num] if parts else None
     if isinstance(value, dict):
@@ -185,15 +186,9 @@ def optimized(optimizer: Any) -> list[torch.Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
-def whole_shape(weight: torch.Tensor) -> torch.Size:
-    """The shape of all of a weight, of which this rank may have a part."""
-    rows = _own_rows(weight)
-    return torch.Size((rows.item_num, *weight.shape[1:])) if rows else weight.shape
-
-
 def cut(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """This rank's part of ``full``, which all ranks have, if ``like`` is cut; else all of it."""
-    if rows := _own_rows(like):
+    if rows := own_rows(like):
         return rows.of(full)
     if not isinstance(like, DTensor):
         return full
@@ -233,7 +228,3 @@ def load_saved(lm: IdiomoeForCausalLM, folder: Path) -> None:
             saved = IdiomoeForCausalLM.from_pretrained(folder).state_dict()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(lm, saved, options=options)
-
-
-def _own_rows(weight: Any) -> OwnRows | None:
-    return getattr(weight, "own_rows", None)
