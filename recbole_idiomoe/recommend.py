@@ -282,7 +282,7 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
     """
     from recbole.data.interaction import Interaction
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file
 
     from recbole_idiomoe.config import RunConfig
     from recbole_idiomoe.data.catalog import read_catalog
@@ -302,7 +302,7 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
         )
     model = get_model(run["model"])(config, dataset).to(device)
     try:
-        load_model(model, folder / "model.safetensors", device=str(device))
+        model.load_state_dict(load_file(folder / "model.safetensors", device=str(device)))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} holds no complete model ({type(error).__name__}); let its run finish."

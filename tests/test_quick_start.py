@@ -307,3 +307,18 @@ def test_runs_that_start_together_have_folders_of_their_own(
         with pytest.raises(DataError, match="far enough"):
             quick_start.run("IDIOMoE", "ml-100k")
     assert len(set(folders)) == 2 and not any(folder.exists() for folder in folders)
+
+
+def test_weights_in_one_block_of_memory_are_kept_apart(tmp_path: Path) -> None:
+    """As a GRU's are on a GPU."""
+    gru = torch.nn.GRU(3, 4)
+    block = torch.cat([weight.detach().flatten() for weight in gru.parameters()])
+    for weight, piece in zip(
+        gru.parameters(), block.split([weight.numel() for weight in gru.parameters()]), strict=True
+    ):
+        weight.data = piece.view(weight.shape)
+    quick_start._save_weights(gru, tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == gru.state_dict().keys()
+    for name, weight in gru.state_dict().items():
+        assert torch.equal(saved[name], weight)

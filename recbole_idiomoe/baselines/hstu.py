@@ -134,7 +134,9 @@ class Unit(nn.Module):
         distance = (position.unsqueeze(1) - position).clamp(min=0)  # later items play no part
         bias = self.position_bias[distance].unsqueeze(0)
         if buckets is not None:
-            bias = bias + self.time_bias[buckets]
+            # Most pairs share a few buckets. What indexing adds up backwards for one bucket, a GPU
+            # adds one after the other; an embedding's gradient is summed in parallel.
+            bias = bias + functional.embedding(buckets, self.time_bias.unsqueeze(1)).squeeze(-1)
         return bias.unsqueeze(1)
 
 

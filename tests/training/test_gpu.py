@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import load, quick_start
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from tests.training.cycle import TINY, write_cycle
@@ -86,3 +86,12 @@ def test_batches_come_pinned_and_ahead(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(WindowLoader, "__iter__", as_it_comes)
     assert_close(ahead, train(tmp_path, "as it comes"))
     assert pinned and all(pinned)
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SASRec", "HSTU"])
+def test_a_baseline_trained_here_recommends_here(model: str, tmp_path: Path) -> None:
+    write_cycle(tmp_path / "data" / "cycle")
+    where = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "run")}
+    own = TINY | where | {"epochs": 1, "gpu_id": "0", "train_batch_size": 64}
+    (result,) = quick_start.run(model, "cycle", settings=own)
+    assert len(load(result["folder"]).recommend([["i1", "i2"]], k=3)[0]) == 3
