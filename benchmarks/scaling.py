@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -127,11 +128,17 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
 
 
 def job(processes: int) -> Job:
-    """This script in so many processes."""
+    """This script in so many processes, which share the cores."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), *sys.argv, "--here"]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return Job(**json.loads(output.splitlines()[-1]))
+    # torchrun gives each one thread: too few to read and copy billions of weights.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    output = subprocess.run(
+        command, stdout=subprocess.PIPE, check=True, text=True, env={**threads, **os.environ}
+    ).stdout
+    found = output.splitlines()[-1]
+    print(found, file=sys.stderr, flush=True)  # not lost if a later job fails
+    return Job(**json.loads(found))
 
 
 def main() -> int:
