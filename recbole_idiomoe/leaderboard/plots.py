@@ -5,6 +5,7 @@ matplotlib draws them; where it is not installed there are none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from recbole_idiomoe.leaderboard.tables import Table
 from recbole_idiomoe.report import metric_title
 
 BINS = 5
-_SIZE = (5.2, 3.6)  # inches: its letters can be read on a telephone
+_WIDTH, _HEIGHT = 5.2, 3.1  # inches, the legend left out: letters can be read on a telephone
+_LEGEND_LINE = 0.19  # inches
 _LEGEND, _HANDLE = 76, 7  # letters in a line of the legend, and what a line's sample takes of them
 
 
@@ -38,10 +40,12 @@ def pictures(table: Table) -> list[Picture]:
         return []
     title = metric_title(table.metric)
     cost_note = "" if all(s.alone for s in ran) else " Some runs were not alone (see the table)."
+    mixes = sorted({s.runs[0]["with"] for s in ran if s.mixed})
+    mix_note = f" Hollow: mixed with {', '.join(mixes)}." if mixes else ""
     drawn: list[tuple[str, str, Callable[[Any], None]]] = [
         (
             f"{title} against training time",
-            f"Means over seeds; bars: standard deviation.{cost_note}",
+            f"Means over seeds; bars: standard deviation.{mix_note}{cost_note}",
             lambda axes: _accuracy_against_cost(axes, ran, table.metric),
         ),
         (
@@ -52,13 +56,13 @@ def pictures(table: Table) -> list[Picture]:
         (
             f"{title} by history length",
             "Test targets in groups of about equal size, by the items of history that models are "
-            "given; n: targets.",
+            f"given; n: targets.{mix_note}",
             lambda axes: _by_group(axes, ran, table.metric, ran[0].ranks[0].history),
         ),
         (
             f"{title} by popularity of the target",
             "Test targets in groups of about equal size, by the target's training interactions; n: "
-            "targets.",
+            f"targets.{mix_note}",
             lambda axes: _by_group(axes, ran, table.metric, ran[0].ranks[0].popularity),
         ),
     ]
@@ -128,9 +132,12 @@ def _logarithmic(axis: Any) -> None:
 
 
 def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]]:
-    """Each row with how it is drawn: a mix as the model that is in it, but hollow and dashed."""
+    """Each row with how it is drawn: a mix as the model that is in it, but hollow and dashed.
+
+    The legend has no line for it, which would leave no room: the caption tells.
+    """
     looks = {id(row): index for index, row in enumerate(s.row for s in ran if not s.mixed)}
-    mixed = {"linestyle": "--", "markerfacecolor": "none"}
+    mixed = {"linestyle": "--", "markerfacecolor": "none", "label": "_"}
     for standing in ran:
         index = looks[id(standing.row)]
         look = {
@@ -148,14 +155,14 @@ def _svg(title: str, draw: Callable[[Any], None]) -> str:
     from matplotlib.figure import Figure
 
     with rc_context(style(title, for_page=True)):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         axes.grid(alpha=0.25)
-        handles, _ = axes.get_legend_handles_labels()
+        handles, labels = axes.get_legend_handles_labels()
         if handles:
-            longest = max(len(str(handle.get_label())) for handle in handles)
-            columns = min(3, max(1, _LEGEND // (longest + _HANDLE)))
+            columns = min(3, max(1, _LEGEND // (max(map(len, labels)) + _HANDLE)))
+            figure.set_figheight(_HEIGHT + _LEGEND_LINE * math.ceil(len(labels) / columns))
             figure.legend(
                 handles=handles,
                 loc="outside lower center",

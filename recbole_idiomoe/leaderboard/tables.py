@@ -273,11 +273,8 @@ def _cost_notes(ran: Sequence[Standing], devices: Sequence[str]) -> list[str]:
         f"train s: without validation; eval s: all validation and the test; MiB: peak memory of "
         f"the device, on a CPU of the process. Means over seeds, on {'; '.join(devices)}."
     ]
-    if shared := [s.name for s in ran if not s.alone]:
-        notes.append(
-            f"{NOT_ALONE} Other runs went on meanwhile (jobs): the seconds of "
-            f"{', '.join(shared)} do not compare."
-        )
+    if not all(standing.alone for standing in ran):
+        notes.append(f"{NOT_ALONE} Other runs went on meanwhile (jobs): seconds do not compare.")
     elif len(devices) > 1:
         notes.append("Seconds and memory compare on one device alone.")
     return notes

@@ -67,7 +67,17 @@ def test_a_mix_is_drawn_as_its_model_but_hollow(
     assert styles["IDIOMoE"]["color"] != styles["SASRec"]["color"]
     text = Path("board/leaderboard.html").read_text()
     curves = next(svg for svg in text.split("<svg ") if 'aria-label="Validation' in svg)
-    assert ">SASRec<" in curves and "TransitionCounter<" not in curves
+    assert ">SASRec<" in curves and "TransitionCounter<" not in text.split("<table")[0]
+    assert text.count("Hollow: mixed with TransitionCounter.") == 3
+
+
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_a_legend_of_many_rows_leaves_room(lead: Lead, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plots, "can_draw", DRAWN)
+    many = {f"SASRec, of these settings the {n}th": {"model": "SASRec"} for n in range(30)}
+    lead("SASRec", variants=many)
+    assert Path("board/leaderboard.html").read_text().count("<svg ") == len(TITLES)
 
 
 def test_cells_sort_by_their_numbers_and_failures_have_none(lead: Lead, runner: Runner) -> None:
