@@ -12,6 +12,7 @@ from recbole.trainer import S3RecTrainer
 from recbole.utils import init_seed
 
 from recbole_idiomoe import distributed, yaml_files
+from recbole_idiomoe.baselines import s3rec_pretraining
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.evaluation.finite_scores import refuse_nan
 from recbole_idiomoe.files import written_aside
@@ -50,11 +51,13 @@ def _pretrain_s3rec(config: RunConfig, train_data: Any, folder: Path) -> None:
 
     RecBole asks for two runs with settings changed by hand between them, and writes nothing
     unless ``pretrain_epochs`` reaches ``save_step``. A user who gives ``train_stage: finetune``
-    and a ``pre_model_path`` skips this.
+    and a ``pre_model_path`` skips this. The model is RecBole's, with its tensors and losses made
+    as in :mod:`recbole_idiomoe.baselines.s3rec_pretraining`.
     """
     config["save_step"] = config["pretrain_epochs"]
     getLogger().info(f"S3Rec, stage 1 of 2: pre-training, {config['pretrain_epochs']} epochs")
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    s3rec_pretraining.speed_up(model)
     checkpoint_dir, config["checkpoint_dir"] = config["checkpoint_dir"], str(folder)
     trainer = S3RecTrainer(config, model)
     watch_loss(trainer, train_data._dataset, folder)

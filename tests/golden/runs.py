@@ -1,4 +1,4 @@
-"""A tiny run of every model of ours, and of two of RecBole's, on a part of ml-100k.
+"""A tiny run of every model of ours, and of three of RecBole's, on a part of ml-100k.
 
 The part is cut from RecBole's own copy when it is wanted: no data is kept here.
 
@@ -62,6 +62,13 @@ OWN: dict[str, dict[str, Any]] = {
     "E4SRec": OURS | {"id_encoder": ENCODER},
     "SASRec": {"hidden_size": 16, "inner_size": 16, "n_layers": 1},
     "GRU4Rec": {"embedding_size": 16, "hidden_size": 16, "num_layers": 1},
+    "S3Rec": {  # whose first stage is computed by code of ours
+        "hidden_size": 16,
+        "inner_size": 16,
+        "n_layers": 1,
+        "pretrain_epochs": 3,
+        "item_attribute": "categories",
+    },
 }
 """Models, and their own settings."""
 
