@@ -18,7 +18,7 @@ settings.load_profile("quick")
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: a tenth of the time went into looking whether it is garbage."""
+    """What is imported by now stays; to look whether it is garbage took a tenth of the time."""
     gc.collect()
     gc.freeze()
 
