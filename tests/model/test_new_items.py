@@ -19,6 +19,7 @@ from recbole_idiomoe.model.new_items import parts_from_text, place_unseen_items
 from recbole_idiomoe.recommend import Recommender
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY
+from tests.words import few_words
 
 WORDS = {
     "trains": ["wooden", "railway", "train", "engine", "track", "station"],
@@ -44,8 +45,8 @@ SPELT: dict[str, dict[str, Any]] = {
         "use_text": False,
         "learning_rate": 0.004,
         "train_batch_size": 12,
-        "epochs": 40,
-        "stopping_step": 40,
+        "epochs": 20,
+        "eval_step": 20,
     },
     "TitleLLM": {"train_batch_size": 16, "epochs": 16},
 }
@@ -74,15 +75,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("new-items")
     path = write_clusters(place / "data" / "toys")
     settings = TINY | {"epochs": 6, "data_path": str(path), "checkpoint_dir": str(place / "saved")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        found = {}
-        for name, options in (MODELS | SPELT).items():
+    found = {}
+
+    def train(models: dict[str, dict[str, Any]]) -> None:
+        for name, options in models.items():
             own = {key: value for key, value in options.items() if key != "model"}
             model = options.get("model", name)
             (result,) = quick_start.run(model, "toys", settings=settings | own)
             found[name] = Path(result["folder"])
-        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        train(MODELS)
+        with few_words(tmp_path_factory.mktemp("words")):
+            train(SPELT)
+    return found
 
 
 NEW = [
