@@ -172,7 +172,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
-    """Read ``--key=value``, ``--key value`` and bare ``--key``, which means True.
+    """Read ``--key=value``, ``--key value`` and bare ``--key``, which means True; ``-h`` is help.
 
     Raises:
         SettingError: a word that belongs to no key, a key with two different values,
@@ -229,7 +229,7 @@ def parse_value(text: str) -> Any:
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    rest = list(arguments)
+    rest = ["--help" if word == "-h" else word for word in arguments]
     while rest:
         word = rest.pop(0)
         key, equals, text = word.removeprefix("--").partition("=")
@@ -271,10 +271,10 @@ def _answer(flags: set[str]) -> str:
 
 
 def _tuned(parsed: Arguments, trials: int) -> str:
-    if parsed.result_file or parsed.resume or parsed.jobs != 1:
+    if parsed.result_file or parsed.resume or parsed.leaderboard or parsed.jobs != 1:
         raise SettingError(
-            "--tune goes without result_file, resume and jobs: its trials are kept in the folder "
-            "that --tuned names, one is run at a time, and the same command goes on."
+            "--tune goes without result_file, resume, leaderboard and jobs: its trials are kept in "
+            "the folder that --tuned names, one is run at a time, and the same command goes on."
         )
     from recbole_idiomoe.tuning import table, tune
 
