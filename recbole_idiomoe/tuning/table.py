@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from recbole_idiomoe.report import WIDTH
-from recbole_idiomoe.tuning.trials import ranked, value_of
+from recbole_idiomoe.tuning.trials import ranked, said_best, value_of
 
 _SHOWN = 5
 
@@ -20,8 +20,8 @@ def table(searches: Sequence[Mapping[str, Any]]) -> str:
 def _lines(search: Mapping[str, Any]) -> Iterator[str]:
     trials, metric, best = search["trials"], search["valid_metric"], search["best"]
     yield from _wrapped(
-        f"{search['model']} on {search['dataset']}: the best of {len(trials)} trials, by {metric} "
-        "on validation (nothing was tested); trial 1 has the default settings."
+        f"{search['model']} on {search['dataset']}: {said_best(trials)}, by {metric} on validation "
+        "(nothing was tested); trial 1 has the default settings."
     )
     width = max(6, len(metric))
     head = f"{'trial':>5}  {metric:>{width}}  {'epochs':>6}  {'time':>8}  settings"
