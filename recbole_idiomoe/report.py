@@ -24,7 +24,7 @@ Result = Mapping[str, Any]
 
 
 def table(results: Sequence[Result]) -> str:
-    """The test metrics of ``results``, one row a run, grouped by data set, and the protocol.
+    """The test metrics of ``results``, one row a run, by data set, the protocol and the folders.
 
     The first data set that was run comes first, and so with its models. Where not
     all metrics fit into 80 columns, those at 10 are shown; the result file has all.
@@ -43,6 +43,8 @@ def table(results: Sequence[Result]) -> str:
         lines.append("Protocols differ: the numbers above do not compare.")
     for line in protocols:
         lines += wrapped(f"Protocol: {line}")
+    for result in results:
+        lines += wrapped(f"Kept in {result['folder']}") if "folder" in result else []
     return "\n".join(lines)
 
 
@@ -332,8 +334,10 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
 
 
 def wrapped(line: str) -> list[str]:
-    """``line`` in lines that a terminal holds."""
-    return textwrap.wrap(line, WIDTH, subsequent_indent="  ")
+    """``line`` in lines that a terminal holds; a path stays whole, to be copied."""
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

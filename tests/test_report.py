@@ -45,6 +45,12 @@ def test_wide_results_show_the_metrics_at_ten_within_80_columns() -> None:
     assert "NDCG@10" in text and "Hit@10" in text and "NDCG@5" not in text
 
 
+def test_folders_are_named_whole_for_whoever_goes_on_with_them() -> None:
+    folder = f"somewhere/that-is-{'far-' * 20}away/IDIOMoE-ml-100k-Nov-22-2026_20-13-13-9579"
+    lines = table([result("IDIOMoE", folder=folder), result("SASRec", folder="saved/x")])
+    assert folder in " ".join(lines.split()).split() and lines.endswith("\nKept in saved/x")
+
+
 def test_few_metrics_are_all_shown() -> None:
     text = table([result("SASRec", test_result={"hit@5": 0.5, "ndcg@5": 0.25})])
     assert text.splitlines()[0].split() == [
