@@ -162,7 +162,16 @@ def _cannot_rank(names: Sequence[str]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines: the first column to the left, the others to the right, a rule below."""
+    """The rows as lines: the first column to the left, the others to the right, a rule below.
+
+    Where a terminal has no room, the words of the first row stand below each other.
+    """
+    titles = [[title] for title in rows[0]]
+    if _width(rows) > WIDTH:
+        titles = [title.split() for title in rows[0]]
+    high = max(map(len, titles))
+    head = list(zip(*([""] * (high - len(words)) + words for words in titles), strict=True))
+    rows = [*head, *rows[1:]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -171,7 +180,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return [*lines[:high], "-" * max(map(len, lines)), *lines[high:]]
 
 
 def _grid_lines(grid: Result) -> Iterator[str]:
