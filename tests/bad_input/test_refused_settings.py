@@ -28,6 +28,8 @@ from tests.bad_input.stranger import Stranger, both
         ({"eval_args": {"order": "RO"}}, ["order='RO' must be TO"]),
         ({"eval_args": {"group_by": "item"}}, ["group_by='item'"]),
         ({"metrics": ["NDCG", "ItemCoverage"]}, ["'ItemCoverage' is not one of"]),
+        ({"metrics": "Hit,NDCG"}, ["'Hit,NDCG' is not one of", "as [Hit, NDCG]"]),
+        ({"topk": "5,10"}, ["topk='5,10' must be", "as [5, 10]"]),
         ({"learnin_rate": 0.1}, ["did you mean 'learning_rate'"]),
         ({"learning_rate": float("inf")}, ["learning_rate", "finite"]),
         ({"learning_rate": 1e300}, ["learning_rate=1e+300 must be at most"]),
