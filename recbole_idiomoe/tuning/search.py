@@ -87,7 +87,7 @@ def tune(
     distributed.start()
     distributed.refuse("a search (tune)")
     load_optuna()  # before hours of trials
-    layers = [*map(yaml_files.read_settings, config_files), settings or {}]
+    layers = [*yaml_files.read_layers(config_files), settings or {}]
     names, labels = quick_start.what_is_run(models, datasets, layers[:-1])
     if read_grid(names, layers) is not None:
         raise SettingError("a search is of one row; leave variants, seeds and baseline out.")
