@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.errors import CheckpointError, SettingError, kind_of
 from recbole_idiomoe.files import write_text
 
 Trial = dict[str, Any]
@@ -42,7 +42,7 @@ def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
         theirs, ours = ({**each, **each["settings"]} for each in (kept, search))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as the trials of a search ({type(error).__name__}); remove it, "
+            f"{file} cannot be read as the trials of a search ({kind_of(error)}); remove it, "
             "or name another folder with --tuned."
         ) from error
     compared = (theirs.keys() | ours.keys()) - _NOT_COMPARED - {"settings", "trials"}
