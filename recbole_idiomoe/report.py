@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.besides import language_notes, mix_notes, with_mixes
-from recbole_idiomoe.errors import IdiomoeError
+from recbole_idiomoe.errors import IdiomoeError, kind_of
 from recbole_idiomoe.files import refusal, write_text
+from recbole_idiomoe.programs import Parser, ended
 
 WIDTH = 80
 _NAME = 19  # the least that a row's name is folded to
@@ -351,24 +352,27 @@ def wrapped(line: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m recbole_idiomoe.report FILE.json ...``: the table of grids, in Markdown."""
-    paths = sys.argv[1:] if arguments is None else arguments
-    try:
-        if not paths:
-            raise IdiomoeError("name the result files of tables: FILE.json ...")
-        print(markdown(joined([_read_grid(Path(path)) for path in paths])))
-    except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    parser = Parser(
+        prog="python -m recbole_idiomoe.report",
+        description="Print tables of variants or seeds in Markdown, of several files as one.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a --result_file")
+    print(markdown(joined([_read_grid(path) for path in parser.parse_args(arguments).files])))
 
 
 def _read_grid(path: Path) -> dict[str, Any]:
     try:
         grid = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise IdiomoeError(f"{path} cannot be read as a result file: {error}.") from error
+        raise IdiomoeError(f"{path} cannot be read as a result file ({kind_of(error)}).") from error
     if not isinstance(grid, dict) or not {"baseline", "protocol", "runs"} <= grid.keys():
-        raise IdiomoeError(f"{path} is not the result file of variants or seeds.")
+        raise IdiomoeError(
+            f"{path} is not the result file of variants or seeds; name one of those."
+        )
     return grid
 
 
