@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from recbole_idiomoe import registry, yaml_files
-from recbole_idiomoe.errors import IdiomoeError, SettingError, reason_of
+from recbole_idiomoe.errors import DiskFullError, SettingError, reason_of
 from recbole_idiomoe.files import FULL
+from recbole_idiomoe.programs import ended
 from recbole_idiomoe.settings import Settings
 
 WIDTH = 80
@@ -83,15 +84,13 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
+    """Run the command line and return its exit code; see :func:`recbole_idiomoe.programs.ended`.
 
-    0 is success, 2 an error that the user can mend (one line on stderr) and 130 an
-    interruption. Any other fault is one of ours and keeps its traceback. Of several processes
-    that a launcher started, the first prints what is not an error.
+    Of several processes that a launcher started, the first prints what is not an error.
     """
     words = sys.argv[1:] if arguments is None else arguments
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        return _main(words, print, print)
+        return ended(lambda: _main(words, print))
     # Torch says in every process what may slow it down.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from recbole_idiomoe import distributed
@@ -104,22 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if distributed.is_first_to_say(line):
             print(line, **options)
 
-    return distributed.as_one(lambda: _main(words, answer, complain))
+    return distributed.as_one(lambda: ended(lambda: _main(words, answer), complain))
 
 
-def _main(
-    arguments: Sequence[str], answer: Callable[..., None], complain: Callable[..., None]
-) -> int:
+def _main(arguments: Sequence[str], answer: Callable[..., None]) -> int:
     """The exit code.
 
     Args:
         answer: prints what was asked for.
-        complain: prints an error.
     """
     try:
         parsed = parse_arguments(arguments)
         if parsed.flags:
-            answer(_answer(parsed.flags), flush=True)
+            answer(_answer(parsed.flags))
             return 0
         if parsed.tune is not None:
             answer(_tuned(parsed, parsed.tune))
@@ -139,18 +135,10 @@ def _main(
         )
         answer(table(results))
         return 0
-    except IdiomoeError as error:
-        complain(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader, such as head, has seen enough; Python would complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # such as of a log, which others write
         if error.errno not in FULL:
             raise
-        complain(f"error: the disk is full ({error}); make room and try again.", file=sys.stderr)
-        return 2
+        raise DiskFullError(f"the disk is full ({error}); make room and try again.") from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -160,9 +148,6 @@ def _main(
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -172,7 +157,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
-    """Read ``--key=value``, ``--key value`` and bare ``--key``, which means True.
+    """Read ``--key=value``, ``--key value`` and bare ``--key``, which means True; ``-h`` is help.
 
     Raises:
         SettingError: a word that belongs to no key, a key with two different values,
@@ -229,7 +214,7 @@ def parse_value(text: str) -> Any:
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    rest = list(arguments)
+    rest = ["--help" if word == "-h" else word for word in arguments]
     while rest:
         word = rest.pop(0)
         key, equals, text = word.removeprefix("--").partition("=")
@@ -271,10 +256,10 @@ def _answer(flags: set[str]) -> str:
 
 
 def _tuned(parsed: Arguments, trials: int) -> str:
-    if parsed.result_file or parsed.resume or parsed.jobs != 1:
+    if parsed.result_file or parsed.resume or parsed.leaderboard or parsed.jobs != 1:
         raise SettingError(
-            "--tune goes without result_file, resume and jobs: its trials are kept in the folder "
-            "that --tuned names, one is run at a time, and the same command goes on."
+            "--tune goes without result_file, resume, leaderboard and jobs: its trials are kept in "
+            "the folder that --tuned names, one is run at a time, and the same command goes on."
         )
     from recbole_idiomoe.tuning import table, tune
 

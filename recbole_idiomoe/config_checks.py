@@ -236,11 +236,14 @@ def check_metrics(final: Mapping[str, Any]) -> None:
         raise SettingError(f"metrics={metrics!r} must name at least one metric, as [Hit, NDCG].")
     for metric in metrics:
         if str(metric).lower() not in _METRICS:
-            raise SettingError(f"metrics: {metric!r} is not one of {', '.join(_METRICS.values())}.")
+            known = ", ".join(_METRICS.values())
+            raise SettingError(
+                f"metrics: {metric!r} is not one of {known}; write several as [Hit, NDCG]."
+            )
     topk = final["topk"]
     cutoffs = [topk] if isinstance(topk, int) else topk
     if not isinstance(cutoffs, list) or not cutoffs or not all(map(_is_cutoff, cutoffs)):
-        raise SettingError(f"topk={topk!r} must be a positive whole number or a list of such.")
+        raise SettingError(f"topk={topk!r} must be a positive whole number, or several as [5, 10].")
     name, at, cutoff = str(final["valid_metric"]).partition("@")
     measured = name.lower() in [str(metric).lower() for metric in metrics]
     if not measured or (at and cutoff not in map(str, cutoffs)):

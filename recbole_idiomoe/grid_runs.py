@@ -36,8 +36,13 @@ _POLL_S = 0.2
 class Failure:
     """What became of a run that has no result."""
 
-    reason: str
+    said: str
     """The last line of what the run said."""
+
+    @property
+    def reason(self) -> str:
+        """That line without its full stop, to stand in a sentence."""
+        return self.said.removesuffix(".")
 
 
 Outcomes = Generator[tuple[Cell, dict[str, Any] | Failure]]
@@ -146,7 +151,7 @@ def _run_cells(
         again = "" if kept == scratch else f" What has run is in {kept}; the same command goes on."
         raise IdiomoeError(
             f"{len(failures)} of {len(files)} runs failed{others and ', the first'}: "
-            f"{failures[0]}{others and ';' + others}{again}"
+            f"{failures[0]}{others and ';' + others}.{again}"
         )
     return [
         {"variant": cell.variant, **json.loads(files[cell.key].read_text(encoding="utf-8"))}

@@ -29,7 +29,7 @@ from recbole_idiomoe.evaluation.mixing import evaluate_mix, load_counter
 from recbole_idiomoe.evaluation.ranks import item_counts, ranks_kept
 from recbole_idiomoe.evaluation.score_memory import bound_scores
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
-from recbole_idiomoe.files import remove_asides, written_aside
+from recbole_idiomoe.files import refusal, remove_asides, written_aside
 from recbole_idiomoe.grid import Grid, read_grid
 from recbole_idiomoe.grid_runs import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
@@ -108,11 +108,15 @@ def run(
         check_writable(result_file)
     if resume is not None:
         earlier = read_run(Path(resume))
+        if distributed.is_main() and (reason := refusal(Path(resume))):
+            raise SettingError(
+                f"resume={resume} cannot be written ({reason}); go on with a copy of it."
+            )
         models, datasets = earlier["model"], earlier["dataset"]
         config_files = [Path(resume) / RUN_FILE, *config_files]
         # Whether to run code is not for a folder to say: whoever resumes it says so again.
         settings = {"trust_remote_code": False, **(settings or {})}
-    layers = [yaml_files.read_settings(file) for file in config_files]
+    layers = yaml_files.read_layers(config_files)
     names, labels = what_is_run(models, datasets, layers)
     given = {key: value for layer in [*layers, settings or {}] for key, value in layer.items()}
     given |= {"model": names, "dataset": labels, "resume": resume and str(resume)}

@@ -5,7 +5,6 @@ python -m recbole_idiomoe.recommend FOLDER --history=ID,ID --k=10
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import sys
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 
 from recbole_idiomoe.data.catalog import Catalog, check_history
-from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.evaluation.score_memory import users_at_once
+from recbole_idiomoe.programs import Parser, ended
 from recbole_idiomoe.run_folder import read_run, write_run
 from recbole_idiomoe.settings import Settings
 
@@ -331,34 +331,32 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m recbole_idiomoe.recommend``: print a table of recommendations."""
-    parser = argparse.ArgumentParser(
+    return ended(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    parser = Parser(
         prog="python -m recbole_idiomoe.recommend",
         description="Print what a trained model recommends after a history.",
     )
     parser.add_argument("folder", help="folder of a run, under saved/")
     parser.add_argument("--history", default="", help="item ids, oldest first: ID,ID,...")
     parser.add_argument("--query", help="what the user asks for, in words")
-    parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
+    parser.add_argument("--k", type=int, default=10, help="how many items")
     parser.add_argument(
         "--include_seen", action="store_true", help="rank the items of the history too"
     )
     options = parser.parse_args(arguments)
     history = [item_id.strip() for item_id in options.history.split(",") if item_id.strip()]
-    try:
-        recommender = load(options.folder)
-        found = recommender.recommend(
-            history, options.k, exclude_seen=not options.include_seen, query=options.query
-        )
-    except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = load(options.folder).recommend(
+        history, options.k, exclude_seen=not options.include_seen, query=options.query
+    )
     ids = [_printable(item.item_id) for item in found]
     width = max(map(len, ["item", *ids]))
     print(f"{'#':>3}  {'item':<{width}}  {'score':>8}  title")
     for rank, (item_id, item) in enumerate(zip(ids, found, strict=True), start=1):
         title = item.title if len(item.title) <= 60 else item.title[:59] + "…"
         print(f"{rank:>3}  {item_id:<{width}}  {item.score:>8.3f}  {_printable(title)}")
-    return 0
 
 
 def _printable(text: str) -> str:

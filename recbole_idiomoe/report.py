@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.besides import language_notes, mix_notes, with_mixes
-from recbole_idiomoe.errors import IdiomoeError
+from recbole_idiomoe.errors import IdiomoeError, kind_of
 from recbole_idiomoe.files import refusal, write_text
+from recbole_idiomoe.programs import Parser, ended
 
 WIDTH = 80
 _NAME = 19  # the least that a row's name is folded to
@@ -24,7 +25,7 @@ Result = Mapping[str, Any]
 
 
 def table(results: Sequence[Result]) -> str:
-    """The test metrics of ``results``, one row a run, grouped by data set, and the protocol.
+    """The test metrics of ``results``, one row a run, by data set, the protocol and the folders.
 
     The first data set that was run comes first, and so with its models. Where not
     all metrics fit into 80 columns, those at 10 are shown; the result file has all.
@@ -43,6 +44,8 @@ def table(results: Sequence[Result]) -> str:
         lines.append("Protocols differ: the numbers above do not compare.")
     for line in protocols:
         lines += wrapped(f"Protocol: {line}")
+    for result in results:
+        lines += wrapped(f"Kept in {result['folder']}") if "folder" in result else []
     return "\n".join(lines)
 
 
@@ -160,7 +163,16 @@ def _cannot_rank(names: Sequence[str]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines: the first column to the left, the others to the right, a rule below."""
+    """The rows as lines: the first column to the left, the others to the right, a rule below.
+
+    Where a terminal has no room, the words of the first row stand below each other.
+    """
+    titles = [[title] for title in rows[0]]
+    if _width(rows) > WIDTH:
+        titles = [title.split() for title in rows[0]]
+    high = max(map(len, titles))
+    head = list(zip(*([""] * (high - len(words)) + words for words in titles), strict=True))
+    rows = [*head, *rows[1:]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -169,7 +181,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return [*lines[:high], "-" * max(map(len, lines)), *lines[high:]]
 
 
 def _grid_lines(grid: Result) -> Iterator[str]:
@@ -332,30 +344,35 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
 
 
 def wrapped(line: str) -> list[str]:
-    """``line`` in lines that a terminal holds."""
-    return textwrap.wrap(line, WIDTH, subsequent_indent="  ")
+    """``line`` in lines that a terminal holds; a path stays whole, to be copied."""
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m recbole_idiomoe.report FILE.json ...``: the table of grids, in Markdown."""
-    paths = sys.argv[1:] if arguments is None else arguments
-    try:
-        if not paths:
-            raise IdiomoeError("name the result files of tables: FILE.json ...")
-        print(markdown(joined([_read_grid(Path(path)) for path in paths])))
-    except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    parser = Parser(
+        prog="python -m recbole_idiomoe.report",
+        description="Print tables of variants or seeds in Markdown, of several files as one.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a --result_file")
+    print(markdown(joined([_read_grid(path) for path in parser.parse_args(arguments).files])))
 
 
 def _read_grid(path: Path) -> dict[str, Any]:
     try:
         grid = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise IdiomoeError(f"{path} cannot be read as a result file: {error}.") from error
+        raise IdiomoeError(f"{path} cannot be read as a result file ({kind_of(error)}).") from error
     if not isinstance(grid, dict) or not {"baseline", "protocol", "runs"} <= grid.keys():
-        raise IdiomoeError(f"{path} is not the result file of variants or seeds.")
+        raise IdiomoeError(
+            f"{path} is not the result file of variants or seeds; name one of those."
+        )
     return grid
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.errors import CheckpointError, SettingError, kind_of
 from recbole_idiomoe.files import refusal, write_text
 
 RUN_FILE = "run.json"
@@ -53,7 +53,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
-            f"({type(error).__name__}); runs are kept under checkpoint_dir, by default saved/."
+            f"({kind_of(error)}); runs are kept under checkpoint_dir, by default saved/."
         ) from error
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,20 @@ def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
         inside = chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
         known[node] = 1 + sum(_values(part, known) for part in inside)
     return known[node]
+
+
+def read_layers(files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The settings in each of ``files``; see :func:`read_settings`.
+
+    Raises:
+        SettingError: a file that cannot be read, or something else than a list of files.
+    """
+    if isinstance(files, str | Path | Mapping):
+        raise SettingError(
+            f"config_files={str(files)[:200]!r} must be a list of files, as ['mine.yaml']; "
+            "settings by name go into settings={...}."
+        )
+    return [read_settings(file) for file in files]
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

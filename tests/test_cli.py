@@ -120,7 +120,7 @@ def test_text_settings_stay_text() -> None:
     [
         (["SASRec"], "'SASRec' belongs to no setting"),
         (["--epochs=1", "2"], "'2' belongs to no setting"),
-        (["-h"], "'-h' belongs to no setting"),
+        (["-x"], "'-x' belongs to no setting"),
         (["--epochs=1", "--epochs=2"], "--epochs is given twice"),
         (["--model"], "--model needs a value"),
         (["--dataset="], "--dataset needs a value"),
@@ -186,6 +186,8 @@ def test_help_names_every_setting_within_80_columns(capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert all(f"--{name}=" in text for name in defaults())
     assert all(len(line) <= 80 for line in text.splitlines())
+    assert cli.main(["-h"]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_the_lists_are_one_name_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,5 +224,8 @@ def test_tuning_takes_the_place_of_the_run(monkeypatch: pytest.MonkeyPatch, caps
     settings = {"tuned": "007", "epochs": 3}
     assert called == [(["SASRec"], ["ml-100k"], [], settings, {"trials": 20})]
     assert capsys.readouterr().out == "the best trials\n"
-    assert cli.main([*words, "--jobs=2"]) == 2
-    assert "--tune goes without result_file, resume and jobs" in capsys.readouterr().err
+    for other in ("--jobs=2", "--leaderboard=board"):
+        assert cli.main([*words, other]) == 2
+        said = capsys.readouterr().err
+        assert "--tune goes without result_file, resume, leaderboard and jobs" in said
+    assert len(called) == 1

@@ -276,6 +276,12 @@ def test_what_is_run_when_nothing_or_a_file_says_so(
     assert runs == [("IDIOMoE", "ml-100k"), ("SASRec", "amazon-toys"), ("GRU4Rec", "amazon-toys")]
 
 
+@pytest.mark.parametrize("files", ["mine.yaml", Path("mine.yaml"), {"epochs": 3}])
+def test_settings_in_the_place_of_files_are_told_where_they_go(files: Any) -> None:
+    with pytest.raises(SettingError, match=r"config_files=.* must be a list of files.*settings="):
+        quick_start.run("SASRec", "ml-100k", files)
+
+
 def test_runs_that_start_together_do_not_mind_each_others_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from recbole_idiomoe.besides import language_notes
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.report import (
+    aligned,
     check_writable,
     joined,
     main,
@@ -43,6 +44,25 @@ def test_wide_results_show_the_metrics_at_ten_within_80_columns() -> None:
     text = table([result("IDIOMoE"), result("SASRec")])
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "NDCG@10" in text and "Hit@10" in text and "NDCG@5" not in text
+
+
+def test_folders_are_named_whole_for_whoever_goes_on_with_them() -> None:
+    folder = f"somewhere/that-is-{'far-' * 20}away/IDIOMoE-ml-100k-Nov-22-2026_20-13-13-9579"
+    lines = table([result("IDIOMoE", folder=folder), result("SASRec", folder="saved/x")])
+    assert folder in " ".join(lines.split()).split() and lines.endswith("\nKept in saved/x")
+
+
+def test_long_titles_stand_in_several_lines_where_a_terminal_has_no_room() -> None:
+    narrow = [["run", "untouched nll"], ["A", "1.5"]]
+    assert aligned(narrow) == ["run  untouched nll", "-" * 18, "A              1.5"]
+    lines = aligned(
+        [["run", "n", *["of what was measured"] * 6], ["IDIOMoE", "1", *["0.12345"] * 6]]
+    )
+    assert [line.split() for line in lines[:4]] == [
+        ["of"] * 6, ["what"] * 6, ["was"] * 6, ["run", "n", *["measured"] * 6],
+    ]  # fmt: skip
+    assert set(lines[4]) == {"-"} and lines[5].split()[0] == "IDIOMoE"
+    assert len({len(line) for line in lines[3:]}) == 1 and len(lines[4]) <= 80
 
 
 def test_few_metrics_are_all_shown() -> None:

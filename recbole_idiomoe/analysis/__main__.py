@@ -17,7 +17,8 @@ from recbole_idiomoe.analysis import report
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import out_folder, plain_text, write_outputs
 from recbole_idiomoe.analysis.settings import ReportSettings
-from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.programs import Parser, ended
 from recbole_idiomoe.registry import did_you_mean
 
 _REPORT = "report"
@@ -25,30 +26,26 @@ _SETTINGS = {name: each.settings for name, each in COMMANDS.items()} | {_REPORT:
 _HELP = {name: each.help for name, each in COMMANDS.items()} | {_REPORT: report.HELP}
 
 
+class _Parser(Parser, HfArgumentParser):
+    """Settings in a dataclass, errors in a line."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compute what the arguments ask for, write its files and print its tables; exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    try:
-        if not given or given[0] in ("-h", "--help"):
-            print(_usage())
-            return 0 if given else 2
-        print(_analysed(given))
-    except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    if not given or given[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if given else 2
+    return ended(lambda: print(_analysed(given)))
 
 
 def _analysed(given: list[str]) -> str:
     name, *rest = given
     if name not in _HELP:
         raise SettingError(f"unknown analysis {name!r}{did_you_mean(name, _HELP, '--help')}")
-    parser = HfArgumentParser(
+    parser = _Parser(
         cast(Any, _SETTINGS[name]), prog=f"{PROGRAM} {name}", description=f"Shows {_HELP[name]}."
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run, under saved/")

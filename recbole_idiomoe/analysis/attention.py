@@ -24,7 +24,7 @@ from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
 from recbole_idiomoe.data.sequence import ITEM, collate
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.errors import DataError, kind_of
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.measures import device_name, versions
 from recbole_idiomoe.model.catalog_lm import CatalogLM
@@ -142,7 +142,7 @@ def _given_histories(path: str) -> list[list[str]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"--histories_file={path} cannot be read ({type(error).__name__}); name a text file "
+            f"--histories_file={path} cannot be read ({kind_of(error)}); name a text file "
             "with item ids on each line: ID,ID."
         ) from error
     histories = [[item.strip() for item in line.split(",") if item.strip()] for line in lines]

@@ -92,10 +92,14 @@ def as_text(rows: Sequence[Row], longest: int = WORD) -> list[list[str]]:
     Args:
         longest: letters of a word; a longer one is cut.
     """
-    columns = [
-        [name.replace("_", " "), *_cells((row[name] for row in rows), longest)] for name in rows[0]
-    ]
+    columns = [[_title(name), *_cells((row[name] for row in rows), longest)] for name in rows[0]]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _title(name: str) -> str:
+    """A column's name as people read it: tokens/s for ``tokens_s``."""
+    whole = name.removesuffix("_s")
+    return whole.replace("_", " ") + ("/s" if whole != name else "")
 
 
 def _cells(column: Iterable[str | int | float | None], longest: int = WORD) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.template import Template, clean
-from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
+from recbole_idiomoe.errors import CheckpointError, DataError, SettingError, kind_of
 from recbole_idiomoe.files import write_text
 from recbole_idiomoe.settings import Settings
 
@@ -97,7 +97,7 @@ class Catalog:
             catalog = cls(**content)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
-                f"{path} is no catalogue ({type(error).__name__}); give the folder of a model "
+                f"{path} is no catalogue ({kind_of(error)}); give the folder of a model "
                 "that this package saved."
             ) from error
         if catalog.fingerprint != fingerprint:

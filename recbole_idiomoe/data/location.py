@@ -51,6 +51,16 @@ def locate(config: RunConfig) -> None:
                 f"{root / name} holds no {missing}; put it there, or name another folder with "
                 "--data_path."
             )
+        if all(path.is_file() for path in _inter_files(config, root, name)):
+            mend = (
+                "name the folder above it"
+                if root.resolve().name == name
+                else f"move its files into {root / name}"
+            )
+            raise DataError(
+                f"--data_path={root} holds the files of {name} itself, and must hold a folder "
+                f"{name}; {mend}."
+            )
     if label == "ml-100k":
         _point(config, label, _bundled_ml_100k())
         return

@@ -23,7 +23,7 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe import distributed
-from recbole_idiomoe.errors import IdiomoeError
+from recbole_idiomoe.errors import IdiomoeError, kind_of
 from recbole_idiomoe.evaluation.sharing import in_order
 from recbole_idiomoe.files import written_aside
 
@@ -107,7 +107,7 @@ def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         with np.load(path) as arrays:
             return {name: arrays[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise IdiomoeError(f"{path} holds no ranks ({type(error).__name__}).") from error
+        raise IdiomoeError(f"{path} holds no ranks ({kind_of(error)}).") from error
 
 
 def is_ranked(metric: str) -> bool:

@@ -6,24 +6,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.leaderboard.board import opened, read_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
+from recbole_idiomoe.programs import Parser, ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files of the leaderboard that is named, and print its table."""
-    names = sys.argv[1:] if arguments is None else arguments
-    try:
-        if len(names) != 1:
-            raise IdiomoeError("name the folder of one leaderboard.")
-        read_board(Path(names[0]))  # which an empty folder is not
-        with opened(Path(names[0])) as board:
-            print(write_outputs(board)["table"])
-    except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    parser = Parser(
+        prog="python -m recbole_idiomoe.leaderboard",
+        description="Write the files of a leaderboard anew, from the runs that it keeps.",
+    )
+    parser.add_argument("folder", type=Path, help="what --leaderboard named")
+    folder = parser.parse_args(arguments).folder
+    read_board(folder)  # which an empty folder is not
+    with opened(folder) as board:
+        print(write_outputs(board)["table"])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 
 from recbole_idiomoe.besides import mix_of
 from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.errors import IdiomoeError, SettingError, kind_of
 from recbole_idiomoe.evaluation.ranks import (
     NamedRanks,
     Ranks,
@@ -236,7 +236,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         return run
     except (OSError, ValueError) as error:
         raise IdiomoeError(
-            f"{path} cannot be read ({type(error).__name__}); the command that made it runs it "
+            f"{path} cannot be read ({kind_of(error)}); the command that made it runs it "
             "anew once it is deleted."
         ) from error
 
@@ -289,7 +289,7 @@ def read_board(folder: str | Path) -> Board:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(
             f"leaderboard={folder} is no leaderboard: its {INDEX} cannot be read "
-            f"({type(error).__name__}); name another folder, or one that is not there yet."
+            f"({kind_of(error)}); name another folder, or one that is not there yet."
         ) from error
 
 

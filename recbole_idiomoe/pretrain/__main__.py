@@ -9,9 +9,14 @@ from typing import Any, cast
 
 from transformers import HfArgumentParser
 
-from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.pretrain.pipeline import pretrain
 from recbole_idiomoe.pretrain.settings import PretrainSettings
+from recbole_idiomoe.programs import Parser, ended
+
+
+class _Parser(Parser, HfArgumentParser):
+    """Settings in a dataclass, errors in a line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,26 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    parser = HfArgumentParser(
+    return ended(
+        lambda: _main(given),
+        interrupted="interrupted; the same command goes on from its last checkpoint",
+    )
+
+
+def _main(given: list[str]) -> None:
+    parser = _Parser(
         cast(Any, PretrainSettings),
         prog="python -m recbole_idiomoe.pretrain",
         description="Train a small decoder and its tokenizer from plain text.",
     )
-    try:
-        settings, unknown = parser.parse_args_into_dataclasses(given, return_remaining_strings=True)
-        if unknown:
-            raise SettingError(f"unknown setting {unknown[0]}; --help names them all.")
-        pretrain(settings, command=given)
-    except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on from its last checkpoint",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+    settings, unknown = parser.parse_args_into_dataclasses(given, return_remaining_strings=True)
+    if unknown:
+        raise SettingError(f"unknown setting {unknown[0]}; --help names them all.")
+    pretrain(settings, command=given)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def tune(
     distributed.start()
     distributed.refuse("a search (tune)")
     load_optuna()  # before hours of trials
-    layers = [*map(yaml_files.read_settings, config_files), settings or {}]
+    layers = [*yaml_files.read_layers(config_files), settings or {}]
     names, labels = quick_start.what_is_run(models, datasets, layers[:-1])
     if read_grid(names, layers) is not None:
         raise SettingError("a search is of one row; leave variants, seeds and baseline out.")
@@ -110,7 +110,9 @@ class _Search:
     """The search for one model's settings on one data set.
 
     Raises:
-        SettingError: the model's settings or its search space cannot be.
+        SettingError: the model's settings or its search space cannot be, or its file has trials
+            of another search.
+        CheckpointError: its file of trials cannot be read.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class _Search:
         self.space = read_search_space(model, dataset, config_files, settings).without(given)
         self.config = config
         self.file = yaml_files.tuned_file(folder, model, dataset)
+        self.trials_file = self.file.with_suffix(".json")
         self.identity: dict[str, Any] = {
             "model": model,
             "dataset": dataset,
@@ -141,23 +144,27 @@ class _Search:
             "settings": default.complete_settings(),
         }
         self._check_ends(default)
+        self._kept()  # found out before hours of the trials of those before it
 
     def __str__(self) -> str:
         return f"{self.identity['model']} on {self.identity['dataset']}"
 
     def run(self, budget: int) -> dict[str, Any]:
         """Run what is missing of ``budget`` trials, and choose among these."""
-        kept = self.file.with_suffix(".json")
-        trials = read_trials(kept, self.identity)
+        trials = self._kept()
         budget = budget if self.space.entries else 1
         while len(trials) < budget:
             trials.append(self._trial(trials))
-            write_trials(kept, self.identity, trials)
+            write_trials(self.trials_file, self.identity, trials)
             self._say(trials, budget)
         trials = trials[:budget]
         best = best_of(trials, self.identity)
         write_best(self.file, self.identity, trials, best)
         return {**self.identity, "trials": trials, "best": best, "file": str(self.file)}
+
+    def _kept(self) -> list[Trial]:
+        """The trials that earlier commands ran."""
+        return read_trials(self.trials_file, self.identity)
 
     def _next_settings(self, trials: Sequence[Trial]) -> dict[str, Any]:
         if not trials:

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from recbole_idiomoe.report import WIDTH
-from recbole_idiomoe.tuning.trials import ranked, value_of
+from recbole_idiomoe.report import WIDTH, wrapped
+from recbole_idiomoe.tuning.trials import ranked, said_best, value_of
 
 _SHOWN = 5
 
@@ -19,9 +19,9 @@ def table(searches: Sequence[Mapping[str, Any]]) -> str:
 
 def _lines(search: Mapping[str, Any]) -> Iterator[str]:
     trials, metric, best = search["trials"], search["valid_metric"], search["best"]
-    yield from _wrapped(
-        f"{search['model']} on {search['dataset']}: the best of {len(trials)} trials, by {metric} "
-        "on validation (nothing was tested); trial 1 has the default settings."
+    yield from wrapped(
+        f"{search['model']} on {search['dataset']}: {said_best(trials)}, by {metric} on validation "
+        "(nothing was tested); trial 1 has the default settings."
     )
     width = max(6, len(metric))
     head = f"{'trial':>5}  {metric:>{width}}  {'epochs':>6}  {'time':>8}  settings"
@@ -37,16 +37,12 @@ def _lines(search: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     failed = [trial for trial in trials if "failed" in trial]
     if failed:
-        yield from _wrapped(
+        yield from wrapped(
             f"{len(failed)} failed, as trial {failed[0]['number']}: {failed[0]['failed']}"
         )
-    yield from _wrapped(f"Settings of trial {best['number']}: {search['file']}")
+    yield from wrapped(f"Settings of trial {best['number']}: {search['file']}")
     yield ""
 
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.errors import CheckpointError, SettingError, kind_of
 from recbole_idiomoe.files import write_text
 
 Trial = dict[str, Any]
@@ -42,7 +42,7 @@ def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
         theirs, ours = ({**each, **each["settings"]} for each in (kept, search))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as the trials of a search ({type(error).__name__}); remove it, "
+            f"{file} cannot be read as the trials of a search ({kind_of(error)}); remove it, "
             "or name another folder with --tuned."
         ) from error
     compared = (theirs.keys() | ours.keys()) - _NOT_COMPARED - {"settings", "trials"}
@@ -79,6 +79,12 @@ def best_of(trials: Sequence[Trial], search: Mapping[str, Any]) -> Trial:
     return ranked(trials, search)[0]
 
 
+def said_best(trials: Sequence[Trial]) -> str:
+    """What the best of ``trials`` is called, as a table or a file has it."""
+    count = len(trials)
+    return f"the best of {count} trials" if count > 1 else "the only trial"
+
+
 def write_best(file: Path, search: Mapping[str, Any], trials: Sequence[Trial], best: Trial) -> None:
     """Write the settings of ``best`` as a settings file that says where they come from."""
     metric = search["valid_metric"]
@@ -86,7 +92,7 @@ def write_best(file: Path, search: Mapping[str, Any], trials: Sequence[Trial], b
     failed = sum("failed" in trial for trial in trials)
     given = yaml.safe_dump(search["given"], default_flow_style=True, width=10**6).strip()
     said = [
-        f"{search['model']} on {search['dataset']}: the best of {len(trials)} trials"
+        f"{search['model']} on {search['dataset']}: {said_best(trials)}"
         f"{f' ({failed} failed)' if failed else ''}, by {metric} on validation.",
         f"{metric} on validation: {value}, trial {best['number']}; default settings: {default}.",
         f"Seed {search['seed']}, of the runs and of the search (TPE of optuna "

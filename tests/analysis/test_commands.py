@@ -67,6 +67,9 @@ def test_every_command_writes_its_files_and_prints_its_tables(
     )
     printed = capsys.readouterr().out
     assert content["title"] in printed and all(note[:40] in printed for note in content["notes"])
+    assert ("tokens/s" in printed) == (name == "efficiency")
+    if name in ("attention", "language"):
+        assert max(map(len, printed.splitlines())) <= 80
     for table, rows in content["tables"].items():
         with open(f"out/{name}-{table}.csv", newline="", encoding="utf-8") as file:
             written = list(csv.DictReader(file))

@@ -149,7 +149,7 @@ def test_lm_eval_itself_finds_what_a_uniform_model_must_answer(
     ("given", "said"),
     [
         ([], "nothing to measure; give --text=FILE, --lm_eval=TASK or both."),
-        (["--text", "none.txt"], "--text=none.txt cannot be read (FileNotFoundError)"),
+        (["--text", "none.txt"], "--text=none.txt cannot be read (No such file"),
         (["--text", "empty.txt"], "--text=empty.txt is empty"),
         (["--lm_eval", "singel"], "--lm_eval: unknown task 'singel'; did you mean 'single'?"),
         (["--lm_eval", "xyz"], "--lm_eval: unknown task 'xyz'; lm_eval ls tasks names them all."),

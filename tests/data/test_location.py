@@ -100,6 +100,16 @@ def test_a_folder_without_the_file_is_not_downloaded_over(tmp_path: Path) -> Non
     assert "holds no amazon-toys.inter" in said(locate, config(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["amazon-toys", "mine", "ml-100k"])
+def test_the_data_sets_own_folder_is_not_the_one_above_it(name: str, tmp_path: Path) -> None:
+    folder = make(tmp_path, name)
+    message = said(locate, config(folder, name))
+    assert f"--data_path={folder} holds the files of {name} itself" in message
+    assert "name the folder above it" in message
+    flat = folder.rename(tmp_path / "flat")
+    assert f"move its files into {flat / name}" in said(locate, config(flat, name))
+
+
 # Download
 
 

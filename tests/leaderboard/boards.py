@@ -40,7 +40,7 @@ class Runner:
         if len(self.ran) == self.interrupted:
             raise KeyboardInterrupt
         if model in self.failing:
-            raise IdiomoeError(f"{model} has no luck")
+            raise IdiomoeError(f"{model} has no luck.")
         self.ran.append((model, config["dataset"], seed))
         folder = Path(config["checkpoint_dir"]) / "run"
         ranks = ranks_by_chance(f"{model} {seed} {config['learning_rate']}", SHIFT[model])

@@ -203,6 +203,15 @@ def test_resuming_what_is_no_run_is_refused(content: str | None, tmp_path: Path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.json").write_text('{"model": "IDIOMoE", "dataset": "x", "settings": {}}')
+    monkeypatch.setattr(quick_start, "refusal", lambda folder: f"{folder}: Read-only file system")
+    with pytest.raises(SettingError, match=r"resume=.* cannot be written .*Read-only file system"):
+        quick_start.run(resume=tmp_path)
+
+
 @pytest.mark.parametrize("fault", ["cut short", "no state", "another version's"])
 def test_resuming_with_a_broken_state_is_refused(fault: str, data: Path) -> None:
     folder = Path(run(data, epochs=2)["folder"])

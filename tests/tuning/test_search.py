@@ -128,7 +128,8 @@ def test_a_model_with_nothing_to_search_has_its_default(validate: Validate) -> N
     (search,) = tune(**SASREC, settings={"search_space": {}}, trials=5)
     assert len(validate.tried) == len(search["trials"]) == 1
     assert yaml_files.tuned_settings("tuned", "SASRec", "ml-100k") == {}
-    assert "trial 1" in table([search])
+    assert "SASRec on ml-100k: the only trial, by NDCG@10" in table([search])
+    assert "the only trial, by NDCG@10" in BEST.read_text()
 
 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(validate: Validate) -> None:
@@ -197,6 +198,10 @@ def test_trials_of_another_search_are_not_mixed_in(validate: Validate) -> None:
     KEPT.write_text("{}")
     with pytest.raises(CheckpointError, match=f"{KEPT} cannot be read"):
         tune(**SASREC, settings=SPACE, trials=2)
+    # Said before a model that comes first is searched for hours.
+    with pytest.raises(CheckpointError, match=f"{KEPT} cannot be read"):
+        tune("GRU4Rec,SASRec", "ml-100k", settings={"search_space": {}}, trials=2)
+    assert len(validate.tried) == 2
 
 
 def test_a_model_that_is_never_validated_cannot_be_tuned(

@@ -12,22 +12,18 @@ from recbole_idiomoe import yaml_files
 from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
 from recbole_idiomoe.data.amazon.fetching import fetch
 from recbole_idiomoe.data.amazon.writing import convert
-from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.programs import Parser, ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the arguments say; the exit status."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    try:
-        print(_run(_parser().parse_args(arguments)))
-    except IdiomoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with what is fetched", file=sys.stderr)
-        return 130
-    return 0
+    return ended(
+        lambda: print(_run(_parser().parse_args(arguments))),
+        interrupted="interrupted; the same command goes on with what is fetched",
+    )
 
 
 def _run(given: argparse.Namespace) -> str:
@@ -56,8 +52,8 @@ def _known_dumps(dataset: str) -> Dumps | None:
     return Dumps.from_setting(entry) if entry else None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m recbole_idiomoe.data.amazon",
         description="RecBole's atomic files from the public dumps of Amazon reviews (2014, 2018, "
         "2023), which are fetched unless they are given.",
@@ -73,15 +69,15 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=CORE,
         metavar="K",
-        help="fewest interactions of a user and of an item (default: %(default)s, as the paper)",
+        help="fewest interactions of a user and of an item, as in the paper",
     )
     parser.add_argument(
         "--max_malformed",
         type=float,
         default=MAX_MALFORMED,
         metavar="SHARE",
-        help="largest share of malformed lines, which are skipped (default: %(default)s; ten are "
-        "always allowed, unless it is 0)",
+        help="largest share of malformed lines, which are skipped (ten are always allowed, "
+        "unless it is 0)",
     )
     return parser
 
