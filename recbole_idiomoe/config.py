@@ -43,7 +43,10 @@ COMMAND = {"config_files", "dataset", "model", "result_file", "resume"}
 COMMAND |= {"variants", "baseline", "seeds", "search_space"}
 """Entries of a settings file that say what is run, not how."""
 
-_MACHINE = {"gpu_id", "use_gpu"}
+_GPU = {"gpu_id", "use_gpu"}
+_MACHINE = _GPU | {"show_progress"}
+"""Entries that another machine, or another terminal, may answer otherwise."""
+
 _COMPUTED = {
     "MODEL_TYPE",
     "MODEL_INPUT_TYPE",
@@ -127,8 +130,8 @@ class RunConfig(Config):  # type: ignore[misc]
     def complete_settings(self) -> dict[str, Any]:
         """Every setting in force, fit for JSON; given as ``settings`` it makes the same run.
 
-        Left out is what follows from the rest, where tuned settings came from, and the choice
-        of a GPU unless the user made one: a run may be repeated on another machine.
+        Left out is what follows from the rest, where tuned settings came from, and the choice of
+        a GPU and of progress bars unless the user made it: a run may be repeated elsewhere.
         """
         final = self.final_config_dict
         left_out = _COMPUTED | {"tuned"} | (_MACHINE - self.external_config_dict.keys())
@@ -179,6 +182,7 @@ class RunConfig(Config):  # type: ignore[misc]
         internal, external = self.internal_config_dict, self.external_config_dict
         sampled = internal["train_neg_sample_args"]
         overlay(internal, defaults())
+        internal["show_progress"] = sys.stderr.isatty()  # in a file bars are a line each
         for file in own_files(model, dataset):
             overlay(internal, yaml_files.read_settings(file))
         internal.pop("search_space", None)
@@ -238,7 +242,7 @@ class RunConfig(Config):  # type: ignore[misc]
         final, external = self.final_config_dict, self.external_config_dict
         index = str(final["gpu_id"])
         wanted = final["use_gpu"] and index != ""
-        asked = wanted and bool(_MACHINE & external.keys())
+        asked = wanted and bool(_GPU & external.keys())
         let_gpu_memory_grow()
         available = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if asked and not available:

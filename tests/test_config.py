@@ -1,6 +1,7 @@
 """What a run is configured with."""
 
 import copy
+import io
 import json
 import os
 import pickle
@@ -255,8 +256,17 @@ def test_complete_settings_make_the_same_configuration(
     assert entries(RunConfig(model, dataset, [path])) == entries(first)
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_for_a_terminal(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert config()["show_progress"] is is_terminal
+    assert config(show_progress=True)["show_progress"] is True
+
+
 def test_complete_settings_leave_the_machine_to_the_next_run() -> None:
-    assert not {"use_gpu", "gpu_id", "device"} & config().complete_settings().keys()
+    left_out = {"use_gpu", "gpu_id", "device", "show_progress"}
+    assert not left_out & config().complete_settings().keys()
     assert config(use_gpu=False).complete_settings()["use_gpu"] is False
 
 

@@ -1,6 +1,6 @@
 """How the programs beside the main one read their words, and how they end."""
 
-import os
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,36 +13,49 @@ from recbole_idiomoe.programs import ended
 PROGRAMS = {
     "recommend": ["saved/x", "--k=ten"],
     "report": [],
-    "leaderboard": ["one", "two"],
-    "data.amazon": ["--dataset=toys", "--core=five"],
-    "pretrain": ["--out=model"],
-    "analysis": ["ffn-memory"],
+    "leaderboard.__main__": ["one", "two"],
+    "data.amazon.__main__": ["--dataset=toys", "--core=five"],
+    "pretrain.__main__": ["--out=model"],
+    "analysis.__main__": ["ffn-memory"],
 }
 """With words that none of them can read."""
 
 
-def started(program: str, *words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", f"recbole_idiomoe.{program}", *words]
-    environment = os.environ | {"COLUMNS": "80"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def exit_code(program: str, *words: str) -> int:
+    main = importlib.import_module(f"recbole_idiomoe.{program}").main
+    try:
+        return main(words)
+    except SystemExit as ended:  # argparse's, after the help
+        return int(ended.code or 0)
+
+
+def test_the_package_is_the_main_program() -> None:
+    command = [sys.executable, "-m", "recbole_idiomoe", "--model=SASRek", "--dataset=ml-100k"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "SASRec" in done.stderr
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_what_cannot_be_read_is_one_line(program: str) -> None:
-    done = started(program, *PROGRAMS[program])
-    assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
+def test_what_cannot_be_read_is_one_line(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(program, *PROGRAMS[program]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
     assert line.startswith("error: ") and line.endswith("; --help names what can be given.")
+    assert said.out == ""
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_fits_a_terminal_and_names_no_empty_default(program: str) -> None:
-    words = ["report"] if program == "analysis" else []
-    done = started(program, *words, "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.startswith("usage: ") and max(map(len, done.stdout.splitlines())) <= 80
-    said = " ".join(done.stdout.split())
-    assert not any(f"(default: {empty})" in said for empty in ("", "None", "[]"))
+def test_help_fits_a_terminal_and_names_no_empty_default(
+    program: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["report"] if program.startswith("analysis") else []
+    assert exit_code(program, *words, "--help") == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: ") and max(map(len, said.out.splitlines())) <= 80
+    shown = " ".join(said.out.split())
+    assert not any(f"(default: {empty})" in shown for empty in ("", "None", "[]"))
+    assert said.err == ""
 
 
 def test_a_reader_who_has_seen_enough_is_no_fault(tmp_path: Path) -> None:
