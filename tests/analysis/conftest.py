@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import drawing, quick_start
+from recbole_idiomoe.analysis import outputs, report
 from tests.training.cycle import TINY, write_cycle
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -38,6 +39,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             (result,) = quick_start.run(model, "cycle", settings=settings | own)
             found[name] = Path(result["folder"])
     return found
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers alone: of what a command does on data as small as these, pictures take the most."""
+    for module in (outputs, report):
+        monkeypatch.setattr(module, "can_draw", lambda: False)
+
+
+@pytest.fixture
+def drawn(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures too, in every format."""
+    for module in (outputs, report):
+        monkeypatch.setattr(module, "can_draw", drawing.can_draw)
+
+
+@pytest.fixture
+def drawn_once(drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures too, in one format."""
+    monkeypatch.setattr(outputs, "FORMATS", ("svg",))
 
 
 class FakeTasks:

@@ -54,9 +54,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return said.err
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_writes_its_files_and_prints_its_tables(
-    name: str, folders: Folders, lm_eval: ModuleType, capsys: pytest.CaptureFixture[str]
+    name: str,
+    folders: Folders,
+    drawn: None,
+    lm_eval: ModuleType,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
     Path("words.txt").write_text("red green blue " * 9, encoding="utf-8")
@@ -87,9 +92,8 @@ def test_every_command_writes_its_files_and_prints_its_tables(
 
 
 def test_without_matplotlib_there_are_numbers(
-    folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: Folders, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(outputs, "can_draw", lambda: False)
     analysed("ffn-memory", folders["IDIOMoE"], "--k", "5")
     assert {path.suffix for path in Path("out").iterdir()} == {".json", ".csv"}
     assert "pip install" in capsys.readouterr().out
@@ -197,6 +201,7 @@ def test_a_frozen_backbone_attends_to_text_as_before_and_a_trained_one_does_not(
         assert whole == pytest.approx(1.0)
 
 
+@pytest.mark.usefixtures("drawn_once")  # with gaps
 def test_attention_reads_a_text_and_histories_of_ones_own(folders: Folders) -> None:
     Path("words.txt").write_text("red green blue black white thing " * 30, encoding="utf-8")
     Path("histories.txt").write_text("i1, i2,i3\n\ni7\n", encoding="utf-8")
@@ -211,6 +216,7 @@ def test_attention_reads_a_text_and_histories_of_ones_own(folders: Folders) -> N
     assert all(value is not None and 0 <= value <= 1 for value in profile[:11])
 
 
+@pytest.mark.usefixtures("drawn_once")  # with less in them
 @pytest.mark.parametrize("name", ["TitleLLM", "IDTransformer"])
 def test_models_of_text_alone_and_of_items_alone(name: str, folders: Folders) -> None:
     content = analysed("attention", folders[name], *QUICK["attention"])

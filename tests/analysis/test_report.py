@@ -32,12 +32,16 @@ def reported(*arguments: str | Path) -> str:
     return (Path("out") / report.PAGE).read_text(encoding="utf-8")
 
 
-def test_every_picture_has_its_numbers_and_the_command_that_makes_them(folders: Folders) -> None:
+@pytest.mark.usefixtures("drawn_once")
+def test_every_picture_has_its_numbers_and_the_command_that_makes_them(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
     timed = ["--efficiency", "--length", "8", "16"]
     text = reported(folders["IDIOMoE"], folders["ItemLLM"], *TEXT, *timed)
     check_page(text)
     assert WITHOUT not in text and "Not made" not in text and "on demand" not in text
+    monkeypatch.setattr(outputs, "can_draw", lambda: False)
     sections = dict(re.findall(r'<section id="(.*?)">(.*?)</section>', text, flags=re.DOTALL))
     assert list(sections) == list(COMMANDS)
     for name, section in sections.items():
@@ -77,6 +81,7 @@ def cells(figure: str) -> list[list[str]]:
     return [[unescape(c) for c in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", r)] for r in rows]
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_what_a_run_cannot_have_and_what_nobody_asked_for_is_said(
     folders: Folders, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +118,7 @@ def test_a_report_of_nothing_is_an_error(
     assert lines[-1].startswith("error: ") and said in lines[-1] and not Path("out").exists()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_words_stay_words_and_nothing_of_them_becomes_markup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -167,6 +173,7 @@ for (const width of [320, 390, 820, 1400]) {{
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it_on_a_telephone_and_on_a_desk_by_day_and_by_night(
