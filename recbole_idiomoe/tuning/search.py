@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from recbole_idiomoe.tuning.space import read_search_space
 from recbole_idiomoe.tuning.trials import (
     Trial,
     best_of,
+    held,
     read_trials,
     value_of,
     write_best,
@@ -76,7 +78,8 @@ def tune(
         trials, the ``best`` of them, and the ``file`` with its settings.
 
     Raises:
-        IdiomoeError: something that cannot be searched, or default settings that cannot be run.
+        IdiomoeError: something that cannot be searched, or that another process is searching in
+            the same folder, or default settings that cannot be run.
             Another trial that fails is kept, with the reason, and counts.
     """
     if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials <= _MOST_TRIALS:
@@ -103,7 +106,10 @@ def tune(
         for dataset in labels
         for model in names
     ]
-    return [search.run(trials) for search in searches]
+    with ExitStack() as locks:  # all of them, before hours of the trials of the first
+        for file in dict.fromkeys(search.trials_file for search in searches):
+            locks.enter_context(held(file))
+        return [search.run(trials) for search in searches]
 
 
 class _Search:
