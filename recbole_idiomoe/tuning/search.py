@@ -32,6 +32,7 @@ from recbole_idiomoe.files import refusal
 from recbole_idiomoe.grid import read_grid
 from recbole_idiomoe.measures import protocol
 from recbole_idiomoe.run_folder import new_folder
+from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 from recbole_idiomoe.tuning.proposals import load_optuna, propose
 from recbole_idiomoe.tuning.space import read_search_space
 from recbole_idiomoe.tuning.trials import (
@@ -183,10 +184,12 @@ class _Search:
         settings = self._next_settings(earlier)
         checkpoints = Path(self.identity["settings"]["checkpoint_dir"])
         folder = new_folder(checkpoints, f"trial-{get_local_time()}-{os.getpid()}")
+        users_file = self.file.with_suffix(f".trial-{len(earlier) + 1}.{FILE_NAME}")
         start = time.perf_counter()
         outcome: Trial
         try:
-            outcome = self._validated(settings, folder)
+            with users_kept(users_file):
+                outcome = self._validated(settings, folder)
             if earlier and outcome["data"] != earlier[0]["data"]:
                 raise DataError(f"{self}: the data are others than those of the first trial.")
         except (BackboneError, DataError, MissingLibraryError):
