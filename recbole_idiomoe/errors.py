@@ -9,6 +9,7 @@ an ordinary exception.
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 
 
 class IdiomoeError(ValueError):
@@ -33,6 +34,22 @@ class MissingLibraryError(IdiomoeError):
 
 class CheckpointError(IdiomoeError):
     """A saved model that is incomplete, altered or made for something else."""
+
+
+class NonFiniteLossError(IdiomoeError):
+    """A training loss that is no finite number.
+
+    Attributes:
+        users_file: the file with the users of the step; None: it is not kept.
+    """
+
+    def __init__(self, said: str, users_file: Path | None) -> None:
+        super().__init__(said, users_file)
+        self.said, self.users_file = said, users_file
+
+    def __str__(self) -> str:
+        place = f" (the step's users: {self.users_file})" if self.users_file else ""
+        return f"{self.said}{place}."
 
 
 class DiskFullError(IdiomoeError):

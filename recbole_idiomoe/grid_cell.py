@@ -1,4 +1,4 @@
-"""One run of a grid in a process of its own: ``python -m recbole_idiomoe.grid_cell FOLDER PID``."""
+"""One run of a grid in a process of its own: ``recbole_idiomoe.grid_cell FOLDER PID [FILE]``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from threading import Thread
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.grid_runs import RESULT, SETTINGS
 from recbole_idiomoe.quick_start import run
+from recbole_idiomoe.training.loss_watch import users_kept
 
 _WATCH_S = 1.0
 
@@ -19,12 +20,14 @@ _WATCH_S = 1.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what :mod:`recbole_idiomoe.grid_runs` put into a folder, and leave the result there.
 
-    It ends with the process that is named, its parent.
+    It ends with the process that is named, its parent. The users of a loss that is no number go
+    to the file, if there is one.
     """
-    name, parent = sys.argv[1:] if arguments is None else arguments
+    name, parent, *users_file = sys.argv[1:] if arguments is None else arguments
     Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     try:
-        run(config_files=[Path(name) / SETTINGS], result_file=Path(name) / RESULT)
+        with users_kept(Path(*users_file) if users_file else None):
+            run(config_files=[Path(name) / SETTINGS], result_file=Path(name) / RESULT)
     except IdiomoeError as error:
         print(error, file=sys.stderr)
         return 2

@@ -27,6 +27,7 @@ from recbole_idiomoe.files import write_text
 from recbole_idiomoe.grid import Cell, Grid, cells_of, grid_result, shared_settings
 from recbole_idiomoe.report import write_result
 from recbole_idiomoe.run_folder import new_folder
+from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 
 RunOne = Callable[[RunConfig], dict[str, Any]]
 _POLL_S = 0.2
@@ -119,10 +120,11 @@ def outcomes_of(
     generator: that ends the processes.
 
     Args:
-        logs: where the log of a process that failed stays.
+        logs: where the log of a process that failed stays, and the users of a loss that was no
+            number; if that is ``scratch``, no message names them.
     """
     if jobs == 1:
-        return _run_here(cells, run_one, scratch)
+        return _run_here(cells, run_one, scratch, logs)
     return _run_in_processes(cells, jobs, scratch, logs)
 
 
@@ -180,13 +182,19 @@ def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
     return run | {key: result[key] for key in ("protocol", "device", "versions")}
 
 
-def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path) -> Outcomes:
+def _users_file(cell: Cell, scratch: Path, logs: Path) -> Path | None:
+    """Where the users of a loss that was no number stay: not in ``scratch``, which goes."""
+    return None if logs == scratch else logs / f"{cell.key}.{FILE_NAME}"
+
+
+def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path, logs: Path) -> Outcomes:
     for cell in cells:
         folder = scratch / cell.key
         outcome: dict[str, Any] | Failure
         try:
             settings = {**cell.settings, "checkpoint_dir": str(folder)}
-            outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
+            with users_kept(_users_file(cell, scratch, logs)):
+                outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
         except IdiomoeError as error:
             outcome = Failure(reason_of(error))
         # The other runs are worth having, whatever ends this one.
@@ -209,8 +217,9 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
-                log = logs / f"{cell.key}.log"
-                running[_start(cell, jobs, next(gpus), scratch / cell.key, log)] = cell
+                log, users_file = logs / f"{cell.key}.log", _users_file(cell, scratch, logs)
+                folder = scratch / cell.key
+                running[_start(cell, jobs, next(gpus), folder, log, users_file)] = cell
             time.sleep(_POLL_S)
             for process in [process for process in running if process.poll() is not None]:
                 cell = running.pop(process)
@@ -235,7 +244,9 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())] or [""]
 
 
-def _start(cell: Cell, jobs: int, gpu: str, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    cell: Cell, jobs: int, gpu: str, folder: Path, log: Path, users_file: Path | None
+) -> subprocess.Popen[bytes]:
     """Start :mod:`recbole_idiomoe.grid_cell` on ``cell``: one GPU, a share of the cores."""
     settings = {**cell.settings, "checkpoint_dir": str(folder), "show_progress": False}
     content = {"model": cell.model, "dataset": cell.dataset, "settings": settings}
@@ -244,9 +255,10 @@ def _start(cell: Cell, jobs: int, gpu: str, folder: Path, log: Path) -> subproce
     path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     threads = str(max(1, torch.get_num_threads() // jobs))
     chosen = {} if "gpu_id" in cell.settings else {"CUDA_VISIBLE_DEVICES": gpu}
+    words = [str(folder), str(os.getpid()), *([str(users_file)] if users_file else [])]
     with open(log, "wb") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "recbole_idiomoe.grid_cell", str(folder), str(os.getpid())],
+            [sys.executable, "-m", "recbole_idiomoe.grid_cell", *words],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,

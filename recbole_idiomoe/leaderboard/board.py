@@ -2,7 +2,8 @@
 
 ``leaderboard.json`` names the protocol and the rows, ``runs/`` has a JSON and the ranks of every
 run, and those of its mix. What else is known of the targets is alike for all runs on a data set: it
-is kept once, in ``targets/``, and without their names, so that no data go on with a leaderboard. A
+is kept once, in ``targets/``, and without their names, so that no data go on with a leaderboard,
+but for the users of a step whose loss was no number, in ``runs/`` until it is tried again. A
 row that is given other settings leaves its earlier runs there, and is found again with the earlier
 settings. Every step leaves the folder whole: a run's ranks are written before its JSON, which says
 that it is there, and both before the index names it.

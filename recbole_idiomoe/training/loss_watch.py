@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_idiomoe import distributed
 from recbole_idiomoe.data.loader import WindowSampler
-from recbole_idiomoe.errors import IdiomoeError
+from recbole_idiomoe.errors import NonFiniteLossError
 from recbole_idiomoe.files import write_text
 
 FILE_NAME = "non_finite_loss.json"
@@ -48,7 +49,7 @@ class LossWatch:
             step: number of the last of them, from 1.
 
         Raises:
-            IdiomoeError: one is not; it names the file.
+            NonFiniteLossError: one is not; it names the file.
         """
         every = distributed.summed(torch.stack(list(sums)))
         if math.isfinite(loss := every[-1].item()):
@@ -90,6 +91,24 @@ def watch_loss(trainer: Any, dataset: Any, folder: Path) -> None:
     trainer._check_nan = check
 
 
+@contextmanager
+def users_kept(file: Path | None) -> Iterator[None]:
+    """Around a run whose folder goes afterwards: ``FILE_NAME`` stays as ``file``, which is named.
+
+    Args:
+        file: what an earlier try of the run left there goes; None: nothing is kept, nor named.
+    """
+    if file is not None:
+        file.unlink(missing_ok=True)
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if file is not None and error.users_file is not None:
+            write_text(file, error.users_file.read_text(encoding="utf-8"))
+        error.users_file = file
+        raise
+
+
 def _stop(
     folder: Path,
     dataset: Any,
@@ -111,7 +130,8 @@ def _stop(
     }
     path = folder / FILE_NAME
     distributed.from_main(lambda: write_text(path, json.dumps(content, indent=1)))
-    raise IdiomoeError(
+    raise NonFiniteLossError(
         f"the training loss became {loss} in epoch {epoch}; lower learning_rate, or set "
-        f"clip_grad_norm: {{max_norm: 1.0}} or precision: fp32 (the step's users: {path})."
+        "clip_grad_norm: {max_norm: 1.0} or precision: fp32",
+        path,
     )

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from recbole_idiomoe.files import refusal
 from recbole_idiomoe.grid import read_grid
 from recbole_idiomoe.measures import protocol
 from recbole_idiomoe.run_folder import new_folder
+from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 from recbole_idiomoe.tuning.proposals import load_optuna, propose
 from recbole_idiomoe.tuning.space import read_search_space
 from recbole_idiomoe.tuning.trials import (
     Trial,
     best_of,
+    held,
     read_trials,
     value_of,
     write_best,
@@ -76,7 +79,8 @@ def tune(
         trials, the ``best`` of them, and the ``file`` with its settings.
 
     Raises:
-        IdiomoeError: something that cannot be searched, or default settings that cannot be run.
+        IdiomoeError: something that cannot be searched, or that another process is searching in
+            the same folder, or default settings that cannot be run.
             Another trial that fails is kept, with the reason, and counts.
     """
     if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials <= _MOST_TRIALS:
@@ -103,7 +107,10 @@ def tune(
         for dataset in labels
         for model in names
     ]
-    return [search.run(trials) for search in searches]
+    with ExitStack() as locks:  # all of them, before hours of the trials of the first
+        for file in dict.fromkeys(search.trials_file for search in searches):
+            locks.enter_context(held(file))
+        return [search.run(trials) for search in searches]
 
 
 class _Search:
@@ -177,10 +184,12 @@ class _Search:
         settings = self._next_settings(earlier)
         checkpoints = Path(self.identity["settings"]["checkpoint_dir"])
         folder = new_folder(checkpoints, f"trial-{get_local_time()}-{os.getpid()}")
+        users_file = self.file.with_suffix(f".trial-{len(earlier) + 1}.{FILE_NAME}")
         start = time.perf_counter()
         outcome: Trial
         try:
-            outcome = self._validated(settings, folder)
+            with users_kept(users_file):
+                outcome = self._validated(settings, folder)
             if earlier and outcome["data"] != earlier[0]["data"]:
                 raise DataError(f"{self}: the data are others than those of the first trial.")
         except (BackboneError, DataError, MissingLibraryError):

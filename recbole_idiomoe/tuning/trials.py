@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import importlib.metadata
 import json
+import os
+import socket
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,31 @@ Trial = dict[str, Any]
 
 # Of settings that do not change a result, or that another machine has another of.
 _NOT_COMPARED = {"given", "checkpoint_dir", "data_path", "gpu_id", "show_progress", "use_gpu"}
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """No other process searches into ``file`` meanwhile; however this one ends, others may then.
+
+    The lock is on a file beside it, which stays: ``file`` itself is replaced at every trial.
+
+    Raises:
+        SettingError: another one does.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file.with_suffix(".lock"), "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise SettingError(
+                f"{file} is being written by another search, {lock.read()}; wait for it, or name "
+                "another folder with --tuned."
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:

@@ -1,6 +1,7 @@
 """A loss that is no number: the run stops, and its folder says whose step it was."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recbole_idiomoe.registry import get_model
 from recbole_idiomoe.training import trainer as trainer_module
 from recbole_idiomoe.training.loss_watch import FILE_NAME
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
+from recbole_idiomoe.tuning import tune
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY
 
@@ -27,6 +29,87 @@ def data_path(tmp_path: Path) -> Path:
     rows = [(f"u{u}", item, float(n)) for u in items for n, item in enumerate(items[u])]
     described = [(item, f"thing {item}", "c") for _, item, _ in rows]
     return write_dataset(tmp_path / "data" / "own", rows, described)
+
+
+@pytest.fixture
+def nan_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SASRec's loss is no number."""
+    trained = get_model("SASRec")
+    calculate_loss = trained.calculate_loss
+    monkeypatch.setattr(trained, "calculate_loss", lambda *args: calculate_loss(*args) * math.nan)
+
+
+def kept(said: str, file: Path) -> None:
+    """The message names ``file``, which is there, and nothing that is not."""
+    assert f"precision: fp32 (the step's users: {file})" in said and "\n" not in said
+    content = json.loads(file.read_text())
+    assert content["users"] and set(content["users"]) <= {f"u{user}" for user in range(USERS)}
+    assert not list(Path("saved").iterdir())
+
+
+def of_a_table(path: Path, **more: Any) -> dict[str, Any]:
+    sizes = {"model": "SASRec", "hidden_size": 16, "n_layers": 1, "n_heads": 2}
+    own = {"data_path": str(path), "checkpoint_dir": "saved", "variants": {"row": sizes}}
+    return SMALL | own | more
+
+
+def failed(**options: Any) -> str:
+    """What a table said whose only run fails."""
+    with pytest.raises(IdiomoeError, match="1 of 1 runs failed: ") as error:
+        quick_start.run(datasets="own", **options)
+    return str(error.value)
+
+
+@pytest.mark.usefixtures("nan_at_once")
+def test_a_grid_keeps_the_users_beside_its_runs(
+    data_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = failed(settings=of_a_table(data_path), result_file="grid.json")
+    (file,) = Path("grid.json.runs").iterdir()
+    kept(said, file)
+
+    def other(config: Any) -> Any:
+        raise IdiomoeError("no luck")
+
+    monkeypatch.setattr(quick_start, "run_one", other)
+    failed(settings=of_a_table(data_path), result_file="grid.json")
+    assert not file.exists()  # it was of an earlier try
+
+
+@pytest.mark.usefixtures("nan_at_once")
+def test_a_grid_that_keeps_nothing_names_no_file(data_path: Path) -> None:
+    said = failed(settings=of_a_table(data_path))
+    assert said.endswith("max_norm: 1.0} or precision: fp32.")
+    assert not list(Path("saved").iterdir()) and not list(Path().rglob(FILE_NAME))
+
+
+@pytest.mark.usefixtures("nan_at_once")
+def test_a_leaderboard_keeps_the_users_beside_its_runs(data_path: Path) -> None:
+    said = failed(settings=of_a_table(data_path), leaderboard="board")
+    (file,) = Path("board/runs").iterdir()
+    kept(said, file)
+
+
+def test_a_process_keeps_the_users_beside_its_log(data_path: Path) -> None:
+    """At such a rate the weights overflow, in a process that no test can reach into."""
+    settings = of_a_table(data_path, learning_rate=1e30)
+    said = failed(settings=settings, result_file="grid.json", jobs=2)
+    (log,) = Path("grid.json.runs").glob("*.log")
+    (file,) = Path("grid.json.runs").glob(f"*.{FILE_NAME}")
+    kept(said, file)
+    assert str(file) in log.read_text().splitlines()[-1]
+    said = failed(settings=settings, jobs=2)
+    assert said.endswith("max_norm: 1.0} or precision: fp32.")
+
+
+@pytest.mark.usefixtures("nan_at_once")
+def test_a_search_keeps_the_users_beside_its_trials(data_path: Path) -> None:
+    pytest.importorskip("optuna")
+    searched = {"search_space": {"n_layers": {"choices": [1, 2]}}}
+    settings = SMALL | searched | {"data_path": str(data_path), "checkpoint_dir": "saved"}
+    with pytest.raises(IdiomoeError, match="became nan") as error:
+        tune("SASRec", "own", settings=settings, trials=2)
+    kept(str(error.value), Path("tuned") / f"SASRec_own.trial-1.{FILE_NAME}")
 
 
 def stopped(model: str, path: Path, **settings: Any) -> tuple[str, dict[str, Any]]:

@@ -1,6 +1,10 @@
 """Tuning: the same budget for each, every trial kept, chosen on validation and on that alone."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +182,45 @@ def test_what_no_setting_mends_ends_the_search(
         tune(**SASREC, settings=SPACE, trials=3)
     kept = json.loads(KEPT.read_text())["trials"] if KEPT.exists() else []
     assert len(kept) == trial - 1
+
+
+def test_two_searches_into_one_file_at_once_are_refused(validate: Validate) -> None:
+    others: list[str] = []
+
+    def beside(config: RunConfig) -> None:
+        validate.before = lambda config: None
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(SettingError) as error:
+            tune("GRU4Rec,SASRec", "ml-100k", settings={"search_space": {}}, trials=3)
+        assert str(error.value) == (
+            f"{KEPT} is being written by another search, {holder}; wait for it, or name another "
+            "folder with --tuned."
+        )
+        tune("GRU4Rec", "ml-100k", settings={"search_space": {}}, trials=3)
+        others.extend(model for model, *_ in validate.tried)
+
+    validate.before = beside
+    (search,) = tune("SASRec,SASRec", "ml-100k", settings=SPACE, trials=3)[:1]
+    assert others == ["GRU4Rec"]  # another model, whose file nobody held
+    assert len(search["trials"]) == 3 and len(validate.tried) == 4
+    tune(**SASREC, settings=SPACE, trials=4)  # nobody holds it now
+    assert len(validate.tried) == 5
+
+
+def test_a_search_that_was_killed_holds_nothing(validate: Validate) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path\n"
+        "from recbole_idiomoe.tuning.trials import held\n"
+        "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, KEPT], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(SettingError, match=f"another search, process {other.pid} on "):
+            tune(**SASREC, settings=SPACE, trials=1)
+        assert not validate.tried
+        other.kill()
+    tune(**SASREC, settings=SPACE, trials=1)
+    assert len(validate.tried) == 1
 
 
 def test_other_data_end_the_search(validate: Validate, monkeypatch: pytest.MonkeyPatch) -> None:
