@@ -59,7 +59,7 @@ def test_runs_that_shared_the_machine_say_so(
     from recbole_idiomoe import grid_runs
 
     def one_by_one(cells: list[grid_runs.Cell], jobs: int, *places: Path) -> grid_runs.Outcomes:
-        return grid_runs._run_here(cells, runner, places[0])
+        return grid_runs._run_here(cells, runner, *places)
 
     monkeypatch.setattr(grid_runs, "_run_in_processes", one_by_one)
     lead("SASRec")
