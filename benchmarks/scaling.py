@@ -10,7 +10,8 @@ steps are the same whatever their number, and so is the loss but for rounding. O
 histories are of 40 items and more, most of them cut at 1024 tokens, 16 to a step, and blocks are
 computed again in the backward pass.
 
-Speed-up and efficiency are against the first number that is given.
+Speed-up and efficiency are against the first number that is given. Beside them stands what bounds
+them: a step whose gradients stay where they are, and the rate of summing a large tensor over ranks.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from measuring import SHAPES, markdown, seconds, take_settings, where
+from torch.nn.parallel import DistributedDataParallel
 from training_sides import FirstSteps, warmed_up
 
 from recbole_idiomoe import distributed
@@ -38,6 +42,7 @@ LARGE = {
     "max_batch_tokens": "8192",
     "activation_checkpointing": "True",
 }
+LINK_MIB = 256
 
 
 @dataclass
@@ -54,6 +59,10 @@ class Job:
     loss: float
     peak_gib: list[float]
     """Of GPU memory, by rank; nothing on a CPU."""
+    unsent: float | None
+    """Seconds of all steps if no rank sends its gradients; None where nothing can be kept back."""
+    link: float | None
+    """Bytes of an all-reduce between the ranks, a second; None for one."""
     where: str
 
 
@@ -66,24 +75,40 @@ def measure(given: argparse.Namespace) -> Job:
     trainer.loader = timed = FirstSteps(trainer.loader.loader, given.steps)
     losses: list[float] = []
     on_gpu = given.device == "cuda"
+
+    def epoch() -> float:
+        distributed.gathered(None)  # all are ready
+        run = partial(trainer._train_epoch, train_data, 1)
+        own = seconds(lambda: losses.append(run()), given.device, 1, warmup=0)
+        return max(distributed.gathered(own))
+
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    distributed.gathered(None)  # all are ready
-    spent = seconds(
-        lambda: losses.append(trainer._train_epoch(train_data, 1)), given.device, 1, warmup=0
-    )
+    spent = epoch()
     peak = [torch.cuda.max_memory_allocated() / 2**30] if on_gpu else []
     lengths = torch.cat(timed.lengths)
+    unsent = None
+    if isinstance(trainer.engine, DistributedDataParallel):
+        with trainer.engine.no_sync():
+            unsent = epoch()  # in which the ranks' weights part
     return Job(
         processes=distributed.world_size(),
         steps=len(timed),
-        seconds=max(distributed.gathered(spent)),
+        seconds=spent,
         tokens=sum(distributed.gathered(int(lengths.sum()))),
         sequences=sum(distributed.gathered(len(lengths))),
         loss=losses[0],
         peak_gib=[each for peaks in distributed.gathered(peak) for each in peaks],
+        unsent=unsent,
+        link=link_rate(given) if distributed.world_size() > 1 else None,
         where=where(given.device),
     )
+
+
+def link_rate(given: argparse.Namespace) -> float:
+    """Bytes of a large all-reduce a second, between all ranks."""
+    data = torch.zeros((1 if given.tiny else LINK_MIB) * 2**18, device=given.device)
+    return data.nbytes / seconds(lambda: dist.all_reduce(data), given.device)
 
 
 def table(jobs: Sequence[Job]) -> str:
@@ -96,10 +121,13 @@ def table(jobs: Sequence[Job]) -> str:
         if on_gpu:
             row += [f"{1e3 * job.seconds / job.steps:.1f}", f"{job.tokens / job.seconds:,.0f}"]
             row += [" / ".join(f"{peak:.1f}" for peak in job.peak_gib)]
+            row += [f"{1e3 * job.unsent / job.steps:.1f}" if job.unsent else ""]
+            row += [f"{job.link / 1e9:.0f}" if job.link else ""]
         efficiency = speedup * first.processes / job.processes
         rows.append([*row, f"{speedup:.2f}", f"{efficiency:.0%}", f"{job.loss:.5f}"])
-    measured = ["ms a step", "tokens/s", "peak GiB, by rank"] if on_gpu else []
-    header = ["processes", "steps", "tokens a history", *measured]
+    measured = ["ms a step", "tokens/s", "peak GiB, by rank"]
+    measured += ["ms without sending", "all-reduce, GB/s"]
+    header = ["processes", "steps", "tokens a history", *(measured if on_gpu else [])]
     return markdown([*header, "times as fast", "efficiency", "loss"], rows)
 
 

@@ -47,6 +47,10 @@ SETTINGS: dict[str, Any] = {
     "text_ramp": 0.0,
     "dropout": 0.0,
     "item_init": "random",
+    # The paper's loss: the other sides have no other.
+    "text_smoothing": 0.0,
+    "transition_smoothing": 0.0,
+    "ema_decay": 0.0,
     "max_item_text_tokens": 64,
     "precision": "bf16",
     "learner": "adamw",

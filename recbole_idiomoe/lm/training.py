@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.errors import SettingError
@@ -74,6 +76,25 @@ def halve_frozen(model: IdiomoeForCausalLM) -> None:
             half = weight.to(torch.bfloat16)
             if not weight.requires_grad and torch.equal(half.to(weight.dtype), weight):
                 weight.data = half
+
+
+def checkpoint_blocks(model: IdiomoeForCausalLM) -> None:
+    """Let every block keep its input alone for the backward pass, and compute the rest again then.
+
+    Transformers has the same, but not in all of its releases beneath the hooks of FSDP2: those
+    would run again as well, upon which a compiled block is compiled anew, into something else.
+    """
+    for layer in decoder_layers(model.backbone):
+        layer.forward = _computed_again(layer.forward)
+
+
+def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return checkpointed
 
 
 def parameter_groups(

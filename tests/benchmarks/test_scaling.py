@@ -37,11 +37,14 @@ def test_processes_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.Monke
         assert one[name] == two[name] == cut[name] > 0
     assert [two["loss"], cut["loss"]] == pytest.approx([one["loss"]] * 2, rel=0.01)  # in bfloat16
 
+    assert one["link"] is None and one["unsent"] is None and two["unsent"] is None  # fsdp2
+    assert two["link"] > 0 and cut["link"] > 0 and cut["unsent"] > 0
+
     monkeypatch.syspath_prepend(BENCHMARKS)
     scaling = importlib.import_module("scaling")
     ones = dict(one, seconds=4.0, peak_gib=[2.0])
-    both = dict(two, seconds=2.5, peak_gib=[2.0, 1.5])
+    both = dict(two, seconds=2.5, peak_gib=[2.0, 1.5], unsent=0.004, link=1.5e9, steps=2)
     on_cpu, on_gpu = (
         scaling.table([scaling.Job(**job) for job in jobs]) for jobs in ([one, two], [ones, both])
     )
-    assert "ms a step" not in on_cpu and "| 2.0 / 1.5 | 1.60 | 80% |" in on_gpu
+    assert "ms a step" not in on_cpu and "| 2.0 / 1.5 | 2.0 | 2 | 1.60 | 80% |" in on_gpu

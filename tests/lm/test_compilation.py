@@ -12,6 +12,7 @@ from torch import nn
 
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
+from recbole_idiomoe.lm.training import checkpoint_blocks
 from tests.lm.decoders import ITEMS, VOCAB, decoder, mixed_batch
 
 SHAPES = [(3, 9), (2, 7), (5, 12), (4, 20)]
@@ -73,6 +74,16 @@ def test_one_compilation_serves_all_layers_and_lengths(
             torch.testing.assert_close(outcome(lm.train(training), batch, length), wanted)
         assert len(compilations) == kinds
     assert lm.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_blocks_that_are_computed_again_are_compiled_but_once(compilations: list[Any]) -> None:
+    plain = IdiomoeForCausalLM.from_backbone(decoder("qwen2"), ITEMS).train()
+    lm = copy.deepcopy(plain)
+    checkpoint_blocks(lm)
+    compile_blocks(lm.backbone)
+    for batch, length in SHAPES:
+        torch.testing.assert_close(outcome(lm, batch, length), outcome(plain, batch, length))
+    assert len(compilations) == 1
 
 
 @pytest.mark.gpu

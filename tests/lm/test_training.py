@@ -5,6 +5,8 @@ import torch
 
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.decoder import attention_of, decoder_layers
+from recbole_idiomoe.lm.training import checkpoint_blocks
 
 from .decoders import FAMILIES, ITEMS, decoder, mixed_batch
 
@@ -89,3 +91,28 @@ def test_groups_leave_frozen_weights_out_and_share_one_rate_by_default():
     model.freeze("none")
     assert {g["lr"] for g in model.parameter_groups(0.1, 1e-3)} == {1e-3}
     assert [g["lr"] for g in model.parameter_groups(0.1, 1e-3, 0.0) if "pre" in g["name"]] == [0, 0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_are_computed_again_give_the_same_gradients(family):
+    tokens = mixed_batch()
+    model = build(family).train()
+    runs = []
+    decoder_layers(model.backbone)[0].register_forward_hook(lambda *_: runs.append("block"))
+    attention_of(decoder_layers(model.backbone)[0]).register_forward_hook(
+        lambda *_: runs.append("attention")
+    )
+
+    def gradients():
+        runs.clear()
+        model.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        return {name: weight.grad for name, weight in model.named_parameters()}
+
+    wanted = {name: gradient.clone() for name, gradient in gradients().items()}
+    assert runs == ["attention", "block"]
+    checkpoint_blocks(model)
+    torch.testing.assert_close(gradients(), wanted)
+    assert runs == ["attention", "block", "attention"]  # what hangs on a block does not run again
+    with torch.no_grad():
+        assert model.generate(tokens[:, :3], max_new_tokens=2).shape == (len(tokens), 5)
