@@ -198,8 +198,7 @@ class CatalogLM(nn.Module):
                 text_loss = self.lm.text_loss(hidden_states[batch.predict_text_at], next_tokens)
                 share = len(next_tokens) / batch.text_count
                 loss = loss + self.settings.text_loss_weight * share * text_loss
-            real = batch.input_ids != self.pad_token_id
-            auxiliary_loss = self.lm.auxiliary_loss(batch.token_types, real)
+            auxiliary_loss = self.lm.auxiliary_loss(batch.token_types, batch.is_real)
             if auxiliary_loss is not None:
                 loss = loss + len(batch.targets) / batch.item_count * auxiliary_loss
         return loss

@@ -160,6 +160,18 @@ def test_the_text_loss_is_added_with_its_weight() -> None:
     torch.testing.assert_close(with_text, model.loss(batch) + 0.5 * text_loss)
 
 
+def test_what_pads_may_be_a_token_of_the_texts() -> None:
+    # As token 0 is, of a tokenizer that names none for it.
+    settings = build().settings
+    model = CatalogLM.build(make_catalog(), settings, seed=0, device=CPU, architecture="switch")
+    model.train()
+    losses = []
+    for model.pad_token_id in (0, int(model.builder.instruction[0])):
+        ((batch,),) = list(make_loader(model, make_histories([4, 9]), 100_000))
+        losses.append(model.loss(batch).item())
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"item_embedding_dim": 8, "expert_width": 0.5, "expert_layers": [1]}],
