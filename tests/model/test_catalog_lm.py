@@ -166,7 +166,8 @@ def test_what_pads_may_be_a_token_of_the_texts() -> None:
     model = CatalogLM.build(make_catalog(), settings, seed=0, device=CPU, architecture="switch")
     model.train()
     losses = []
-    for model.pad_token_id in (0, int(model.builder.instruction[0])):
+    for padding in (0, int(model.builder.instruction[0])):
+        model.pad_token_id = padding
         ((batch,),) = list(make_loader(model, make_histories([4, 9]), 100_000))
         losses.append(model.loss(batch).item())
     assert losses[0] == losses[1]
