@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from recbole_idiomoe import grid_cell, grid_runs, quick_start
+from recbole_idiomoe.data import location
 from recbole_idiomoe.errors import IdiomoeError, SettingError
-from tests.helpers import TINY_IDIOMOE
+from recbole_idiomoe.grid import Grid
+from tests.helpers import TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
 
 ROWS: dict[str, Any] = {
@@ -72,6 +74,21 @@ def test_a_grid_keeps_the_mixes_of_its_runs(here: dict[str, Any], data: Path) ->
 
 
 MODEL = {"model": "IDIOMoE"}
+
+
+@pytest.mark.parametrize("dataset", ["ml-1m", "amazon-toys"])
+def test_a_run_is_known_again_whose_data_the_first_command_downloaded(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, root: Path) -> None:
+        write_dataset(root / name, [("u", "i", 1.0)])
+
+    monkeypatch.setattr(location, "_download", download)
+    grid, settings = Grid({"a": {"model": "SASRec"}}, "a", 1), {"data_path": str(tmp_path)}
+    (first,), (again,) = (
+        grid_runs.cells_with_data(grid, [dataset], [], settings) for _ in range(2)
+    )
+    assert first.key == again.key and len(first.files) == 1
 
 
 def test_a_run_of_a_grid_is_the_run_alone(here: dict[str, Any], data: Path) -> None:
