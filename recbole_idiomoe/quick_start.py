@@ -300,7 +300,7 @@ def _fit(
     clock = Clock()
     if has_first_stage(config):
         describe_run()
-    clock.timing("fit", pretrain)(config, train_data, valid_data, folder)
+    clock.timing("fit", pretrain)(config, train_data, valid_data, folder, clock)
     init_seed(config["seed"], config["reproducibility"])
     model = _build_model(config, train_data._dataset)
     if config["model"] in LANGUAGE_MODELS:
