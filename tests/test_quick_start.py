@@ -10,7 +10,7 @@ from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
 import recbole_idiomoe
-from recbole_idiomoe import measures, quick_start
+from recbole_idiomoe import measures, one_run, quick_start
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
@@ -306,8 +306,8 @@ def test_runs_that_start_together_have_folders_of_their_own(
         folders.append(folder)
         raise DataError("far enough")
 
-    monkeypatch.setattr(quick_start, "_load", noted)
-    monkeypatch.setattr(quick_start, "get_local_time", lambda: "now")
+    monkeypatch.setattr(one_run, "_load", noted)
+    monkeypatch.setattr(one_run, "get_local_time", lambda: "now")
     for process in (1, 2):
         monkeypatch.setattr("os.getpid", lambda process=process: process)
         with pytest.raises(DataError, match="far enough"):
@@ -323,7 +323,7 @@ def test_weights_in_one_block_of_memory_are_kept_apart(tmp_path: Path) -> None:
         gru.parameters(), block.split([weight.numel() for weight in gru.parameters()]), strict=True
     ):
         weight.data = piece.view(weight.shape)
-    quick_start._save_weights(gru, tmp_path)
+    one_run._save_weights(gru, tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == gru.state_dict().keys()
     for name, weight in gru.state_dict().items():
