@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -223,18 +222,20 @@ def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path, logs: Path)
 
 def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
     waiting = deque(cells)
-    running: dict[subprocess.Popen[bytes], Cell] = {}
-    gpus = itertools.cycle(visible_gpus())
+    running: dict[subprocess.Popen[bytes], tuple[Cell, str]] = {}
+    gpus = visible_gpus()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 log, users_file = logs / f"{cell.key}.log", _users_file(cell, scratch, logs)
-                folder = scratch / cell.key
-                running[_start(cell, jobs, next(gpus), folder, log, users_file)] = cell
+                # Not the next in turn: runs of different lengths would meet on one of them.
+                gpu = min(gpus, key=[taken for _, taken in running.values()].count)
+                process = _start(cell, jobs, gpu, scratch / cell.key, log, users_file)
+                running[process] = cell, gpu
             time.sleep(_POLL_S)
             for process in [process for process in running if process.poll() is not None]:
-                cell = running.pop(process)
+                cell, _ = running.pop(process)
                 folder, log = scratch / cell.key, logs / f"{cell.key}.log"
                 yield cell, _outcome(process.returncode, folder / RESULT, log)
                 shutil.rmtree(folder)
