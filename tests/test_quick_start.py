@@ -1,9 +1,12 @@
 """``run``: what a result says, that it can be had again, and RecBole's models beside ours."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.trainer import Trainer
@@ -94,6 +97,15 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
     assert result["settings"]["learning_rate"] == 0.003
     assert json.loads(json.dumps(result)) == result
     assert json.loads((Path(result["folder"]) / "run.json").read_text()) == result
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot tell")
+def test_a_process_does_not_count_the_memory_of_the_one_that_started_it() -> None:
+    program = "import torch; from recbole_idiomoe.measures import *; print(peak_memory_mib({}))"
+    ballast = np.ones(2**26)
+    command = [sys.executable, "-c", program.format("torch.device('cpu')")]
+    own = float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert 50 < own < measures.peak_memory_mib(torch.device("cpu")) - ballast.nbytes / 2**21
 
 
 def test_frozen_parameters_are_counted_apart(tmp_path: Path) -> None:
