@@ -72,7 +72,8 @@ def batches(trainer: Any, train: Any) -> Iterator[Any]:
         return
     trainer._prepare(train)
     for epoch in range(2):
-        trainer.loader.set_epoch(epoch, trainer._text_share(epoch), trainer._query_share(epoch))
+        shares = trainer.curriculum.text_share(epoch), trainer.curriculum.query_share(epoch)
+        trainer.loader.set_epoch(epoch, *shares)
         for step in trainer.loader:
             for batch in step:
                 yield from (getattr(batch, field.name) for field in fields(batch))
