@@ -131,8 +131,6 @@ class CatalogLM(nn.Module):
             followers: for ``transition_smoothing``, of the training split.
         """
         backbone, tokenizer = untouched_backbone(settings, seed)
-        if not pretrained:
-            backbone = with_random_weights(backbone, seed)
         vectors = None
         if _wants_vectors(catalog, settings):
             vectors = item_vectors(
@@ -143,6 +141,8 @@ class CatalogLM(nn.Module):
                 device=device,
                 seed=seed,
             )
+        if not pretrained:  # now: what its states say of a text is asked for new items, too
+            backbone = with_random_weights(backbone, seed)
         item_codes = make_item_codes(
             catalog, settings, tokenizer, backbone.config.vocab_size, vectors, seed
         )
