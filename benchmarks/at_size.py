@@ -45,7 +45,7 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     from recbole.data.dataloader import FullSortEvalDataLoader
     from training_sides import FirstSteps
 
-    from recbole_idiomoe import quick_start
+    from recbole_idiomoe import one_run
     from recbole_idiomoe.config import RunConfig
     from recbole_idiomoe.data import loading
     from recbole_idiomoe.data.catalog import read_catalog
@@ -62,7 +62,7 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     with stage("files to tables"):
         dataset = loading.load_dataset(config)
     with stage("rows and split"):
-        train, _, test = quick_start._split(config, dataset)
+        train, _, test = one_run.split_dataset(config, dataset)
     with stage("catalogue"):
         catalog = read_catalog(train._dataset, config.settings)
 

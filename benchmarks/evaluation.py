@@ -151,7 +151,7 @@ def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: 
         score_memory.SCORES = scores
         part = test._dataset.copy(test._dataset.inter_feat[:users])
         loader = FullSortEvalDataLoader(config, part, None)
-        loader.collate_fn = SeenItemMask(loader.collate_fn, test.collate_fn.seen, loader.uid_field)
+        loader.collate_fn = SeenItemMask(loader.collate_fn, test.collate_fn.seen, part)
         score_memory.bound_scores(loader)
 
         def evaluate() -> None:

@@ -37,6 +37,7 @@ _AMOUNTS = (
 _POSITIVE = (*_AMOUNTS, "learning_rate", "temperature")
 _NOT_NEGATIVE = (
     "weight_decay",
+    "stopping_step",
     "worker",
     "seed",
     "metric_decimal_place",
@@ -244,9 +245,8 @@ def check_metrics(final: Mapping[str, Any]) -> None:
     cutoffs = [topk] if isinstance(topk, int) else topk
     if not isinstance(cutoffs, list) or not cutoffs or not all(map(_is_cutoff, cutoffs)):
         raise SettingError(f"topk={topk!r} must be a positive whole number, or several as [5, 10].")
-    name, at, cutoff = str(final["valid_metric"]).partition("@")
-    measured = name.lower() in [str(metric).lower() for metric in metrics]
-    if not measured or (at and cutoff not in map(str, cutoffs)):
+    measured = {name for metric in metrics for name in _results_of(str(metric).lower(), cutoffs)}
+    if str(final["valid_metric"]).lower() not in measured:
         raise SettingError(
             f"valid_metric={final['valid_metric']} is not measured with metrics={metrics} and "
             f"topk={topk}; name one that is."
@@ -320,6 +320,12 @@ def check_text_file(name: str, path: str) -> None:
         raise SettingError(f"{name}={path} cannot be read ({error.strerror}).") from error
     if not text.strip():
         raise SettingError(f"{name}={path} is empty; name a file with text, or leave it out.")
+
+
+def _results_of(metric: str, cutoffs: list[int]) -> list[str]:
+    """What RecBole calls the results of ``metric``: one for each cut-off if it is of a list."""
+    of_lists = {"rec.topk", "rec.items"} & set(metrics_dict[metric].metric_need)
+    return [f"{metric}@{cutoff}" for cutoff in cutoffs] if of_lists else [metric]
 
 
 def _is_cutoff(value: Any) -> bool:

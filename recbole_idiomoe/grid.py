@@ -234,7 +234,8 @@ def check_same_protocol(
 
 def _files(config: RunConfig) -> tuple[tuple[str, str], ...]:
     """Those of the data set, text encoder and language, as :attr:`Cell.files` has them."""
-    paths = sorted((config.data_root / config["dataset_label"]).glob("*"))
+    names = dict.fromkeys((config["dataset_label"], config["recbole_name"] or ""))
+    paths = [path for name in names if name for path in sorted((config.data_root / name).glob("*"))]
     if str(config["text_encoder"]).endswith(".npz"):
         paths.append(Path(config["text_encoder"]))
     if config["language_file"]:

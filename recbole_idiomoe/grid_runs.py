@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -78,7 +77,7 @@ def run_grid(
             run then, and the message names what failed.
     """
     check_jobs(jobs)
-    cells = cells_of(grid, datasets, config_files, settings)
+    cells = cells_with_data(grid, datasets, config_files, settings)
     with scratch_folder(cells) as scratch:
         kept = Path(f"{result_file}.runs") if result_file is not None else scratch
         runs = _run_cells(cells, run_one, jobs, scratch, kept)
@@ -97,6 +96,22 @@ def check_jobs(jobs: int) -> None:
     """
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
+
+
+def cells_with_data(
+    grid: Grid,
+    datasets: Sequence[str],
+    config_files: Sequence[str | Path],
+    settings: Mapping[str, Any] | None,
+) -> list[Cell]:
+    """:func:`cells_of`, once their data are there: by these, too, a run is known again.
+
+    Whatever is to be downloaded is, here: several processes would be in each other's way.
+    """
+    for cell in {c.dataset: c for c in cells_of(grid, datasets, config_files, settings)}.values():
+        with suppress(DataError):  # which its runs will say
+            locate(RunConfig(cell.model, cell.dataset, settings=cell.settings))
+    return cells_of(grid, datasets, config_files, settings)
 
 
 @contextmanager
@@ -207,22 +222,20 @@ def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path, logs: Path)
 
 def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
     waiting = deque(cells)
-    running: dict[subprocess.Popen[bytes], Cell] = {}
-    gpus = itertools.cycle(visible_gpus())
-    for cell in {cell.dataset: cell for cell in waiting}.values():
-        with suppress(DataError):  # which its runs will say
-            # Downloaded here, if it must be: several processes would be in each other's way.
-            locate(RunConfig(cell.model, cell.dataset, settings=cell.settings))
+    running: dict[subprocess.Popen[bytes], tuple[Cell, str]] = {}
+    gpus = visible_gpus()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 log, users_file = logs / f"{cell.key}.log", _users_file(cell, scratch, logs)
-                folder = scratch / cell.key
-                running[_start(cell, jobs, next(gpus), folder, log, users_file)] = cell
+                # Not the next in turn: runs of different lengths would meet on one of them.
+                gpu = min(gpus, key=[taken for _, taken in running.values()].count)
+                process = _start(cell, jobs, gpu, scratch / cell.key, log, users_file)
+                running[process] = cell, gpu
             time.sleep(_POLL_S)
             for process in [process for process in running if process.poll() is not None]:
-                cell = running.pop(process)
+                cell, _ = running.pop(process)
                 folder, log = scratch / cell.key, logs / f"{cell.key}.log"
                 yield cell, _outcome(process.returncode, folder / RESULT, log)
                 shutil.rmtree(folder)

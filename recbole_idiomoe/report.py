@@ -229,7 +229,10 @@ def _grid_rows(
             base = [run["test"][metric] for run in variants.get(grid["baseline"], ())]
             row += [_mean(values), "-" if name == grid["baseline"] else _difference(values, base)]
         row += [count(own[0]["parameters"]["total"])]
-        row += [_mean([run["valid"][chooses] for run in own])] if validation else []
+        if validation:
+            # RecBole's models have none with eval_step: 0.
+            found = [run["valid"][chooses] for run in own if run["valid"]]
+            row += [_mean(found) if found else "-"]
         rows.append(row)
     return [header, *rows]
 

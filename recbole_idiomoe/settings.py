@@ -306,7 +306,10 @@ class Settings:
         group="training",
     )
     text_loss_weight: float = _setting(
-        0.0, "weight of the next-token loss on the items' text", low=0.0, group="training"
+        0.0,
+        "weight of the next-token loss on the sequences' text, the items' and the instruction",
+        low=0.0,
+        group="training",
     )
     text_smoothing: float = _setting(
         0.0,
@@ -334,7 +337,7 @@ class Settings:
     text_ramp: float = _setting(
         1.0,
         "share of the epochs by whose end every sequence carries text; it rises linearly from "
-        "item_warmup",
+        "item_warmup; until then nothing stops early (stopping_step)",
         low=0.0,
         high=1.0,
         group="training",

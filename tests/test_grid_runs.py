@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from recbole_idiomoe import grid_cell, grid_runs, quick_start
+from recbole_idiomoe.data import location
 from recbole_idiomoe.errors import IdiomoeError, SettingError
-from tests.helpers import TINY_IDIOMOE
+from recbole_idiomoe.grid import Grid
+from tests.helpers import TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
 
 ROWS: dict[str, Any] = {
@@ -72,6 +74,21 @@ def test_a_grid_keeps_the_mixes_of_its_runs(here: dict[str, Any], data: Path) ->
 
 
 MODEL = {"model": "IDIOMoE"}
+
+
+@pytest.mark.parametrize("dataset", ["ml-1m", "amazon-toys"])
+def test_a_run_is_known_again_whose_data_the_first_command_downloaded(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, root: Path) -> None:
+        write_dataset(root / name, [("u", "i", 1.0)])
+
+    monkeypatch.setattr(location, "_download", download)
+    grid, settings = Grid({"a": {"model": "SASRec"}}, "a", 1), {"data_path": str(tmp_path)}
+    (first,), (again,) = (
+        grid_runs.cells_with_data(grid, [dataset], [], settings) for _ in range(2)
+    )
+    assert first.key == again.key and len(first.files) == 1
 
 
 def test_a_run_of_a_grid_is_the_run_alone(here: dict[str, Any], data: Path) -> None:
@@ -196,6 +213,7 @@ def test_seeds_alone_repeat_every_model_on_every_data_set(
         }  # fmt: skip
 
     monkeypatch.setattr(quick_start, "run_one", run_one)
+    monkeypatch.setattr(grid_runs, "locate", lambda config: None)
     (result,) = quick_start.run("SASRec,IDIOMoE", "ml-100k,amazon-toys", settings={"seeds": 3})
     assert result["variants"] == {"SASRec": {"model": "SASRec"}, "IDIOMoE": MODEL}
     assert result["dataset"] == ["ml-100k", "amazon-toys"] and len(result["runs"]) == 12
@@ -250,6 +268,35 @@ def test_each_process_sees_one_gpu(given: dict[str, Any], monkeypatch: pytest.Mo
     with pytest.raises(IdiomoeError, match="3 of 3 runs failed"):
         quick_start.run(settings=settings, jobs=2)
     assert seen == (["2,5"] * 3 if given else ["2", "5", "2"])
+
+
+def test_a_gpu_that_is_free_again_is_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Running:
+        """The first run is the longest."""
+
+        returncode = 1
+
+        def __init__(self) -> None:
+            self.left = 10 if len(seen) == 1 else 1
+
+        def poll(self) -> int | None:
+            self.left -= 1
+            return None if self.left > 0 else 1
+
+    def start(cell: Any, jobs: int, gpu: str, folder: Path, log: Path, _: Any) -> Running:
+        seen.append(gpu)
+        folder.mkdir()
+        log.touch()
+        return Running()
+
+    monkeypatch.setattr(grid_runs, "_start", start)
+    monkeypatch.setattr(grid_runs, "_POLL_S", 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    with pytest.raises(IdiomoeError, match="4 of 4 runs failed"):
+        quick_start.run(settings=TINY_IDIOMOE | {"seeds": 4}, jobs=2)
+    assert seen == ["2", "5", "5", "5"]
 
 
 @pytest.mark.parametrize(

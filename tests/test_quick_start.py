@@ -1,16 +1,19 @@
 """``run``: what a result says, that it can be had again, and RecBole's models beside ours."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
 import recbole_idiomoe
-from recbole_idiomoe import measures, quick_start
+from recbole_idiomoe import measures, one_run, quick_start
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
@@ -94,6 +97,15 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
     assert result["settings"]["learning_rate"] == 0.003
     assert json.loads(json.dumps(result)) == result
     assert json.loads((Path(result["folder"]) / "run.json").read_text()) == result
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot tell")
+def test_a_process_does_not_count_the_memory_of_the_one_that_started_it() -> None:
+    program = "import torch; from recbole_idiomoe.measures import *; print(peak_memory_mib({}))"
+    ballast = np.ones(2**26)
+    command = [sys.executable, "-c", program.format("torch.device('cpu')")]
+    own = float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert 50 < own < measures.peak_memory_mib(torch.device("cpu")) - ballast.nbytes / 2**21
 
 
 def test_frozen_parameters_are_counted_apart(tmp_path: Path) -> None:
@@ -306,8 +318,8 @@ def test_runs_that_start_together_have_folders_of_their_own(
         folders.append(folder)
         raise DataError("far enough")
 
-    monkeypatch.setattr(quick_start, "_load", noted)
-    monkeypatch.setattr(quick_start, "get_local_time", lambda: "now")
+    monkeypatch.setattr(one_run, "_load", noted)
+    monkeypatch.setattr(one_run, "get_local_time", lambda: "now")
     for process in (1, 2):
         monkeypatch.setattr("os.getpid", lambda process=process: process)
         with pytest.raises(DataError, match="far enough"):
@@ -323,7 +335,7 @@ def test_weights_in_one_block_of_memory_are_kept_apart(tmp_path: Path) -> None:
         gru.parameters(), block.split([weight.numel() for weight in gru.parameters()]), strict=True
     ):
         weight.data = piece.view(weight.shape)
-    quick_start._save_weights(gru, tmp_path)
+    one_run._save_weights(gru, tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == gru.state_dict().keys()
     for name, weight in gru.state_dict().items():

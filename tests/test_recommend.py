@@ -16,10 +16,11 @@ import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.evaluation import score_memory
 from recbole_idiomoe.recommend import Recommender, main
-from recbole_idiomoe.registry import get_trainer
+from recbole_idiomoe.registry import get_model, get_trainer
 from tests.model.test_host_syncs import Operators
 from tests.training.cycle import TINY, titles_of, write_cycle
 
@@ -158,8 +159,8 @@ def test_scores_are_those_of_the_evaluation(
     """The very scores that the trainer's evaluation ranks, for every test user."""
     run = json.loads((folders[model] / "run.json").read_text())
     config = RunConfig(model, "cycle", settings=run["settings"])
-    train, _, test = data_preparation(config, quick_start.load_dataset(config))
-    network = quick_start.get_model(model)(config, train._dataset)
+    train, _, test = data_preparation(config, load_dataset(config))
+    network = get_model(model)(config, train._dataset)
     trainer = get_trainer(model)(config, network)
     trainer.saved_model_file = str(folders[model] / "checkpoint.pth")
     ranked: list[tuple[Interaction, torch.Tensor]] = []

@@ -194,6 +194,15 @@ def test_long_names_of_rows_are_folded_to_80_columns() -> None:
     assert text.count("name") == 2 * 3  # In the table, and under it as the baseline.
 
 
+def test_rows_that_were_not_validated_say_so_in_markdown() -> None:
+    unvalidated = grid(base=[0.1, 0.3], other=[0.3])
+    for run in unvalidated["runs"][:2]:
+        run["valid"] = {}
+    lines = markdown(unvalidated).splitlines()
+    assert lines[2].startswith("| base |") and lines[2].endswith("| - |")
+    assert not lines[3].endswith("| - |")
+
+
 def test_a_grid_in_markdown_has_the_validation_metric_too() -> None:
     lines = markdown(grid(base=[0.1, 0.3], other=[0.3, 0.3])).splitlines()
     assert lines[:4] == [

@@ -234,7 +234,8 @@ class SequenceBatch:
     previous: torch.Tensor
     """``(N,)``, rows of the items in front of the targets' items; 0 behind a query."""
     predict_text_at: torch.Tensor
-    """``(M,)``, positions in the flattened batch whose next token is text of the same segment."""
+    """``(M,)``, positions in the flattened batch of text that is followed by text; the instruction
+    and queries are text too."""
     item_count: float
     """Targets of the optimizer step that this batch is a part of; ``N`` if it is the whole."""
     text_count: float
@@ -243,6 +244,12 @@ class SequenceBatch:
     """Tokens of all sequences in that step."""
     item_tokens: int
     """Tokens of this batch whose type is ``ITEM``, known here without asking a GPU."""
+
+    @property
+    def is_real(self) -> torch.Tensor:
+        """``(B, T)``, False for padding, which may stand there as a token that texts have too."""
+        position = torch.arange(self.input_ids.shape[1], device=self.lengths.device)
+        return position < self.lengths.unsqueeze(1)
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The same batch on another device; from pinned memory the copy is not waited for."""

@@ -8,8 +8,9 @@ from string import Formatter
 
 from recbole_idiomoe.errors import SettingError
 
-# A Python list or set that somebody printed into a column, as in RecBole's own Amazon files.
-_PRINTED_LIST = re.compile(r"^[\[{(](.*)[\]})]$", re.DOTALL)
+# A Python list or set that somebody printed into a column, as in RecBole's own Amazon files. Of a
+# title in brackets, "(500) Days of Summer (2009)", its quotes tell it.
+_PRINTED_LIST = re.compile(r"""^[\[{(]\s*(|['"].*['"]),?\s*[\]})]$""", re.DOTALL)
 _SPACE = re.compile(r"\s+")
 
 

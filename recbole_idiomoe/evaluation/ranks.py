@@ -117,10 +117,15 @@ def is_ranked(metric: str) -> bool:
 
 
 def item_counts(dataset: Any) -> np.ndarray:
-    """Interactions of every item of a loaded data set that is not split yet: ``(item_num,)``."""
-    return np.bincount(
-        np.asarray(dataset.inter_feat[dataset.iid_field]), minlength=dataset.item_num
+    """Interactions of every item of a loaded data set that is not split yet: ``(item_num,)``.
+
+    A user's only interaction does not count: it is no target and stands in front of none, so that
+    nothing is trained on it.
+    """
+    users, items = (
+        np.asarray(dataset.inter_feat[field]) for field in (dataset.uid_field, dataset.iid_field)
     )
+    return np.bincount(items[np.bincount(users)[users] > 1], minlength=dataset.item_num)
 
 
 @contextmanager

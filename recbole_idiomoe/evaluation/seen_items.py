@@ -33,16 +33,23 @@ class SeenItems:
     def __init__(self, splits: Sequence[SequentialDataset]) -> None:
         # One number a pair: sorting numbers is ten times as fast as sorting columns.
         self._item_num, self._user_num = splits[0].item_num, splits[0].user_num
-        self._keep(_distinct(np.concatenate([_pairs(split) for split in splits])))
+        self._keep(np.concatenate([_pairs(split) for split in splits]))
 
     def with_split(self, split: SequentialDataset) -> SeenItems:
         """These, and those of another split."""
+        return self._with(_pairs(split))
+
+    def with_pairs(self, users: np.ndarray, items: np.ndarray) -> SeenItems:
+        """These, and further items, each with its user."""
+        return self._with(users * self._item_num + items)
+
+    def _with(self, pairs: np.ndarray) -> SeenItems:
         more = copy.copy(self)
-        more._keep(_distinct(np.concatenate((self._pairs, _pairs(split)))))
+        more._keep(np.concatenate((self._pairs, pairs)))
         return more
 
     def _keep(self, pairs: np.ndarray) -> None:
-        self._pairs = pairs
+        self._pairs = pairs = _distinct(pairs)
         self.items = pairs % self._item_num
         self.offsets = np.searchsorted(pairs // self._item_num, np.arange(self._user_num + 1))
 
@@ -81,18 +88,40 @@ class SeenItemMask:
 
     The item to be found is never masked, even if the user had it before, as RecBole does for
     general recommenders.
+
+    Args:
+        collate_fn: the loader's own, of row numbers.
+        seen: what users had in the splits before.
+        split: the loader's own, each user's rows in the order of time.
     """
 
     def __init__(
-        self, collate_fn: Callable[[Any], EvalBatch], seen: SeenItems, uid_field: str
+        self, collate_fn: Callable[[Any], EvalBatch], seen: SeenItems, split: SequentialDataset
     ) -> None:
         self.collate_fn = collate_fn
-        self.seen = seen
-        self.uid_field = uid_field
+        rows = split.inter_feat
+        self.users, targets = rows[split.uid_field].numpy(), rows[split.iid_field].numpy()
+        # Of a split by ratio a user has several rows, and at each had the targets of those before.
+        by_user = np.argsort(self.users, kind="stable")
+        self.targets = targets[by_user]
+        self.first = np.searchsorted(self.users[by_user], self.users)
+        self.place = np.empty_like(by_user)
+        self.place[by_user] = np.arange(len(by_user))
+        # Who begins in this split has a first item that is nobody's target.
+        is_first = (self.place == self.first) & (rows[split.item_list_length_field] == 1).numpy()
+        begins = np.flatnonzero(is_first)
+        first_items = split[begins][split.item_id_list_field][:, 0].numpy()
+        self.seen = seen.with_pairs(self.users[begins], first_items)
+
+    def _before(self, row: int) -> np.ndarray:
+        """What the user of ``row`` had before its target."""
+        own = self.targets[self.first[row] : self.place[row]]
+        earlier = self.seen.of(self.users[row])
+        return np.concatenate((earlier, own)) if len(own) else earlier
 
     def __call__(self, index: Any) -> EvalBatch:
         interaction, _, positive_u, positive_i = self.collate_fn(index)
-        seen = [self.seen.of(user) for user in interaction[self.uid_field].tolist()]
+        seen = [self._before(row) for row in index]
         rows = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
         items = np.concatenate(seen) if seen else np.zeros(0, dtype=np.int64)
         keep = items != positive_i.numpy()[rows]
@@ -103,7 +132,8 @@ class SeenItemMask:
 def mask_seen_items(config: Config, train_data: Any, valid_data: Any, test_data: Any) -> None:
     """Make the loaders of validation and test mask what each user had before.
 
-    At validation that is the training history, at test also the validation item.
+    At validation that is the training history, at test also the validation item; of a split by
+    ratio, also the user's earlier targets in the same part.
 
     Raises:
         SettingError: the evaluation samples its candidates instead of ranking all items.
@@ -115,6 +145,6 @@ def mask_seen_items(config: Config, train_data: Any, valid_data: Any, test_data:
                 "mask_seen=True needs the full ranking, eval_args.mode: full; the candidates here "
                 f"are {config['eval_args']['mode']}. Set mask_seen=False to keep them."
             )
-        loader.collate_fn = SeenItemMask(loader.collate_fn, seen, loader.uid_field)
+        loader.collate_fn = SeenItemMask(loader.collate_fn, seen, loader._dataset)
         if loader is valid_data:
             seen = seen.with_split(loader._dataset)

@@ -113,7 +113,7 @@ class Board:
         """Keep a finished run, and count it in every row that it is a run of.
 
         Args:
-            result: as ``quick_start.run_one`` gives it, its folder still there.
+            result: as ``one_run.run_one`` gives it, its folder still there.
             alone: whether no other run went on meanwhile.
 
         Raises:

@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.errors import IdiomoeError, SettingError
-from recbole_idiomoe.grid import Cell, Grid, cells_of
-from recbole_idiomoe.grid_runs import Failure, RunOne, check_jobs, outcomes_of, scratch_folder
+from recbole_idiomoe.grid import Cell, Grid
+from recbole_idiomoe.grid_runs import (
+    Failure,
+    RunOne,
+    cells_with_data,
+    check_jobs,
+    outcomes_of,
+    scratch_folder,
+)
 from recbole_idiomoe.leaderboard.board import RUNS, Board, opened
 from recbole_idiomoe.leaderboard.outputs import write_outputs
 
@@ -51,7 +58,7 @@ def run_leaderboard(
             message names what failed.
     """
     check_jobs(jobs)
-    cells = cells_of(grid, datasets, config_files, settings)
+    cells = cells_with_data(grid, datasets, config_files, settings)
     with opened(Path(folder)) as board:
         for row in dict.fromkeys(board.enter(grid, cells)):
             _say(f"{row} has other settings now; its earlier runs leave the table")

@@ -131,8 +131,6 @@ class CatalogLM(nn.Module):
             followers: for ``transition_smoothing``, of the training split.
         """
         backbone, tokenizer = untouched_backbone(settings, seed)
-        if not pretrained:
-            backbone = with_random_weights(backbone, seed)
         vectors = None
         if _wants_vectors(catalog, settings):
             vectors = item_vectors(
@@ -143,6 +141,8 @@ class CatalogLM(nn.Module):
                 device=device,
                 seed=seed,
             )
+        if not pretrained:  # now: what its states say of a text is asked for new items, too
+            backbone = with_random_weights(backbone, seed)
         item_codes = make_item_codes(
             catalog, settings, tokenizer, backbone.config.vocab_size, vectors, seed
         )
@@ -198,8 +198,7 @@ class CatalogLM(nn.Module):
                 text_loss = self.lm.text_loss(hidden_states[batch.predict_text_at], next_tokens)
                 share = len(next_tokens) / batch.text_count
                 loss = loss + self.settings.text_loss_weight * share * text_loss
-            real = batch.input_ids != self.pad_token_id
-            auxiliary_loss = self.lm.auxiliary_loss(batch.token_types, real)
+            auxiliary_loss = self.lm.auxiliary_loss(batch.token_types, batch.is_real)
             if auxiliary_loss is not None:
                 loss = loss + len(batch.targets) / batch.item_count * auxiliary_loss
         return loss

@@ -44,8 +44,7 @@ class CausalCatalogLM(CatalogLM):
         to be predicted at its end as its last target. Soft are the targets of items behind others.
         """
         following = F.pad(batch.input_ids[:, 1:], (0, 1))
-        position = torch.arange(following.shape[1], device=following.device)
-        following = following.where(position < batch.lengths.unsqueeze(1), IGNORED).flatten()
+        following = following.where(batch.is_real, IGNORED).flatten()
         # Within a sequence they are the next tokens already; at its end, what it leads to.
         targets = following.index_copy(0, batch.predict_at, batch.targets)
         with self.autocast():

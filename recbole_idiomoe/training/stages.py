@@ -16,6 +16,7 @@ from recbole_idiomoe.baselines import s3rec_pretraining
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.evaluation.finite_scores import refuse_nan
 from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.measures import Clock
 from recbole_idiomoe.registry import get_model, get_trainer
 from recbole_idiomoe.training.loss_watch import watch_loss
 
@@ -30,8 +31,14 @@ def has_first_stage(config: RunConfig) -> bool:
     return config["model"] == "E4SRec" and config["id_vectors"] is None
 
 
-def pretrain(config: RunConfig, train_data: Any, valid_data: Any, folder: Path) -> None:
-    """Run the first stage of a model that has one, and set ``config`` to the second."""
+def pretrain(
+    config: RunConfig, train_data: Any, valid_data: Any, folder: Path, clock: Clock
+) -> None:
+    """Run the first stage of a model that has one, and set ``config`` to the second.
+
+    Args:
+        clock: its ``evaluate`` is what the stage's validation takes.
+    """
     if not has_first_stage(config):
         return
     if config["model"] == "S3Rec":
@@ -40,7 +47,7 @@ def pretrain(config: RunConfig, train_data: Any, valid_data: Any, folder: Path) 
 
         def train() -> None:
             if not (folder / ID_VECTORS_FILE).exists():  # else of a run that is gone on with
-                _train_id_encoder(config, train_data, valid_data, folder)
+                _train_id_encoder(config, train_data, valid_data, folder, clock)
 
         distributed.from_main(train)
         config["id_vectors"] = str(folder / ID_VECTORS_FILE)
@@ -68,7 +75,9 @@ def _pretrain_s3rec(config: RunConfig, train_data: Any, folder: Path) -> None:
     getLogger().info("S3Rec, stage 2 of 2: fine-tuning")
 
 
-def _train_id_encoder(config: RunConfig, train_data: Any, valid_data: Any, folder: Path) -> None:
+def _train_id_encoder(
+    config: RunConfig, train_data: Any, valid_data: Any, folder: Path, clock: Clock
+) -> None:
     """E4SRec's first stage: the item vectors of a SASRecCE, into ``ID_VECTORS_FILE``.
 
     It has the data, seed and protocol of the run, and settings of its own for all that either
@@ -85,6 +94,7 @@ def _train_id_encoder(config: RunConfig, train_data: Any, valid_data: Any, folde
     trainer.saved_model_file = str(folder / "id_encoder.pth")
     watch_loss(trainer, histories, folder)
     refuse_nan(trainer, histories)
+    trainer.evaluate = clock.timing("evaluate", trainer.evaluate)
     loader = TrainDataLoader(stage, windows, None, shuffle=True)
     _, result = trainer.fit(loader, valid_data, show_progress=stage["show_progress"])
     trainer.resume_checkpoint(trainer.saved_model_file)  # the best epoch's weights

@@ -38,7 +38,7 @@ from recbole_idiomoe.run_folder import read_run, write_run
 from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.loss_watch import LossWatch
 from recbole_idiomoe.training.micro_batches import MicroBatches
-from recbole_idiomoe.training.schedule import text_share
+from recbole_idiomoe.training.schedule import Curriculum
 from recbole_idiomoe.training.sharding import (
     clip_gradients,
     cut,
@@ -114,6 +114,7 @@ class IdiomoeTrainer(Trainer):
             shard(self.catalog_lm, config["device"])
         super().__init__(config, model)
         self.eval_collector = SharedCollector(config)
+        self.curriculum = Curriculum(self.settings, self.epochs, self.eval_step)
 
     @property
     def folder(self) -> Path:
@@ -157,7 +158,7 @@ class IdiomoeTrainer(Trainer):
                     self._save_checkpoint(epoch, verbose=verbose)
                     self._save_state(epoch)
                 continue
-            if not self._is_evaluated(epoch):
+            if not self.curriculum.is_evaluated(epoch):
                 if saved:
                     self._save_state(epoch)
                 continue
@@ -174,8 +175,8 @@ class IdiomoeTrainer(Trainer):
                 max_step=self.stopping_step,
                 bigger=self.valid_metric_bigger,
             )
-            if self._text_share(epoch) < self._text_share(self.epochs):
-                self.cur_step = 0  # patience is for models that train as in use
+            if not self.curriculum.may_stop_after(epoch):
+                self.cur_step = 0
             if is_best:
                 self.best_valid_result = result
                 if saved:
@@ -270,7 +271,7 @@ class IdiomoeTrainer(Trainer):
     ) -> float:
         """One epoch; returns the mean loss of its steps."""
         self.model.train()
-        shares = self._text_share(epoch_idx), self._query_share(epoch_idx)
+        shares = self.curriculum.text_share(epoch_idx), self.curriculum.query_share(epoch_idx)
         self.loader.set_epoch(epoch_idx, *shares)
         distributed.seed_others(self.config["seed"], epoch_idx)
         bar = tqdm(
@@ -311,7 +312,7 @@ class IdiomoeTrainer(Trainer):
         """Token ids of the queries that each item answers."""
         if not self.settings.query_share:
             return []
-        if not any(self._query_share(epoch) for epoch in range(self.epochs)):
+        if not any(map(self.curriculum.query_share, range(self.epochs))):
             self.logger.warning(
                 f"query_share={self.settings.query_share} has no effect: all {self.epochs} epochs "
                 f"are warm-up on items alone (item_warmup={self.settings.item_warmup})"
@@ -319,25 +320,6 @@ class IdiomoeTrainer(Trainer):
         encode = self.catalog_lm.encode_query
         asked = item_queries(dataset, self.settings)
         return [[encode(query) for query in queries] for queries in asked]
-
-    def _text_share(self, epoch: int) -> float:
-        """Share of the sequences with text in ``epoch``; past the last epoch, that of use."""
-        if not self.settings.use_text:
-            return 0.0
-        return text_share(epoch, self.epochs, self.settings.item_warmup, self.settings.text_ramp)
-
-    def _query_share(self, epoch: int) -> float:
-        """Share of the sequences with a query in ``epoch``; warm-up is on items alone."""
-        warming_up = self.settings.use_text and self._text_share(epoch) == 0
-        return 0.0 if warming_up else self.settings.query_share
-
-    def _is_evaluated(self, epoch: int) -> bool:
-        """Ranking reads text: before any was trained on, there is nothing to learn from it."""
-        if epoch + 1 == self.epochs:
-            return True
-        reads_text = self.settings.use_text
-        warming_up = reads_text and self._text_share(epoch) == 0
-        return self.eval_step > 0 and (epoch + 1) % self.eval_step == 0 and not warming_up
 
     def _log_epoch(self, epoch: int, phase: str, start: float, outcome: str) -> None:
         self.logger.info(

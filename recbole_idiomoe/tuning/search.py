@@ -1,7 +1,7 @@
 """Tuning models: trials one after another, each kept as it ends, and the best one's settings.
 
 A trial is a run up to its best epoch on validation. The test split is not evaluated, and what
-chooses is not given it (:func:`recbole_idiomoe.quick_start.validate_one`).
+chooses is not given it (:func:`recbole_idiomoe.one_run.validate_one`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
-from recbole_idiomoe import distributed, quick_start, yaml_files
+from recbole_idiomoe import distributed, one_run, quick_start, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import (
     BackboneError,
@@ -206,7 +206,7 @@ class _Search:
         return {"number": len(earlier) + 1, "settings": settings, **outcome, "seconds": seconds}
 
     def _validated(self, settings: Mapping[str, Any], folder: Path) -> Trial:
-        result = quick_start.validate_one(self.config(settings), folder)
+        result = one_run.validate_one(self.config(settings), folder)
         if not result["best_valid_result"]:
             raise SettingError(
                 f"{self}: no epoch was validated, and validation chooses; set eval_step to 1."

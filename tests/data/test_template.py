@@ -42,7 +42,12 @@ def test_a_template_that_does_not_fit_is_refused(template: str) -> None:
     ("raw", "cleaned"),
     [
         ("{'Puzzles', 'Toys & Games'}", "Puzzles, Toys & Games"),
+        ('["one"]', "one"),
+        ("('a', 'b',)", "a, b"),
+        ("[]", ""),
         ("[[not a list", "[[not a list"),
+        ("(500) Days of Summer (2009)", "(500) Days of Summer (2009)"),
+        ("[Latest Edition] Mask (10pcs)", "[Latest Edition] Mask (10pcs)"),
         ("  a \u00a0 b ", "a b"),
     ],
 )

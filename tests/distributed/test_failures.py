@@ -59,16 +59,16 @@ def test_catalogues_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def _with_own_titles(line: list[str]) -> int:
-    from recbole_idiomoe import quick_start
+    from recbole_idiomoe import one_run
 
-    original = quick_start.read_catalog
+    original = one_run.read_catalog
 
     def read_catalog(*args: Any) -> Any:
         catalog = original(*args)
         catalog.texts[1] += os.environ["RANK"]
         return catalog
 
-    quick_start.read_catalog = read_catalog
+    one_run.read_catalog = read_catalog
     return command([line, line])
 
 

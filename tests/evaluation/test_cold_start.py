@@ -10,7 +10,7 @@ import pytest
 import torch
 from recbole.data import data_preparation
 
-from recbole_idiomoe import load, quick_start
+from recbole_idiomoe import load, one_run, quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.cold_start import unseen_items
@@ -165,7 +165,7 @@ def test_validation_does_not_know_unseen_items(mask_seen: bool, tmp_path: Path) 
     config["checkpoint_dir"] = str(tmp_path)
     dataset = load_dataset(config)
     unseen = unseen_items(dataset)
-    _, valid, test = quick_start._split(config, dataset)
+    _, valid, test = one_run.split_dataset(config, dataset)
     trainer = get_trainer("SASRec")(config, Fixed(torch.rand(dataset.user_num, dataset.item_num)))
     for loader, left_out in ((valid, True), (test, False)):
         trainer.evaluate(loader, load_best_model=False)

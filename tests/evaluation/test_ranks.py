@@ -16,6 +16,7 @@ from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.evaluation.ranks import NamedRanks, Ranks, item_counts, ranks_among, ranks_kept
 from recbole_idiomoe.evaluation.seen_items import mask_seen_items
 from recbole_idiomoe.registry import get_trainer
+from tests.helpers import DATASET_SETTINGS, write_dataset
 from tests.training.cycle import TINY, write_cycle
 
 NAMES = ["Hit", "NDCG", "MRR", "Recall", "Precision", "MAP"]
@@ -78,6 +79,23 @@ def test_metrics_of_ranks_are_recboles_however_ties_fall(
     assert {name: round(float(ranks.metric(name).mean()), 12) for name in found} == found
     # The recorder is gone.
     assert "eval_batch_collect" not in vars(trainer.eval_collector)
+
+
+def test_what_a_user_had_alone_is_no_training_interaction(tmp_path: Path) -> None:
+    rows = [("u", "a", 1.0), ("u", "b", 2.0), ("u", "c", 3.0), ("alone", "c", 4.0)]
+    settings = DATASET_SETTINGS | {
+        "data_path": str(write_dataset(tmp_path / "shop", rows)),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "item_text_fields": None,
+        "topk": [1],
+        "valid_metric": "NDCG@1",
+    }
+    dataset = load_dataset(RunConfig("Popularity", "shop", settings=settings))
+    counts = item_counts(dataset)
+    train, _, test = dataset.build()
+    of_targets = np.bincount(test.inter_feat["item_id"], minlength=dataset.item_num)
+    trained = np.bincount(train.split_items(), minlength=dataset.item_num)
+    np.testing.assert_array_equal(counts - of_targets, trained)
 
 
 def test_a_run_keeps_them_with_users_targets_and_what_they_are(data: Path) -> None:

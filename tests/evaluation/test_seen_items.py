@@ -49,6 +49,24 @@ def test_exactly_the_earlier_items_are_masked(model: str) -> None:
         assert checked == len(histories)
 
 
+@pytest.mark.parametrize("model", ["SASRec", "IDIOMoE"])
+@pytest.mark.parametrize("group_by", ["user", "none"])
+def test_of_a_split_by_ratio_earlier_targets_are_masked_too(model: str, group_by: str) -> None:
+    by_ratio = {"split": {"RS": [6, 2, 2]}, "group_by": group_by}
+    config, *splits = loaders(model, eval_args=by_ratio, MAX_ITEM_LIST_LENGTH=3)
+    mask_seen_items(config, *splits)
+    histories = raw_histories()
+    checked = 0
+    for loader in splits[1:]:
+        for interaction, (row, item), _, positive in loader:
+            for index, user in enumerate(interaction["user_id"].tolist()):
+                target = int(positive[index])
+                seen = histories[user][: histories[user].index(target)]
+                assert sorted(item[row == index].tolist()) == sorted(seen)
+                checked += 1
+    assert checked > 2 * len(histories)
+
+
 def test_the_mask_reaches_beyond_the_longest_history_that_is_read() -> None:
     _, train, valid, _ = loaders("SASRec", MAX_ITEM_LIST_LENGTH=3)
     seen = SeenItems([train._dataset])

@@ -160,6 +160,33 @@ def test_the_text_loss_is_added_with_its_weight() -> None:
     torch.testing.assert_close(with_text, model.loss(batch) + 0.5 * text_loss)
 
 
+def test_text_vectors_are_the_backbones_whatever_weights_the_model_starts_from() -> None:
+    options = {"backbone": "bundled", "text_encoder": "backbone", "use_text": False}
+    settings = Settings.from_mapping(options | {"item_tokens": "semantic"})
+    ids = [
+        CatalogLM.build(
+            make_catalog(), settings, seed=0, device=CPU, pretrained=pretrained
+        ).item_codes.semantic_ids
+        for pretrained in (True, False)
+    ]
+    assert ids[0] is not None and ids[1] is not None
+    # New items get theirs from the backbone as it was.
+    np.testing.assert_array_equal(ids[0].mean, ids[1].mean)
+
+
+def test_what_pads_may_be_a_token_of_the_texts() -> None:
+    # As token 0 is, of a tokenizer that names none for it.
+    settings = build().settings
+    model = CatalogLM.build(make_catalog(), settings, seed=0, device=CPU, architecture="switch")
+    model.train()
+    losses = []
+    for padding in (0, int(model.builder.instruction[0])):
+        model.pad_token_id = padding
+        ((batch,),) = list(make_loader(model, make_histories([4, 9]), 100_000))
+        losses.append(model.loss(batch).item())
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"item_embedding_dim": 8, "expert_width": 0.5, "expert_layers": [1]}],

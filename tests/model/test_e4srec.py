@@ -1,11 +1,13 @@
 """E4SRec: its scores written out again, its first stage, and what of it never changes."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from recbole.trainer import Trainer
 
 from recbole_idiomoe import load, quick_start
 from recbole_idiomoe.config import RunConfig
@@ -147,6 +149,19 @@ def test_the_first_stage_is_a_run_of_sasrec(cycle: Path) -> None:
     (sasrec,) = quick_start.run("SASRecCE", "cycle", settings=alone)
     checkpoint = torch.load(Path(sasrec["folder"]) / "checkpoint.pth", weights_only=False)
     np.testing.assert_array_equal(vectors, checkpoint["state_dict"]["items.weight"][1:])
+
+
+def test_what_validates_the_first_stage_is_no_time_of_training(
+    cycle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Trainer.evaluate
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.1)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "evaluate", slow)
+    assert run(cycle, epochs=1)["eval_seconds"] > 0.1 * ENCODER["epochs"]
 
 
 def test_given_vectors_replace_the_first_stage(cycle: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
@@ -146,7 +147,7 @@ def test_the_saved_model_is_the_mean_of_all_steps(
 ) -> None:
     settings = FOUR_EPOCHS | {"ema_decay": DECAY, "epochs": 2, "data_path": data_path}
     config = RunConfig("IDIOMoE", "cycle", settings=settings | {"freeze": "text_expert"})
-    train, *_ = data_preparation(config, quick_start.load_dataset(config))
+    train, *_ = data_preparation(config, load_dataset(config))
     model = get_model("IDIOMoE")(config, train._dataset)
     lm = model.catalog_lm.lm
     wanted = {name: weight.detach().double() for name, weight in lm.named_parameters()}

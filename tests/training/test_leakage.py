@@ -16,6 +16,7 @@ from recbole.utils import init_seed
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.data.sequence import SequenceBatch, collate
+from recbole_idiomoe.measures import Clock
 from recbole_idiomoe.registry import LANGUAGE_MODELS, MODELS, get_model, get_trainer
 from recbole_idiomoe.training.stages import pretrain
 from tests.golden.runs import COMMON, OWN
@@ -53,7 +54,7 @@ def learnt_from(model: str, rows: Rows, place: Path) -> list[Any]:
     config = RunConfig(model, "toy", settings=settings)
     init_seed(config["seed"], config["reproducibility"])
     train, valid, _ = data_preparation(config, load_dataset(config))
-    pretrain(config, train, valid, place / "stage")
+    pretrain(config, train, valid, place / "stage", Clock())
     init_seed(config["seed"], config["reproducibility"])
     built = get_model(model)(config, train._dataset)
     trainer = get_trainer(model)(config, built)
@@ -71,7 +72,8 @@ def batches(trainer: Any, train: Any) -> Iterator[Any]:
         return
     trainer._prepare(train)
     for epoch in range(2):
-        trainer.loader.set_epoch(epoch, trainer._text_share(epoch), trainer._query_share(epoch))
+        shares = trainer.curriculum.text_share(epoch), trainer.curriculum.query_share(epoch)
+        trainer.loader.set_epoch(epoch, *shares)
         for step in trainer.loader:
             for batch in step:
                 yield from (getattr(batch, field.name) for field in fields(batch))
@@ -108,7 +110,7 @@ def language_model(model: str, place: Path) -> Any:
     dataset = load_dataset(config)
     if model == "E4SRec":
         train, valid, _ = data_preparation(config, dataset)
-        pretrain(config, train, valid, place / "stage")
+        pretrain(config, train, valid, place / "stage", Clock())
         dataset = train._dataset
     else:
         dataset = dataset.build()[0]

@@ -1,6 +1,7 @@
 import pytest
 
-from recbole_idiomoe.training.schedule import text_share
+from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.training.schedule import Curriculum, text_share
 
 
 def test_items_alone_then_a_linear_rise_to_all() -> None:
@@ -28,3 +29,22 @@ def test_no_warmup_no_ramp_is_text_from_the_start() -> None:
 
 def test_warmup_for_all_epochs_never_reads_text() -> None:
     assert [text_share(epoch, 4, warmup=1.0, ramp=1.0) for epoch in range(4)] == [0.0] * 4
+
+
+def test_nothing_is_ranked_or_stopped_before_it_trains_as_in_use() -> None:
+    settings = Settings(item_warmup=0.2, text_ramp=0.6, query_share=0.3)
+    curriculum = Curriculum(settings, epochs=10, eval_step=1)
+    epochs = range(10)
+    assert [curriculum.is_evaluated(epoch) for epoch in epochs] == [False] * 2 + [True] * 8
+    assert [curriculum.query_share(epoch) for epoch in epochs] == [0.0] * 2 + [0.3] * 8
+    assert [curriculum.may_stop_after(epoch) for epoch in epochs] == [False] * 5 + [True] * 5
+
+
+@pytest.mark.parametrize(("eval_step", "evaluated"), [(2, [1, 3, 4]), (0, [4])])
+def test_without_text_there_is_no_warm_up_and_the_last_epoch_is_evaluated(
+    eval_step: int, evaluated: list[int]
+) -> None:
+    curriculum = Curriculum(Settings(use_text=False, query_share=0.3), 5, eval_step)
+    assert [epoch for epoch in range(5) if curriculum.is_evaluated(epoch)] == evaluated
+    assert all(curriculum.may_stop_after(epoch) for epoch in range(5))
+    assert {curriculum.query_share(epoch) for epoch in range(5)} == {0.3}

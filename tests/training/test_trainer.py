@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import recbole_idiomoe
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, IdiomoeError, SettingError
 from recbole_idiomoe.registry import get_model
 from recbole_idiomoe.training.state import STATE_FILE
@@ -167,7 +168,7 @@ def test_adamw_is_the_devices_own_whichever_the_state_is_from(data: Path) -> Non
     def prepared(state: Path | None = None) -> IdiomoeTrainer:
         settings = FOUR_EPOCHS | {"data_path": str(data.parent)}
         config = RunConfig("IDIOMoE", "cycle", settings=settings)
-        train, *_ = data_preparation(config, quick_start.load_dataset(config))
+        train, *_ = data_preparation(config, load_dataset(config))
         trainer = IdiomoeTrainer(config, get_model("IDIOMoE")(config, train._dataset))
         if state is not None:
             trainer.resume_checkpoint(state)
@@ -351,7 +352,7 @@ def test_the_seed_decides_everything(data: Path) -> None:
 
 def test_without_validation_the_last_model_is_kept(data: Path, tmp_path: Path) -> None:
     config = RunConfig("IDIOMoE", "cycle", settings=FOUR_EPOCHS | {"data_path": str(data.parent)})
-    train, *_ = data_preparation(config, quick_start.load_dataset(config))
+    train, *_ = data_preparation(config, load_dataset(config))
     model = get_model("IDIOMoE")(config, train._dataset)
     trainer = IdiomoeTrainer(config, model)
     trainer.saved_model_file = str(tmp_path / "run" / "checkpoint.pth")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe import quick_start, yaml_files
+from recbole_idiomoe import one_run, quick_start, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.grid import Grid, cells_of
@@ -60,7 +60,7 @@ class Validate:
 @pytest.fixture
 def validate(monkeypatch: pytest.MonkeyPatch) -> Validate:
     stand_in = Validate()
-    monkeypatch.setattr(quick_start, "validate_one", stand_in)
+    monkeypatch.setattr(one_run, "validate_one", stand_in)
     return stand_in
 
 
@@ -226,7 +226,7 @@ def test_a_search_that_was_killed_holds_nothing(validate: Validate) -> None:
 def test_other_data_end_the_search(validate: Validate, monkeypatch: pytest.MonkeyPatch) -> None:
     tune(**SASREC, settings=SPACE, trials=1)
     fewer = lambda *args: validate(*args) | {"users": 0}  # noqa: E731
-    monkeypatch.setattr(quick_start, "validate_one", fewer)
+    monkeypatch.setattr(one_run, "validate_one", fewer)
     with pytest.raises(DataError, match="the data are others than those of the first trial"):
         tune(**SASREC, settings=SPACE, trials=2)
 
@@ -251,7 +251,7 @@ def test_a_model_that_is_never_validated_cannot_be_tuned(
     validate: Validate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = lambda *args: validate(*args) | {"best_valid_result": {}}  # noqa: E731
-    monkeypatch.setattr(quick_start, "validate_one", nothing)
+    monkeypatch.setattr(one_run, "validate_one", nothing)
     with pytest.raises(SettingError, match="no epoch was validated"):
         tune(**SASREC, settings=SPACE, trials=2)
 
@@ -349,16 +349,16 @@ def test_the_test_split_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def __iter__(self) -> Any:
             raise AssertionError("the test split is read")
 
-    split = quick_start._split
+    split = one_run.split_dataset
 
     def closed(*args: Any) -> Any:
         train, valid, test = split(*args)
         return train, valid, Closed(test)
 
-    monkeypatch.setattr(quick_start, "_split", closed)
+    monkeypatch.setattr(one_run, "split_dataset", closed)
     path = write_walks(tmp_path / "walks", False)
     settings = TINY | {"data_path": str(path), "epochs": 1, "n_layers": 1, "hidden_size": 16}
-    result = quick_start.validate_one(RunConfig("SASRec", "walks", (), settings), tmp_path / "run")
+    result = one_run.validate_one(RunConfig("SASRec", "walks", (), settings), tmp_path / "run")
     assert result["best_valid_result"] and "test_result" not in result
     with pytest.raises(AssertionError, match="the test split is read"):
         quick_start.run("SASRec", "walks", settings=settings)
