@@ -50,7 +50,8 @@ def text_share(epoch: int, epochs: int, warmup: float, ramp: float) -> float:
     """Share of training sequences that carry text.
 
     The first ``warmup`` of the epochs see item tokens alone; then the share rises linearly
-    until ``ramp`` of the epochs are over, and stays 1.
+    until ``ramp`` of the epochs are over, and stays 1. However few epochs there are, the last one
+    has text, which ranking reads, unless ``warmup`` is all of them.
 
     Args:
         epoch: from 0.
@@ -58,6 +59,8 @@ def text_share(epoch: int, epochs: int, warmup: float, ramp: float) -> float:
         warmup, ramp: shares of ``epochs``, ``warmup <= ramp``.
     """
     start, end = round(warmup * epochs), round(ramp * epochs)
+    if warmup < 1:
+        start = min(start, epochs - 1)
     if epoch < start:
         return 0.0
     return 1.0 if epoch + 1 >= end else (epoch + 1 - start) / (end - start)
