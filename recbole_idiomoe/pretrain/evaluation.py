@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recbole_idiomoe.errors import BackboneError
 from recbole_idiomoe.lm.vocabulary import encode_text
 
 LOGITS_AT_ONCE = 1 << 28  # 1 GB
@@ -48,9 +49,17 @@ def likelihood(
 
     Args:
         context: most tokens that the model reads at once.
+
+    Raises:
+        BackboneError: the tokenizer has no end of text.
     """
     nll, token_num = 0.0, 0
     end = tokenizer.eos_token_id
+    if end is None:
+        raise BackboneError(
+            "the NLL of a text begins and ends with an end of text, of which this backbone's "
+            "tokenizer names none; name its eos_token in tokenizer_config.json."
+        )
     windows = [
         window
         for ids in encode_text(tokenizer, list(texts))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from recbole_idiomoe.errors import BackboneError
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
 from recbole_idiomoe.pretrain.evaluation import _windows, likelihood
 
@@ -45,6 +47,13 @@ def test_likelihood_equals_a_plain_loop_where_the_texts_fit(model: Qwen2ForCausa
     assert found.byte_num == byte_num
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / byte_num)
     assert found.nll_per_token == pytest.approx(nll / token_num)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_told_of(model: Qwen2ForCausalLM) -> None:
+    endless = copy.deepcopy(TOKENIZER)
+    endless.eos_token = None
+    with pytest.raises(BackboneError, match="eos_token"):
+        likelihood(model, endless, TEXTS, context=16)
 
 
 def test_short_windows_predict_every_token_once(model: Qwen2ForCausalLM) -> None:
