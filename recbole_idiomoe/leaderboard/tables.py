@@ -19,7 +19,7 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report import count, metric_title
+from recbole_idiomoe.report import count, metric_title, seed_notes
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,8 @@ def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing |
     if not ran:
         return []
     title = metric_title(metric)
-    seeds = sorted({len(standing.runs) for standing in ran})
-    said = f"Mean ± standard deviation over {' to '.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))}"
-    notes = ["One seed." if seeds == [1] else f"{said} seeds.", MARKS]
+    same = [standing.name for standing in ran if standing.same_with_any_seed]
+    notes = [*seed_notes({standing.name: len(standing.runs) for standing in ran}, same), MARKS]
     if baseline is None:
         return [*notes, "There is no baseline to compare with."]
     return [

@@ -45,6 +45,24 @@ def test_markdown_has_means_places_differences_and_costs(lead: Lead) -> None:
     assert text.count("Protocol: split LS valid_and_test") == 1
 
 
+def test_no_spread_stands_where_nothing_is_drawn_by_chance(lead: Lead) -> None:
+    result = lead("SASRec,TransitionCounter", seeds=3)
+    by_name = {row["row"]: row for row in result["rows"]}
+    counted = by_name["TransitionCounter"]
+    assert set(counted["deviation"].values()) == {None} and counted["seeds"] == [2020, 2021, 2022]
+    assert by_name["SASRec"]["deviation"]["ndcg@10"] > 0
+    value = f"{counted['test']['ndcg@10']:.4f}"
+    spread = {"README.md": " ± ", "leaderboard.tex": r" $\pm$ ", "leaderboard.html": " ± "}
+    texts = {name: Path("board", name).read_text() for name in spread}
+    for name, text in (texts | {"": result["table"]}).items():
+        sign = spread.get(name, " ± ")
+        assert value in text and value + sign not in text
+        assert f"{by_name['SASRec']['test']['ndcg@10']:.4f}{sign}" in text
+        flat = " ".join(text.split())
+        assert "over 3 seeds" in flat
+        assert "same with any seed, as nothing is drawn by chance: TransitionCounter." in flat
+
+
 def test_the_protocol_is_said_once_and_what_differs_for_each_data_set() -> None:
     shared, *own = protocol_notes(
         {"toys": {"order": "TO", "candidates": "5"}, "beauty": {"order": "TO", "candidates": "6"}}
