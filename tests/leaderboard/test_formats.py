@@ -138,6 +138,27 @@ def test_what_is_published_names_its_source_and_protocol() -> None:
     assert published("SASRec", "ml-100k", "ndcg@10") == []
 
 
+def test_a_published_number_stands_beside_the_model_itself_alone(lead: Lead) -> None:
+    variants = {
+        "SASRec": {},
+        "IDIOMoE": {"model": "IDIOMoE"},
+        "IDIOMoE again": {"model": "IDIOMoE"},
+        "IDTransformer from text": {"model": "IDTransformer", "item_init": "text"},
+        "GRU4Rec": {"model": "GRU4Rec", "train_batch_size": 128},
+    }
+    lead("SASRec", variants=variants)
+    text = Path("board/README.md").read_text()
+    numbers = {name: row["published NDCG@10"] for name, row in markdown_rows(text).items()}
+    assert numbers == dict.fromkeys(variants, "-") | {
+        "SASRec": "0.0542 (paper)",
+        "IDIOMoE": "0.0531 (paper)",
+        "GRU4Rec": "0.0084 (paper-copied)",
+    }
+    for name in ("leaderboard.tex", "leaderboard.html"):
+        text = Path("board", name).read_text()
+        assert "0.0531 (paper)" in text and "0.0271" not in text
+
+
 def test_a_mix_is_a_row_of_its_own_in_every_format(lead: Lead) -> None:
     result = lead("SASRec,IDIOMoE,TransitionCounter", seeds=2, mix="TransitionCounter")
     names = ["IDIOMoE", "SASRec", "TransitionCounter"]
