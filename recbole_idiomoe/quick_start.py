@@ -315,6 +315,7 @@ def _fit(
         trainer_class = resumable(trainer_class)
     trainer = trainer_class(config, model)
     trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
+    trainer.clock = clock  # which its state keeps for a run that is resumed
     if config["model"] not in LANGUAGE_MODELS:
         watch_loss(trainer, train_data._dataset, folder)
     refuse_nan(trainer, train_data._dataset)
