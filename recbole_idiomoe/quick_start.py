@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from recbole_idiomoe.measures import (
     reset_peak_memory,
     versions,
 )
+from recbole_idiomoe.programs import interruption_told
 from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model, get_trainer
 from recbole_idiomoe.report import check_writable, write_result
 from recbole_idiomoe.run_folder import (
@@ -132,17 +134,26 @@ def run(
         if result_file is not None:
             raise SettingError("leaderboard has files of its own; leave result_file out.")
         rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
-        return [
-            run_leaderboard(
-                rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
-            )
-        ]
+        with interruption_told("the same command goes on"):
+            return [
+                run_leaderboard(
+                    rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
+                )
+            ]
     if grid:
-        return [
-            run_grid(
-                grid, labels, config_files, settings, run_one, jobs=jobs, result_file=result_file
-            )
-        ]
+        again = "the same command goes on" if result_file else "with --result_file runs are kept"
+        with interruption_told(again):
+            return [
+                run_grid(
+                    grid,
+                    labels,
+                    config_files,
+                    settings,
+                    run_one,
+                    jobs=jobs,
+                    result_file=result_file,
+                )
+            ]
     if jobs != 1:
         raise SettingError(f"jobs={jobs!r} is for tables of variants or seeds; leave it out.")
     results = []
@@ -191,6 +202,17 @@ def _run_one(config: RunConfig, resume: Path | None) -> dict[str, Any]:
         check_text_file("language_file", config["language_file"])
     if resume is not None and distributed.is_main():
         remove_asides(resume)
+    try:
+        return _run_into(folder, config, resume)
+    except KeyboardInterrupt as error:
+        if not (folder / RUN_FILE).exists():  # there is nothing to go on with
+            raise
+        resumed = f"--resume={shlex.quote(str(folder))}"
+        raise KeyboardInterrupt(f"interrupted; {resumed} goes on with it") from error
+
+
+def _run_into(folder: Path, config: RunConfig, resume: Path | None) -> dict[str, Any]:
+    """The same, once it is known where."""
     splits = _load(config, folder)
     fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
     is_language_model = config["model"] in LANGUAGE_MODELS

@@ -140,7 +140,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(validate: Validate)
     (whole,) = tune(**SASREC, settings=SPACE | {"tuned": "whole"}, trials=14)
     validate.tried.clear()
     validate.fail_at(12, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted; the same command goes on$"):
         tune(**SASREC, settings=SPACE, trials=14)
     assert len(json.loads(KEPT.read_text())["trials"]) == 11 and not BEST.exists()
     validate.tried.clear()
