@@ -269,6 +269,20 @@ def test_a_terminal_that_has_no_letters_for_a_title(
         assert terminal.read().count(shown) == 3
 
 
+def test_ids_with_commas_are_given_in_quotes(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folders["IDIOMoE"], tmp_path / "run")
+    catalog = Catalog.load(tmp_path / "run")
+    names = ["[PAD]", *(f"tin {n}, large" for n in range(1, catalog.item_num))]
+    replace(catalog, item_ids=names).save(tmp_path / "run")
+    assert main([str(tmp_path / "run"), '--history="tin 3, large","tin 4, large"', "--k=100"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(", large") == 38 and "tin 3, " not in said and "tin 4, " not in said
+    assert main([str(tmp_path / "run"), "--history=tin 3, large"]) == 2
+    assert "'tin 3', 'large'" in capsys.readouterr().err
+
+
 def test_seen_items_are_printed_if_wanted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = []
     for words in ([], ["--include_seen"]):

@@ -323,6 +323,7 @@ def test_runs_of_one_name_are_told_apart(folders: Folders) -> None:
         (["ffn-memory", "IDIOMoE", "--kk", "3"], "unknown setting --kk"),
         (["attention", "IDIOMoE", "--text", "none.txt"], "--text=none.txt cannot be read"),
         (["attention", "IDIOMoE", "--histories_file", "no.txt"], "no.txt cannot be read"),
+        (["attention", "IDIOMoE", "--histories_file", "odd.txt"], "odd.txt, line 2: '\"i3,i4'"),
         (["attention", "IDIOMoE", "--data_path", "elsewhere"], "elsewhere"),
         (["efficiency", "IDIOMoE", "--length", "4096"], "reads 1024 tokens at most"),
         (
@@ -335,6 +336,7 @@ def test_what_a_user_can_mend_is_one_line(
     arguments: list[str], said: str, folders: Folders, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, folder, *settings = arguments
+    Path("odd.txt").write_text('i1,i2\n"i3,i4\n', encoding="utf-8")
     found = refused(capsys, name, folders.get(folder, Path(folder)), *settings)
     assert found.startswith("error: ") and said in found
 
