@@ -19,6 +19,7 @@ from recbole_idiomoe.data.catalog import Catalog, check_history, read_history
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.evaluation.score_memory import users_at_once
 from recbole_idiomoe.programs import Parser, ended
+from recbole_idiomoe.report import WIDTH
 from recbole_idiomoe.run_folder import read_run, write_run
 from recbole_idiomoe.settings import Settings
 
@@ -359,8 +360,10 @@ def _main(arguments: Sequence[str] | None) -> None:
     width = max(map(len, ["item", *ids]))
     print(f"{'#':>3}  {'item':<{width}}  {'score':>8}  title")
     for rank, (item_id, item) in enumerate(zip(ids, found, strict=True), start=1):
-        title = item.title if len(item.title) <= 60 else item.title[:59] + "…"
-        print(f"{rank:>3}  {item_id:<{width}}  {item.score:>8.3f}  {_printable(title)}")
+        start = f"{rank:>3}  {item_id:<{width}}  {item.score:>8.3f}  "
+        room = max(20, WIDTH - len(start))
+        title = item.title if len(item.title) <= room else item.title[: room - 1] + "…"
+        print(start + _printable(title))
 
 
 def _printable(text: str) -> str:
