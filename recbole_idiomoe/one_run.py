@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from recbole_idiomoe.run_folder import (
     CHECKPOINT_FILE,
     MIX_RANKS_FILE,
     RANKS_FILE,
+    RUN_FILE,
     new_folder,
     write_run,
 )
@@ -79,6 +81,17 @@ def _run_one(config: RunConfig, resume: Path | None) -> dict[str, Any]:
         check_text_file("language_file", config["language_file"])
     if resume is not None and distributed.is_main():
         remove_asides(resume)
+    try:
+        return _run_into(folder, config, resume)
+    except KeyboardInterrupt as error:
+        if not (folder / RUN_FILE).exists():  # there is nothing to go on with
+            raise
+        resumed = f"--resume={shlex.quote(str(folder))}"
+        raise KeyboardInterrupt(f"interrupted; {resumed} goes on with it") from error
+
+
+def _run_into(folder: Path, config: RunConfig, resume: Path | None) -> dict[str, Any]:
+    """The same, once it is known where."""
     splits = _load(config, folder)
     fitted = _fit(config, splits.settings, splits.train, splits.valid, folder, resume)
     is_language_model = config["model"] in LANGUAGE_MODELS
@@ -203,6 +216,7 @@ def _fit(
         trainer_class = resumable(trainer_class)
     trainer = trainer_class(config, model)
     trainer.saved_model_file = str(folder / CHECKPOINT_FILE)
+    trainer.clock = clock  # which its state keeps for a run that is resumed
     if config["model"] not in LANGUAGE_MODELS:
         watch_loss(trainer, train_data._dataset, folder)
     refuse_nan(trainer, train_data._dataset)

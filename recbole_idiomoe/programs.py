@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from recbole_idiomoe.errors import IdiomoeError, SettingError
@@ -23,7 +24,8 @@ def ended(
 
     Args:
         complain: prints an error, as ``print`` does.
-        interrupted: what is said of an interruption.
+        interrupted: what is said of an interruption that does not say it, as those that
+            :func:`interruption_told` raises do.
     """
     try:
         code = program() or 0
@@ -36,9 +38,18 @@ def ended(
         # The reader, such as head, has seen enough; Python would complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or interrupted, file=sys.stderr)
         return 130
+
+
+@contextmanager
+def interruption_told(how: str) -> Iterator[None]:
+    """Have an interruption say how to go on; of several around it, the outermost knows."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(f"interrupted; {how}") from interruption
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,6 +15,7 @@ from recbole_idiomoe.grid_runs import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
 from recbole_idiomoe.measures import versions
 from recbole_idiomoe.one_run import run_one
+from recbole_idiomoe.programs import interruption_told
 from recbole_idiomoe.report import check_writable, write_result
 from recbole_idiomoe.run_folder import RUN_FILE, read_run
 
@@ -91,17 +92,26 @@ def run(
         if result_file is not None:
             raise SettingError("leaderboard has files of its own; leave result_file out.")
         rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
-        return [
-            run_leaderboard(
-                rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
-            )
-        ]
+        with interruption_told("the same command goes on"):
+            return [
+                run_leaderboard(
+                    rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
+                )
+            ]
     if grid:
-        return [
-            run_grid(
-                grid, labels, config_files, settings, run_one, jobs=jobs, result_file=result_file
-            )
-        ]
+        again = "the same command goes on" if result_file else "with --result_file runs are kept"
+        with interruption_told(again):
+            return [
+                run_grid(
+                    grid,
+                    labels,
+                    config_files,
+                    settings,
+                    run_one,
+                    jobs=jobs,
+                    result_file=result_file,
+                )
+            ]
     if jobs != 1:
         raise SettingError(f"jobs={jobs!r} is for tables of variants or seeds; leave it out.")
     results = []

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 import torch
 
-from recbole_idiomoe.data.catalog import Catalog, check_history
+from recbole_idiomoe.data.catalog import Catalog, check_history, read_history
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.evaluation.score_memory import users_at_once
 from recbole_idiomoe.programs import Parser, ended
+from recbole_idiomoe.report import WIDTH
 from recbole_idiomoe.run_folder import read_run, write_run
 from recbole_idiomoe.settings import Settings
 
@@ -340,14 +341,18 @@ def _main(arguments: Sequence[str] | None) -> None:
         description="Print what a trained model recommends after a history.",
     )
     parser.add_argument("folder", help="folder of a run, under saved/")
-    parser.add_argument("--history", default="", help="item ids, oldest first: ID,ID,...")
+    parser.add_argument(
+        "--history",
+        default="",
+        help="item ids, oldest first: ID,ID,...; those with a comma in quotes, as in a CSV file",
+    )
     parser.add_argument("--query", help="what the user asks for, in words")
     parser.add_argument("--k", type=int, default=10, help="how many items")
     parser.add_argument(
         "--include_seen", action="store_true", help="rank the items of the history too"
     )
     options = parser.parse_args(arguments)
-    history = [item_id.strip() for item_id in options.history.split(",") if item_id.strip()]
+    history = read_history(options.history, "--history")
     found = load(options.folder).recommend(
         history, options.k, exclude_seen=not options.include_seen, query=options.query
     )
@@ -355,8 +360,10 @@ def _main(arguments: Sequence[str] | None) -> None:
     width = max(map(len, ["item", *ids]))
     print(f"{'#':>3}  {'item':<{width}}  {'score':>8}  title")
     for rank, (item_id, item) in enumerate(zip(ids, found, strict=True), start=1):
-        title = item.title if len(item.title) <= 60 else item.title[:59] + "…"
-        print(f"{rank:>3}  {item_id:<{width}}  {item.score:>8.3f}  {_printable(title)}")
+        start = f"{rank:>3}  {item_id:<{width}}  {item.score:>8.3f}  "
+        room = max(20, WIDTH - len(start))
+        title = item.title if len(item.title) <= room else item.title[: room - 1] + "…"
+        print(start + _printable(title))
 
 
 def _printable(text: str) -> str:

@@ -224,32 +224,61 @@ def _grid_rows(
     rows = []
     for name, own in variants.items():
         row = [name]
+        spread = not same_with_any_seed(own, "test")
         for metric in metrics:
             values = [run["test"][metric] for run in own]
             base = [run["test"][metric] for run in variants.get(grid["baseline"], ())]
-            row += [_mean(values), "-" if name == grid["baseline"] else _difference(values, base)]
+            difference = "-" if name == grid["baseline"] else _difference(values, base)
+            row += [_mean(values, spread), difference]
         row += [count(own[0]["parameters"]["total"])]
         if validation:
             # RecBole's models have none with eval_step: 0.
             found = [run["valid"][chooses] for run in own if run["valid"]]
-            row += [_mean(found) if found else "-"]
+            row += [_mean(found, spread) if found else "-"]
         rows.append(row)
     return [header, *rows]
 
 
 def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]:
-    counts = sorted({len(own) for own in _by("variant", runs).values()})
-    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    means = "One seed" if counts == [1] else f"Mean ± standard deviation over {seeds} seeds"
+    variants = _by("variant", runs)
+    same = [name for name, own in variants.items() if same_with_any_seed(own, "test")]
+    seeds = seed_notes({name: len(own) for name, own in variants.items()}, same)
     held_out = [run for run in runs if "cold_start" in run]
     unable = [str(run["variant"]) for run in held_out if not _ranks_unseen(run)]
     return [
-        f"{means}; Δ: difference from {grid['baseline']}.",
+        " ".join([*seeds, f"Δ: difference from {grid['baseline']}."]),
         *([_cannot_rank(unable)] if unable else []),
         *mix_notes(runs, _chooses(grid["protocol"][dataset]), "variant"),
         *language_notes(runs, "variant"),
         f"Protocol: {protocol_line(grid['protocol'][dataset])}",
     ]
+
+
+def same_with_any_seed(runs: Sequence[Result], tested: str) -> bool:
+    """Whether a model draws nothing by chance: it has no parameters, and its runs are alike.
+
+    Args:
+        runs: of one row, at least one; a cold start's data are drawn by the seed, whatever model.
+        tested: the entry with their test metrics.
+    """
+    first = runs[0]
+    return not first["parameters"]["total"] and all(run[tested] == first[tested] for run in runs)
+
+
+def seed_notes(seeds: Mapping[str, int], same: Sequence[str]) -> list[str]:
+    """How many seeds means are of, and which rows have no spread.
+
+    Args:
+        seeds: each row's number of runs, by name.
+        same: the rows that are :func:`same_with_any_seed`.
+    """
+    counts = sorted({number for name, number in seeds.items() if name not in same})
+    over = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))
+    means = {"": [], "1": ["One seed."]}.get(
+        over, [f"Mean ± standard deviation over {over} seeds."]
+    )
+    without = f"The same with any seed, as nothing is drawn by chance: {', '.join(same)}."
+    return [*means, *([without] if same and counts != [1] else [])]
 
 
 def fits(rows: Sequence[Sequence[str]]) -> bool:
@@ -274,9 +303,9 @@ def _by(key: str, runs: Sequence[Result]) -> dict[str, list[Result]]:
     }
 
 
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"
+def _mean(values: Sequence[float], spread: bool) -> str:
+    deviation = f" ± {statistics.stdev(values):.4f}" if spread and len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation}"
 
 
 def _difference(values: Sequence[float], baseline: Sequence[float]) -> str:

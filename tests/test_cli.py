@@ -146,6 +146,7 @@ def test_the_same_value_twice_is_no_fault() -> None:
         (DataError("no such file"), 2, "error: no such file\n"),
         (SettingError("no such key"), 2, "error: no such key\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("interrupted; this goes on"), 130, "interrupted; this goes on\n"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

@@ -219,7 +219,13 @@ def test_seeds_alone_repeat_every_model_on_every_data_set(
     assert result["dataset"] == ["ml-100k", "amazon-toys"] and len(result["runs"]) == 12
 
 
-def test_an_interruption_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("result_file", "told"),
+    [(None, "with --result_file runs are kept"), ("all.json", "the same command goes on")],
+)
+def test_an_interruption_ends_the_processes(
+    result_file: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = []
 
     def start(*_: Any) -> subprocess.Popen[bytes]:
@@ -232,8 +238,8 @@ def test_an_interruption_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(grid_runs, "_start", start)
     monkeypatch.setattr(time, "sleep", interrupted)
     settings = TINY_IDIOMOE | {"seeds": 5}
-    with pytest.raises(KeyboardInterrupt):
-        quick_start.run(settings=settings, jobs=2)
+    with pytest.raises(KeyboardInterrupt, match=f"^interrupted; {told}$"):
+        quick_start.run(settings=settings, jobs=2, result_file=result_file)
     assert len(started) == 2 and all(process.returncode for process in started)
     assert not list(Path("saved").iterdir())
 

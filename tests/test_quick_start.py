@@ -227,13 +227,27 @@ def test_a_baseline_goes_on_after_an_interruption(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stop:
             quick_start.run("SASRec", "cycle", settings=settings)
     (folder,) = Path("saved").iterdir()
+    assert str(stop.value) == f"interrupted; --resume={folder} goes on with it"
     (result,) = quick_start.run(resume=folder)
     assert result["epochs"] == 3
     assert (result["model"], result["folder"]) == ("SASRec", str(folder))
     assert len(recbole_idiomoe.load(folder).recommend(["i3"], k=3)) == 3
+
+
+def test_a_run_that_was_stopped_before_its_folder_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quick_start, "load_dataset", interrupted)
+    settings = TINY | {"data_path": str(write_cycle(tmp_path / "cycle"))}
+    with pytest.raises(KeyboardInterrupt) as stop:
+        quick_start.run("SASRec", "cycle", settings=settings)
+    assert str(stop.value) == ""
 
 
 def test_a_baseline_that_was_stopped_in_its_first_epoch_is_not_loaded(

@@ -270,6 +270,34 @@ def test_a_terminal_that_has_no_letters_for_a_title(
         assert terminal.read().count(shown) == 3
 
 
+def test_a_table_with_long_titles_and_ids_fits_a_terminal(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, wanted in (("B00000{:04}", 80), ("an-id-of-{:036}-letters-in-all", 97)):
+        catalog = Catalog.load(folders["IDIOMoE"])
+        names = ["[PAD]", *map(name.format, range(1, catalog.item_num))]
+        shutil.copytree(folders["IDIOMoE"], tmp_path / "run", dirs_exist_ok=True)
+        replace(catalog, item_ids=names, titles=["long " * 30] * len(names)).save(tmp_path / "run")
+        assert main([str(tmp_path / "run"), f"--history={names[1]}", "--k=12"]) == 0
+        _, *lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 12 and {len(line) for line in lines} == {wanted}
+        assert all(line.endswith("…") for line in lines)
+
+
+def test_ids_with_commas_are_given_in_quotes(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folders["IDIOMoE"], tmp_path / "run")
+    catalog = Catalog.load(tmp_path / "run")
+    names = ["[PAD]", *(f"tin {n}, large" for n in range(1, catalog.item_num))]
+    replace(catalog, item_ids=names).save(tmp_path / "run")
+    assert main([str(tmp_path / "run"), '--history="tin 3, large","tin 4, large"', "--k=100"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(", large") == 38 and "tin 3, " not in said and "tin 4, " not in said
+    assert main([str(tmp_path / "run"), "--history=tin 3, large"]) == 2
+    assert "'tin 3', 'large'" in capsys.readouterr().err
+
+
 def test_seen_items_are_printed_if_wanted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lengths = []
     for words in ([], ["--include_seen"]):

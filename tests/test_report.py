@@ -155,7 +155,7 @@ def test_a_grid_shows_means_deviations_and_differences_from_its_baseline() -> No
     assert " ".join(lines[2].split()) == "base 0.2000 ± 0.1414 - 0.4000 ± 0.2828 - 2.5M"
     assert " ".join(lines[3].split()) == "better 0.3000 ± 0.0000 +50.0% 0.6000 ± 0.0000 +50.0% 2.5M"
     assert " ".join(lines[4].split()) == "worse 0.0500 ± 0.0141 -75.0% 0.1000 ± 0.0283 -75.0% 2.5M"
-    assert "over 2 seeds; Δ: difference from base." in lines[6]
+    assert "over 2 seeds. Δ: difference from base." in lines[6]
     assert lines[7].startswith("Protocol: split LS valid_and_test; mask seen True")
 
 
@@ -178,7 +178,20 @@ def test_one_seed_has_no_deviation_and_a_baseline_of_nothing_no_difference() -> 
     lines = table([grid(base=[0.0], other=[0.25])]).splitlines()
     assert lines[2].split() == ["base", "0.0000", "-", "0.0000", "-", "2.5M"]
     assert lines[3].split() == ["other", "0.2500", "-", "0.5000", "-", "2.5M"]
-    assert lines[5] == "One seed; Δ: difference from base."
+    assert lines[5] == "One seed. Δ: difference from base."
+
+
+def test_a_row_that_draws_nothing_by_chance_has_no_spread() -> None:
+    one = grid(base=[0.1, 0.3], counted=[0.2, 0.2], alike=[0.2, 0.2])
+    for run in one["runs"]:
+        run["parameters"]["total"] *= run["variant"] != "counted"
+    lines = [" ".join(line.split()) for line in table([one]).splitlines()]
+    assert lines[3] == "counted 0.2000 +0.0% 0.4000 +0.0% 0"
+    assert lines[4] == "alike 0.2000 ± 0.0000 +0.0% 0.4000 ± 0.0000 +0.0% 2.5M"
+    said = " ".join(lines[6:])
+    assert "over 2 seeds. The same with any seed, as nothing is drawn by chance: counted." in said
+    one["runs"][3]["test"]["ndcg@10"] = 0.4  # such as of data that a cold start's seed has drawn
+    assert "counted 0.3000 ± 0.1414" in " ".join(table([one]).split())
 
 
 def test_a_grid_with_other_metrics_shows_those_that_there_are() -> None:

@@ -23,6 +23,7 @@ from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
+from recbole_idiomoe.data.catalog import read_history
 from recbole_idiomoe.data.sequence import ITEM, collate
 from recbole_idiomoe.errors import DataError, kind_of
 from recbole_idiomoe.lm import encode_text
@@ -134,7 +135,7 @@ def _given_histories(path: str) -> list[list[str]]:
     """Item ids of the histories in a file; none without one.
 
     Raises:
-        DataError: a file that is not there, is no text, or holds no history.
+        DataError: a file that is not there, is no text, or holds no history, or not only such.
     """
     if not path:
         return []
@@ -145,7 +146,8 @@ def _given_histories(path: str) -> list[list[str]]:
             f"--histories_file={path} cannot be read ({kind_of(error)}); name a text file "
             "with item ids on each line: ID,ID."
         ) from error
-    histories = [[item.strip() for item in line.split(",") if item.strip()] for line in lines]
+    where = f"--histories_file={path}, line"
+    histories = [read_history(line, f"{where} {n}") for n, line in enumerate(lines, start=1)]
     histories = [history for history in histories if history]
     if not histories:
         raise DataError(f"--histories_file={path} holds no history; give item ids: ID,ID.")

@@ -64,14 +64,14 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
     the paper.
 
     Returns:
-        The table ``costs``, a row a run, length and phase.
+        Tables ``costs`` and, of a GPU, ``memory``: a row a run, length and phase.
 
     Raises:
         IdiomoeError: a folder that is no run of a language model with a token an item, a backbone
             that is no longer there, or none of the lengths fits into its context.
     """
     runs: list[dict[str, str]] = []
-    rows: list[Row] = []
+    tables: dict[str, list[Row]] = {"costs": [], "memory": []}
     notes: list[str] = []
     device = ""
     for run in open_runs(folders, settings):
@@ -95,7 +95,9 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
                 found = compare(run.catalog_lm, sides, phase, length, settings)
                 place: Row = {"run": run.label, "length": length, "phase": phase}
                 columns = _columns(found["dense"], found["run"], settings.batch_size, length)
-                rows.append(place | columns)
+                tables["costs"].append(place | columns)
+                if memory := _memory(found["dense"].peak_bytes, found["run"].peak_bytes):
+                    tables["memory"].append(place | memory)
                 logger.info(
                     f"{run.label}, {phase}, {length} tokens: {columns['run_ms']:.1f} ms, the dense "
                     f"form {columns['dense_ms']:.1f} ms"
@@ -107,7 +109,7 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
         title=f"Time and memory on {device} (Table 12)",
         runs=runs,
         settings=asdict(settings),
-        tables={"costs": rows},
+        tables={name: rows for name, rows in tables.items() if rows},
         notes=[_how(settings), *notes],
         device=device,
         versions=versions(),
@@ -278,7 +280,7 @@ def _columns(dense: Cost, run: Cost, batch_size: int, length: int) -> Row:
     """
     ratios = np.divide(run.times, dense.times)
     spread = float(np.subtract(*np.quantile(ratios, (0.75, 0.25)))) / 2
-    columns: Row = {
+    return {
         "dense_ms": 1e3 * dense.seconds,
         "run_ms": 1e3 * run.seconds,
         "more_time_%": 100 * (run.seconds / dense.seconds - 1),
@@ -288,13 +290,17 @@ def _columns(dense: Cost, run: Cost, batch_size: int, length: int) -> Row:
         "dense_tokens_s": batch_size * length / dense.seconds,
         "run_tokens_s": batch_size * length / run.seconds,
     }
-    if dense.peak_bytes is not None and run.peak_bytes is not None:
-        columns |= {
-            "dense_gib": dense.peak_bytes / 2**30,
-            "run_gib": run.peak_bytes / 2**30,
-            "more_memory_%": 100 * (run.peak_bytes / dense.peak_bytes - 1),
-        }
-    return columns
+
+
+def _memory(dense: int | None, run: int | None) -> Row:
+    """Columns of what is held at most, of bytes; none where a device does not tell."""
+    if dense is None or run is None:
+        return {}
+    return {
+        "dense_gib": dense / 2**30,
+        "run_gib": run / 2**30,
+        "more_memory_%": 100 * (run / dense - 1),
+    }
 
 
 def _how(settings: EfficiencySettings) -> str:

@@ -53,6 +53,7 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
     untouched: dict[tuple[object, ...], _Measured] = {}
     device = ""
     for run in open_runs(folders, settings):
+        logger.info(f"{run.label} and its untouched backbone ...")
         lm = run.catalog_lm.lm.float()
         where = lm.device
         backbone, tokenizer = run.untouched_backbone()
@@ -64,7 +65,6 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
             tables["text"].append(_text_row(run.label, after.text, before.text))
             change = after.text.nll_per_token - before.text.nll_per_token
             notes.append(_note(run, change, window_of(backbone)))
-            logger.info(notes[-1])
         tables["tasks"] += _task_rows(run.label, after.scores, before.scores)
         runs.append(run.about)
         device = device_name(where)

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.drawing import WITHOUT, can_draw
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.files import refusal, write_text, written_aside
-from recbole_idiomoe.report import aligned, wrapped
+from recbole_idiomoe.report import WIDTH, aligned, wrapped
 
 FORMATS = ("png", "svg", "pdf")
 PRINTED = 120  # rows; a longer table is in its files alone
-WORD = 26  # letters that a cell shows
+WORD, SHORTEST = 26, 10  # letters that a cell shows, and where there is little room
 
 
 def out_folder(given: str, folders: Sequence[Path]) -> Path:
@@ -78,12 +79,44 @@ def plain_text(analysis: Analysis, written: Sequence[Path]) -> str:
     lines = [analysis.title, ""]
     for rows in analysis.tables.values():
         if 0 < len(rows) <= PRINTED:
-            lines += [*aligned(as_text(rows)), ""]
+            lines += _fitted(rows)
     notes = list(analysis.notes)
     if not can_draw():
         notes.append(WITHOUT)
     notes.append(f"{len(written)} files are in {written[0].parent}.")
     return "\n".join([*lines, *(line for note in notes for line in wrapped(note))])
+
+
+def _fitted(rows: Sequence[Row]) -> list[str]:
+    """The rows as a table, or, where a terminal has no room for it, as several.
+
+    What rows have in common, of the first columns as few as it takes, stands above each of them;
+    where that is not enough, words are cut shorter.
+    """
+    names = list(rows[0])
+    alike = [n for n in range(len(names)) if len({_first(row, n) for row in rows}) < len(rows)]
+    most = max([1, *alike])  # a run's name may stand above a single row
+    titles, *whole = as_text(rows)
+    for longest, above in product(range(WORD, SHORTEST - 1, -1), range(most + 1)):
+        tables: dict[str, list[list[str]]] = {}
+        for row, words, cells in zip(rows, whole, as_text(rows, longest)[1:], strict=True):
+            common = ", ".join(
+                word if isinstance(row[name], str) else f"{title} {word}"
+                for name, title, word in zip(names[:above], titles, words, strict=False)
+            )
+            tables.setdefault(common, [titles[above:]]).append(cells[above:])
+        lines = [
+            line
+            for common, each in tables.items()
+            for line in [*filter(None, [common]), *aligned(each), ""]
+        ]
+        if max(map(len, lines)) <= WIDTH:
+            break
+    return lines
+
+
+def _first(row: Row, n: int) -> tuple[Any, ...]:
+    return tuple(row.values())[:n]
 
 
 def as_text(rows: Sequence[Row], longest: int = WORD) -> list[list[str]]:
@@ -97,16 +130,16 @@ def as_text(rows: Sequence[Row], longest: int = WORD) -> list[list[str]]:
 
 
 def _title(name: str) -> str:
-    """A column's name as people read it: tokens/s for ``tokens_s``."""
+    """A column's name as people read it: tokens per s for ``tokens_s``."""
     whole = name.removesuffix("_s")
-    return whole.replace("_", " ") + ("/s" if whole != name else "")
+    return whole.replace("_", " ") + (" per s" if whole != name else "")
 
 
 def _cells(column: Iterable[str | int | float | None], longest: int = WORD) -> list[str]:
     """A column's numbers with the same decimals, its long words cut."""
     values = [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
     largest = max((abs(v) for v in values if isinstance(v, float)), default=0.0)
-    decimals = 4 if largest < 1 else 3 if largest < 10 else 1
+    decimals = 4 if largest < 1 else 3 if largest < 10 else 1 if largest < 10_000 else 0
     return ["-" if v is None else _cell(v, decimals, longest) for v in values]
 
 

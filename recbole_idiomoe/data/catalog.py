@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -115,6 +116,25 @@ def check_history(history: Any) -> None:
         raise DataError(f"history={history!r:.60} is one string; give a list of item ids.")
     if not isinstance(history, list | tuple | np.ndarray):
         raise DataError(f"history={history!r:.60} is no list; give a list of item ids.")
+
+
+def read_history(text: str, where: str) -> list[str]:
+    """The item ids in ``ID,ID``; one that holds a comma is in quotes, as in a CSV file.
+
+    Args:
+        where: what an error says that ``text`` was given with.
+
+    Raises:
+        DataError: quotes that do not pair.
+    """
+    try:
+        item_ids = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise DataError(
+            f"{where}: {text!r:.60} cannot be read ({error}); ids that hold a comma or start with "
+            'a quote are written as in a CSV file: "a, b","""c"" d".'
+        ) from error
+    return [item_id.strip() for item_id in item_ids if item_id.strip()]
 
 
 def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:

@@ -13,6 +13,7 @@ from scipy.stats import monte_carlo_test
 
 from recbole_idiomoe.evaluation.ranks import Ranks
 from recbole_idiomoe.leaderboard.board import Board, Row
+from recbole_idiomoe.report import same_with_any_seed
 
 PERMUTATIONS, TEST_SEED = 9999, 0
 BATCH = 200  # permutations at a time, for memory's sake
@@ -40,10 +41,17 @@ class Standing:
         """The mean of ``metric`` over seeds; nan if no run is there."""
         return statistics.mean(self.metrics[metric]) if self.runs else float("nan")
 
+    @cached_property
+    def same_with_any_seed(self) -> bool:
+        """Whether the row draws nothing by chance, so that its seeds say nothing of a spread."""
+        return same_with_any_seed(self.runs, "test_result")
+
     def deviation(self, metric: str) -> float | None:
-        """The standard deviation over seeds (of a sample); None of fewer than two."""
+        """The standard deviation over seeds (of a sample); None without two that could differ."""
         values = self.metrics.get(metric, ())
-        return statistics.stdev(values) if len(values) > 1 else None
+        if len(values) < 2 or self.same_with_any_seed:
+            return None
+        return statistics.stdev(values)
 
     def cost(self, name: str) -> float:
         """The mean of another number of the runs, as ``train_seconds``."""

@@ -19,7 +19,7 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report import count, metric_title
+from recbole_idiomoe.report import count, metric_title, seed_notes
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     if baseline is not None:
         columns["Δ"] = lambda standing: _difference(comparisons.get(standing.name))
         columns["p"] = lambda standing: _p(comparisons.get(standing.name))
-    cited = {s.name: [] if s.mixed else published(s.row.model, dataset, metric) for s in standings}
+    # A variant or a mix, which others have printed nothing of, has a name of its own.
+    cited = {s.name: published(s.name, dataset, metric) for s in standings if s.name == s.row.model}
     if any(cited.values()):
         columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
     if any("language" in run for s in ran for run in s.runs):
@@ -149,7 +150,7 @@ def _p(found: Comparison | None) -> Cell:
 
 
 def _cited(standing: Standing, cited: Mapping[str, Sequence[Any]]) -> Cell:
-    found = cited[standing.name]
+    found = cited.get(standing.name)
     if not found:
         return Cell("-")
     return Cell("; ".join(f"{p.value:.4f} ({p.source})" for p in found), found[0].value)
@@ -218,9 +219,8 @@ def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing |
     if not ran:
         return []
     title = metric_title(metric)
-    seeds = sorted({len(standing.runs) for standing in ran})
-    said = f"Mean ± standard deviation over {' to '.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))}"
-    notes = ["One seed." if seeds == [1] else f"{said} seeds.", MARKS]
+    same = [standing.name for standing in ran if standing.same_with_any_seed]
+    notes = [*seed_notes({standing.name: len(standing.runs) for standing in ran}, same), MARKS]
     if baseline is None:
         return [*notes, "There is no baseline to compare with."]
     return [

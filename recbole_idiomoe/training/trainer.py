@@ -112,6 +112,8 @@ class IdiomoeTrainer(Trainer):
         self.has_cut_items = has_cut_items(self.settings)
         if self.sharded:
             shard(self.catalog_lm, config["device"])
+        # RecBole looks first and then makes it, at which several processes would meet.
+        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
         super().__init__(config, model)
         self.eval_collector = SharedCollector(config)
         self.curriculum = Curriculum(self.settings, self.epochs, self.eval_step)

@@ -31,6 +31,7 @@ from recbole_idiomoe.errors import (
 from recbole_idiomoe.files import refusal
 from recbole_idiomoe.grid import read_grid
 from recbole_idiomoe.measures import protocol
+from recbole_idiomoe.programs import interruption_told
 from recbole_idiomoe.run_folder import new_folder
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 from recbole_idiomoe.tuning.proposals import load_optuna, propose
@@ -107,7 +108,10 @@ def tune(
         for dataset in labels
         for model in names
     ]
-    with ExitStack() as locks:  # all of them, before hours of the trials of the first
+    with (
+        interruption_told("the same command goes on"),
+        ExitStack() as locks,
+    ):  # all of them, before hours of the trials of the first
         for file in dict.fromkeys(search.trials_file for search in searches):
             locks.enter_context(held(file))
         return [search.run(trials) for search in searches]

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -34,10 +34,10 @@ def held(file: Path) -> Iterator[None]:
     The lock is on a file beside it, which stays: ``file`` itself is replaced at every trial.
 
     Raises:
-        SettingError: another one does.
+        SettingError: another one does, or its file cannot be written, as one of another account's.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file.with_suffix(".lock"), "a+", encoding="utf-8") as lock:
+    with _opened(file.with_suffix(".lock")) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -50,6 +50,16 @@ def held(file: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise SettingError(
+            f"{path} cannot be written ({kind_of(error)}); remove it if its search has ended, or "
+            "name another folder with --tuned."
+        ) from error
 
 
 def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:

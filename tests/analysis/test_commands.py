@@ -18,11 +18,11 @@ from recbole_idiomoe.analysis import outputs
 from recbole_idiomoe.analysis.__main__ import main
 from recbole_idiomoe.analysis.canvas import image
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
-from recbole_idiomoe.analysis.efficiency import dense_form, make_batch
+from recbole_idiomoe.analysis.efficiency import _memory, dense_form, make_batch
 from recbole_idiomoe.analysis.neurons import value_vectors
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.report import HELP
-from recbole_idiomoe.analysis.results import Analysis
+from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import open_runs
 from recbole_idiomoe.analysis.settings import AnalysisSettings, EfficiencySettings
 from recbole_idiomoe.lm import decoder_layers
@@ -62,6 +62,7 @@ def test_every_command_writes_its_files_and_prints_its_tables(
     drawn: None,
     lm_eval: ModuleType,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pytest.importorskip("matplotlib")
     Path("words.txt").write_text("red green blue " * 9, encoding="utf-8")
@@ -72,9 +73,8 @@ def test_every_command_writes_its_files_and_prints_its_tables(
     )
     printed = capsys.readouterr().out
     assert content["title"] in printed and all(note[:40] in printed for note in content["notes"])
-    assert ("tokens/s" in printed) == (name == "efficiency")
-    if name in ("attention", "language"):
-        assert max(map(len, printed.splitlines())) <= 80
+    assert max(map(len, printed.splitlines())) <= 80
+    assert not any(note in caplog.text for note in content["notes"])  # they are printed already
     for table, rows in content["tables"].items():
         with open(f"out/{name}-{table}.csv", newline="", encoding="utf-8") as file:
             written = list(csv.DictReader(file))
@@ -89,6 +89,41 @@ def test_every_command_writes_its_files_and_prints_its_tables(
         files = {kind: Path(f"out/{name}-{picture.name}.{kind}").read_bytes() for kind in starts}
         assert all(files[kind].startswith(start) for kind, start in starts.items())
         assert files["svg"] == image(picture, analysis, "svg")
+
+
+def test_a_terminal_has_all_figures_of_a_table_that_is_wider() -> None:
+    """Of a shop with long names, its two runs and two neurons each."""
+    places = [(run, neuron) for run in ("IDTransformer (1)", "ItemLLM") for neuron in (7, 131)]
+    rows: list[Row] = [
+        {"run": run, "expert": "item expert", "layer": 5, "neuron": neuron, "rank": rank}
+        | {"item": "B00000IV35", "title": "Wooden train set with a bridge"}
+        | {"category": "Play Trains & Railway Sets", "cosine": 0.5 + rank / 100 + neuron / 1000}
+        | {"token": " straightforwardness", "token_cosine": 0.25 + rank / 100}
+        for run, neuron in places
+        for rank in (1, 2)
+    ]
+    costs: list[Row] = [
+        {"run": "IDTransformer (1)", "length": length, "phase": phase, "dense_ms": 1234.5}
+        | {"run_ms": 2345.6, "more_time_%": 90.1, "spread_%": 0.123, "dense_examples_s": 1234.5}
+        | {"run_examples_s": 2345.6, "dense_tokens_s": 34567.8, "run_tokens_s": 45678.9}
+        for length in (512, 1024)
+        for phase in ("train", "infer")
+    ]
+    likelihood: list[Row] = [{"run": "r" * 26, **{f"measure_{n}": n / 3 for n in range(7)}}]
+    tables = {"neurons": rows, "costs": costs, "text": likelihood}
+    analysis = Analysis("any", "Any", [], {}, tables, [], "CPU", {})
+    printed = outputs.plain_text(analysis, [Path("out/any.json")])
+    assert max(map(len, printed.splitlines())) <= 80
+    for run, neuron in places:
+        table = printed.partition(f"{run}, item expert, layer 5, neuron {neuron}\n")[2]
+        table = table.partition("\n\n")[0]
+        for rank in (1, 2):
+            assert "B00000IV35  Wooden tr" in table and f"{0.25 + rank / 100:.4f}" in table
+            assert f"{0.5 + rank / 100 + neuron / 1000:.4f}" in table
+    for length in (512, 1024):
+        table = printed.partition(f"IDTransformer (1), length {length}\n")[2].split("\n\n")[0]
+        assert table.count("34,568  45,679") == 2
+    assert "r" * 26 in printed and "2.000" in printed
 
 
 def test_without_matplotlib_there_are_numbers(
@@ -254,7 +289,13 @@ def test_efficiency_has_the_papers_columns(folders: Folders) -> None:
         assert row["more_time_%"] == pytest.approx(100 * (row["run_ms"] / row["dense_ms"] - 1))
         assert row["run_examples_s"] == pytest.approx(2 / row["run_ms"] * 1e3)
         assert row["run_tokens_s"] == pytest.approx(2 * row["length"] / row["run_ms"] * 1e3)
-        assert ("run_gib" in row) == torch.cuda.is_available()
+    assert len(content["tables"].get("memory", [])) == (4 if torch.cuda.is_available() else 0)
+
+
+def test_memory_is_that_of_a_gpu() -> None:
+    assert _memory(None, None) == {}  # as of a CPU
+    found = _memory(2**30, 3 * 2**29)
+    assert found == {"dense_gib": 1.0, "run_gib": 1.5, "more_memory_%": 50.0}
 
 
 def test_runs_of_one_name_are_told_apart(folders: Folders) -> None:
@@ -282,6 +323,7 @@ def test_runs_of_one_name_are_told_apart(folders: Folders) -> None:
         (["ffn-memory", "IDIOMoE", "--kk", "3"], "unknown setting --kk"),
         (["attention", "IDIOMoE", "--text", "none.txt"], "--text=none.txt cannot be read"),
         (["attention", "IDIOMoE", "--histories_file", "no.txt"], "no.txt cannot be read"),
+        (["attention", "IDIOMoE", "--histories_file", "odd.txt"], "odd.txt, line 2: '\"i3,i4'"),
         (["attention", "IDIOMoE", "--data_path", "elsewhere"], "elsewhere"),
         (["efficiency", "IDIOMoE", "--length", "4096"], "reads 1024 tokens at most"),
         (
@@ -294,6 +336,7 @@ def test_what_a_user_can_mend_is_one_line(
     arguments: list[str], said: str, folders: Folders, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, folder, *settings = arguments
+    Path("odd.txt").write_text('i1,i2\n"i3,i4\n', encoding="utf-8")
     found = refused(capsys, name, folders.get(folder, Path(folder)), *settings)
     assert found.startswith("error: ") and said in found
 
@@ -321,3 +364,8 @@ def test_what_is_not_a_number_is_null_and_empty() -> None:
     assert outputs.comma_separated([{"a": math.nan, "b": "x,y"}]) == 'a,b\n,"x,y"\n'
     assert outputs._cells([math.nan, 12.345, None]) == ["-", "12.3", "-"]
     assert outputs._cells(["\n", "word"]) == ["'\\n'", "word"]
+
+
+def test_names_and_numbers_are_written_for_people() -> None:
+    rows: list[Row] = [{"run_tokens_s": 12345.6, "more_time_%": 9.81}]
+    assert outputs.as_text(rows) == [["run tokens per s", "more time %"], ["12,346", "9.810"]]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.data.catalog import Catalog, read_catalog
+from recbole_idiomoe.data.catalog import Catalog, read_catalog, read_history
 from recbole_idiomoe.data.dataset import HistoryDataset
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
@@ -97,3 +97,24 @@ def test_an_altered_or_missing_file_is_refused(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(CheckpointError, match="no catalogue"):
         Catalog.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "item_ids"),
+    [
+        ("", []),
+        ("i3, i4,,", ["i3", "i4"]),
+        ('"Tins, large", X3', ["Tins, large", "X3"]),
+        ('5" pipe,"""so"" called, tin"', ['5" pipe', '"so" called, tin']),
+        ("it's,X3", ["it's", "X3"]),
+    ],
+)
+def test_a_history_is_written_as_a_line_of_a_csv_file(text: str, item_ids: list[str]) -> None:
+    assert read_history(text, "--history") == item_ids
+
+
+@pytest.mark.parametrize("text", ['"Tins, large', '"Tins" large', "a\nb"])
+def test_a_history_that_is_no_such_line_says_how_to_write_it(text: str) -> None:
+    with pytest.raises(DataError, match=r"^--history: .* as in a CSV file: ") as error:
+        read_history(text, "--history")
+    assert "\n" not in str(error.value)

@@ -45,6 +45,24 @@ def test_markdown_has_means_places_differences_and_costs(lead: Lead) -> None:
     assert text.count("Protocol: split LS valid_and_test") == 1
 
 
+def test_no_spread_stands_where_nothing_is_drawn_by_chance(lead: Lead) -> None:
+    result = lead("SASRec,TransitionCounter", seeds=3)
+    by_name = {row["row"]: row for row in result["rows"]}
+    counted = by_name["TransitionCounter"]
+    assert set(counted["deviation"].values()) == {None} and counted["seeds"] == [2020, 2021, 2022]
+    assert by_name["SASRec"]["deviation"]["ndcg@10"] > 0
+    value = f"{counted['test']['ndcg@10']:.4f}"
+    spread = {"README.md": " ± ", "leaderboard.tex": r" $\pm$ ", "leaderboard.html": " ± "}
+    texts = {name: Path("board", name).read_text() for name in spread}
+    for name, text in (texts | {"": result["table"]}).items():
+        sign = spread.get(name, " ± ")
+        assert value in text and value + sign not in text
+        assert f"{by_name['SASRec']['test']['ndcg@10']:.4f}{sign}" in text
+        flat = " ".join(text.split())
+        assert "over 3 seeds" in flat
+        assert "same with any seed, as nothing is drawn by chance: TransitionCounter." in flat
+
+
 def test_the_protocol_is_said_once_and_what_differs_for_each_data_set() -> None:
     shared, *own = protocol_notes(
         {"toys": {"order": "TO", "candidates": "5"}, "beauty": {"order": "TO", "candidates": "6"}}
@@ -118,6 +136,27 @@ def test_what_is_published_names_its_source_and_protocol() -> None:
                 assert 0 < numbers["ndcg@10"] < numbers["hit@10"] < 0.2
     assert [p.value for p in published("HSTU", "amazon-toys", "ndcg@10")] == [0.0536, 0.0450]
     assert published("SASRec", "ml-100k", "ndcg@10") == []
+
+
+def test_a_published_number_stands_beside_the_model_itself_alone(lead: Lead) -> None:
+    variants = {
+        "SASRec": {},
+        "IDIOMoE": {"model": "IDIOMoE"},
+        "IDIOMoE again": {"model": "IDIOMoE"},
+        "IDTransformer from text": {"model": "IDTransformer", "item_init": "text"},
+        "GRU4Rec": {"model": "GRU4Rec", "train_batch_size": 128},
+    }
+    lead("SASRec", variants=variants)
+    text = Path("board/README.md").read_text()
+    numbers = {name: row["published NDCG@10"] for name, row in markdown_rows(text).items()}
+    assert numbers == dict.fromkeys(variants, "-") | {
+        "SASRec": "0.0542 (paper)",
+        "IDIOMoE": "0.0531 (paper)",
+        "GRU4Rec": "0.0084 (paper-copied)",
+    }
+    for name in ("leaderboard.tex", "leaderboard.html"):
+        text = Path("board", name).read_text()
+        assert "0.0531 (paper)" in text and "0.0271" not in text
 
 
 def test_a_mix_is_a_row_of_its_own_in_every_format(lead: Lead) -> None:

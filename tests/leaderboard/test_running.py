@@ -46,7 +46,7 @@ def test_later_calls_add_models_seeds_and_data_sets(lead: Lead, runner: Runner) 
 
 def test_an_interrupted_call_goes_on_with_what_is_left(lead: Lead, runner: Runner) -> None:
     runner.interrupted = 1
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted; the same command goes on$"):
         lead()
     assert runner.ran == BOTH[:1] and not list(Path("saved").iterdir())
     assert main(["board"]) == 0  # its table so far

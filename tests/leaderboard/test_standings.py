@@ -24,7 +24,8 @@ from tests.leaderboard.conftest import Lead
 
 
 def standing(name: str, values: list[float], ours: bool = False, worst: int = 10) -> Standing:
-    runs = [{"test_result": {"ndcg@10": value}, "alone": True} for value in values]
+    about = {"alone": True, "parameters": {"total": 5}}
+    runs = [{"test_result": {"ndcg@10": value}, **about} for value in values]
     ranks = [ranks_by_chance(f"{name} {seed}", worst) for seed, _ in enumerate(values)]
     return Standing(name, Row("SASRec", ours, {}, name), runs, ranks)
 

@@ -12,7 +12,7 @@ from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
 import recbole_idiomoe
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import measures, quick_start
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.errors import CheckpointError, IdiomoeError, SettingError
@@ -40,9 +40,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data" / "cycle"
 
 
-def run(data: Path, **settings: Any) -> dict[str, Any]:
+def run(data: Path, model: str = "IDIOMoE", **settings: Any) -> dict[str, Any]:
     (result,) = quick_start.run(
-        "IDIOMoE", "cycle", settings=FOUR_EPOCHS | settings | {"data_path": str(data.parent)}
+        model, "cycle", settings=FOUR_EPOCHS | settings | {"data_path": str(data.parent)}
     )
     return result
 
@@ -72,7 +72,7 @@ def assert_same(one: Any, other: Any, where: str = "state") -> None:
         assert torch.equal(one, other), where
     elif isinstance(one, dict):
         assert list(one) == list(other), where
-        for key in one:
+        for key in one.keys() - {"seconds"}:  # which no two runs take alike
             assert_same(one[key], other[key], f"{where}[{key}]")
     elif isinstance(one, list | tuple):
         assert len(one) == len(other), where
@@ -124,6 +124,37 @@ def test_a_finished_run_resumes_to_the_same_result(data: Path) -> None:
     (again,) = quick_start.run(resume=finished["folder"])
     assert again["test_result"] == finished["test_result"]
     assert again["epochs"] == 4
+
+
+@pytest.mark.parametrize(("model", "trainer"), [("IDIOMoE", IdiomoeTrainer), ("SASRec", Trainer)])
+def test_a_resumed_run_says_what_it_took_in_all(
+    model: str, trainer: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch takes 1,000 s and an evaluation 100 s, by a clock that the test moves."""
+    passed = 0.0
+    monkeypatch.setattr(measures.time, "perf_counter", lambda: passed)
+
+    def taking(name: str, seconds: float) -> None:
+        original = getattr(trainer, name)
+
+        def slow(*args: Any, **given: Any) -> Any:
+            nonlocal passed
+            passed += seconds
+            return original(*args, **given)
+
+        monkeypatch.setattr(trainer, name, slow)
+
+    taking("_train_epoch", 1000)
+    taking("evaluate", 100)
+    own: dict[str, Any] = {"item_warmup": 0.0, "text_ramp": 0.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_epoch", interrupt(trainer, "_train_epoch", 4))
+        with pytest.raises(KeyboardInterrupt):
+            run(data, model, checkpoint_dir="broken", **own)
+    folder = only_folder("broken")
+    for _ in ("unfinished", "finished"):
+        (result,) = quick_start.run(resume=folder)
+        assert (result["train_seconds"], result["eval_seconds"]) == (4000, 500)
 
 
 def test_the_last_epochs_models_are_kept_if_asked_for(

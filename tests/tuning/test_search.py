@@ -15,7 +15,7 @@ from recbole_idiomoe import one_run, quick_start, yaml_files
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.grid import Grid, cells_of
-from recbole_idiomoe.tuning import table, tune
+from recbole_idiomoe.tuning import table, trials, tune
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY, titles_of
 
@@ -140,7 +140,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(validate: Validate)
     (whole,) = tune(**SASREC, settings=SPACE | {"tuned": "whole"}, trials=14)
     validate.tried.clear()
     validate.fail_at(12, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted; the same command goes on$"):
         tune(**SASREC, settings=SPACE, trials=14)
     assert len(json.loads(KEPT.read_text())["trials"]) == 11 and not BEST.exists()
     validate.tried.clear()
@@ -221,6 +221,21 @@ def test_a_search_that_was_killed_holds_nothing(validate: Validate) -> None:
         other.kill()
     tune(**SASREC, settings=SPACE, trials=1)
     assert len(validate.tried) == 1
+
+
+def test_a_lock_of_another_account_is_one_line(
+    validate: Validate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(path: Path, *args: Any, **options: Any) -> Any:
+        if str(path).endswith(".lock"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, *args, **options)
+
+    monkeypatch.setattr(trials, "open", opened, raising=False)
+    said = r"^tuned/SASRec_ml-100k\.lock cannot be written \(Permission denied\); remove it if "
+    with pytest.raises(SettingError, match=said):
+        tune(**SASREC, settings=SPACE, trials=1)
+    assert not validate.tried
 
 
 def test_other_data_end_the_search(validate: Validate, monkeypatch: pytest.MonkeyPatch) -> None:
