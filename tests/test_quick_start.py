@@ -243,7 +243,7 @@ def test_a_run_that_was_stopped_before_its_folder_names_none(
     def interrupted(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quick_start, "load_dataset", interrupted)
+    monkeypatch.setattr(one_run, "load_dataset", interrupted)
     settings = TINY | {"data_path": str(write_cycle(tmp_path / "cycle"))}
     with pytest.raises(KeyboardInterrupt) as stop:
         quick_start.run("SASRec", "cycle", settings=settings)
