@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from recbole_idiomoe.lm import with_random_weights
 from recbole_idiomoe.model.catalog_lm import CatalogLM, untouched_backbone
 from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.run_folder import read_run
-from recbole_idiomoe.settings import UNTRAINED
+from recbole_idiomoe.settings import UNTRAINED, Settings
+
+# Settings by which runs of a model are told apart, RecBole's last.
+_TOLD = (
+    *(field.name for field in fields(Settings)),
+    *("seed", "epochs", "train_batch_size", "learning_rate", "weight_decay"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Run:
     """A trained language model and the data set that it was trained on."""
 
     label: str
-    """Its model's name, with a number where several runs share it."""
+    """Its model's name, with what tells it apart where several runs share it."""
     folder: Path
     info: dict[str, Any]
     """What :func:`~recbole_idiomoe.run_folder.read_run` gives."""
@@ -177,14 +183,26 @@ def chosen_device(name: str) -> torch.device:
 
 
 def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for each run, as short as can be: its model, its data set, and a number."""
+    """A name for each run, as short as can be: its model, its data set, and what tells it apart.
+
+    That is a setting, as in ``IDIOMoE freeze=backbone``; where runs of a name differ in several, or
+    in none, a number.
+    """
     several = len({info["dataset"] for info in infos}) > 1
     names = [f"{i['model']} {i['dataset']}" if several else str(i["model"]) for i in infos]
-    shared, seen = Counter(names), Counter[str]()
-    labels = []
-    for name in names:
-        seen[name] += 1
-        labels.append(f"{name} ({seen[name]})" if shared[name] > 1 else name)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        groups[name].append(place)
+    labels = list(names)
+    for name, places in groups.items():
+        if len(places) > 1:
+            chosen = [infos[place]["settings"] for place in places]
+            apart = [key for key in _TOLD if len({str(each.get(key)) for each in chosen}) > 1]
+            told = [f"{apart[0]}={each.get(apart[0])}" for each in chosen] if apart else []
+            if len(apart) > 1 or len(set(told)) < len(places):
+                told = [f"({number})" for number in range(1, len(places) + 1)]
+            for place, words in zip(places, told, strict=True):
+                labels[place] = f"{name} {words}"
     return labels
 
 

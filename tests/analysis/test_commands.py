@@ -23,7 +23,7 @@ from recbole_idiomoe.analysis.neurons import value_vectors
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.report import HELP
 from recbole_idiomoe.analysis.results import Analysis, Row
-from recbole_idiomoe.analysis.runs import open_runs
+from recbole_idiomoe.analysis.runs import _labels, open_runs
 from recbole_idiomoe.analysis.settings import AnalysisSettings, EfficiencySettings
 from recbole_idiomoe.lm import decoder_layers
 from recbole_idiomoe.lm.decoder import ffn_names
@@ -302,6 +302,25 @@ def test_runs_of_one_name_are_told_apart(folders: Folders) -> None:
     content = analysed("ffn-memory", folders["IDIOMoE"], folders["frozen"], "--k", "5")
     assert [run["run"] for run in content["runs"]] == ["IDIOMoE (1)", "IDIOMoE (2)"]
     assert content["runs"][0]["folder"] == folders["IDIOMoE"].name
+
+
+def info(dataset: str = "toys", **settings: Any) -> dict[str, Any]:
+    return {"model": "IDIOMoE", "dataset": dataset, "settings": settings}
+
+
+@pytest.mark.parametrize(
+    ("infos", "labels"),
+    [
+        ([info(), {"model": "ItemLLM", "dataset": "toys"}], ["IDIOMoE", "ItemLLM"]),
+        ([info(), info("beauty")], ["IDIOMoE toys", "IDIOMoE beauty"]),
+        ([info(seed=1, data_path="a"), info(seed=2)], ["IDIOMoE seed=1", "IDIOMoE seed=2"]),
+        ([info(seed=1), info(seed=2), info(seed=1)], [f"IDIOMoE ({n})" for n in (1, 2, 3)]),
+        ([info(seed=1, epochs=2), info(seed=2)], ["IDIOMoE (1)", "IDIOMoE (2)"]),
+        ([info(), info()], ["IDIOMoE (1)", "IDIOMoE (2)"]),
+    ],
+)
+def test_labels_are_as_short_as_can_be(infos: list[dict[str, Any]], labels: list[str]) -> None:
+    assert _labels(infos) == labels
 
 
 @pytest.mark.parametrize(
