@@ -90,21 +90,28 @@ def plain_text(analysis: Analysis, written: Sequence[Path]) -> str:
 def _fitted(rows: Sequence[Row]) -> list[str]:
     """The rows as a table, or, where a terminal has no room for it, as several.
 
-    What rows have in common, of the first columns as few as it takes, stands above each of them;
-    where that is not enough, words are cut shorter.
+    What all rows have in common stands above the table, of such columns as few as it takes; where
+    that is not enough, so does what some have in common, of the first columns; and where that is
+    not, words are cut shorter.
     """
     names = list(rows[0])
     alike = [n for n in range(len(names)) if len({_first(row, n) for row in rows}) < len(rows)]
     most = max([1, *alike])  # a run's name may stand above a single row
+    same = [name for name in names if len(rows) > 1 and len({row[name] for row in rows}) == 1]
+    layouts = [same[:n] for n in range(len(same) + 1)]
+    layouts += [names[:n] + same for n in range(1, most + 1)]
     titles, *whole = as_text(rows)
-    for longest, above in product(range(WORD, SHORTEST - 1, -1), range(most + 1)):
+    for longest, above in product(range(WORD, SHORTEST - 1, -1), layouts):
+        below = [n for n, name in enumerate(names) if name not in above]
         tables: dict[str, list[list[str]]] = {}
         for row, words, cells in zip(rows, whole, as_text(rows, longest)[1:], strict=True):
             common = ", ".join(
                 word if isinstance(row[name], str) else f"{title} {word}"
-                for name, title, word in zip(names[:above], titles, words, strict=False)
+                for name, title, word in zip(names, titles, words, strict=True)
+                if name in above
             )
-            tables.setdefault(common, [titles[above:]]).append(cells[above:])
+            table = tables.setdefault(common, [[titles[n] for n in below]])
+            table.append([cells[n] for n in below])
         lines = [
             line
             for common, each in tables.items()

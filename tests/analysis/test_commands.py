@@ -96,21 +96,28 @@ def test_a_terminal_has_all_figures_of_a_table_that_is_wider() -> None:
     places = [(run, neuron) for run in ("IDTransformer (1)", "ItemLLM") for neuron in (7, 131)]
     rows: list[Row] = [
         {"run": run, "expert": "item expert", "layer": 5, "neuron": neuron, "rank": rank}
-        | {"item": "B00000IV35", "title": "Wooden train set with a bridge"}
-        | {"category": "Play Trains & Railway Sets", "cosine": 0.5 + rank / 100 + neuron / 1000}
-        | {"token": " straightforwardness", "token_cosine": 0.25 + rank / 100}
+        | {"item": f"B00000IV3{rank}", "title": f"Wooden train set with {rank} bridges"}
+        | {"category": f"Play Trains & Railways {rank}", "cosine": 0.5 + rank / 100 + neuron / 1000}
+        | {"token": f" straightforward{rank}", "token_cosine": 0.25 + rank / 100}
         for run, neuron in places
         for rank in (1, 2)
     ]
+    figures = ("dense_ms", "run_ms", "more_time_%", "spread_%", "dense_examples_s")
+    figures += ("run_examples_s", "dense_tokens_s", "run_tokens_s")
     costs: list[Row] = [
-        {"run": "IDTransformer (1)", "length": length, "phase": phase, "dense_ms": 1234.5}
-        | {"run_ms": 2345.6, "more_time_%": 90.1, "spread_%": 0.123, "dense_examples_s": 1234.5}
-        | {"run_examples_s": 2345.6, "dense_tokens_s": 34567.8, "run_tokens_s": 45678.9}
+        {"run": "IDTransformer (1)", "length": length, "phase": phase}
+        | {name: 4.321 * length + len(phase) + n for n, name in enumerate(figures)}
+        | {"run_tokens_s": 45678.9 + length + len(phase)}
         for length in (512, 1024)
         for phase in ("train", "infer")
     ]
     likelihood: list[Row] = [{"run": "r" * 26, **{f"measure_{n}": n / 3 for n in range(7)}}]
-    tables = {"neurons": rows, "costs": costs, "text": likelihood}
+    kept: list[Row] = [
+        {"run": f"IDIOMoE freeze={policy}", "tokens": 352_614, "bytes": 1_287_656}
+        | {f"perplexities{n}": len(policy) + n / 3 for n in range(3)}
+        for policy in ("backbone", "none")
+    ]
+    tables = {"neurons": rows, "costs": costs, "text": likelihood, "kept": kept}
     analysis = Analysis("any", "Any", [], {}, tables, [], "CPU", {})
     printed = outputs.plain_text(analysis, [Path("out/any.json")])
     assert max(map(len, printed.splitlines())) <= 80
@@ -118,12 +125,14 @@ def test_a_terminal_has_all_figures_of_a_table_that_is_wider() -> None:
         table = printed.partition(f"{run}, item expert, layer 5, neuron {neuron}\n")[2]
         table = table.partition("\n\n")[0]
         for rank in (1, 2):
-            assert "B00000IV35  Wooden tr" in table and f"{0.25 + rank / 100:.4f}" in table
+            assert f"B00000IV3{rank}  Wooden tr" in table and f"{0.25 + rank / 100:.4f}" in table
             assert f"{0.5 + rank / 100 + neuron / 1000:.4f}" in table
     for length in (512, 1024):
         table = printed.partition(f"IDTransformer (1), length {length}\n")[2].split("\n\n")[0]
-        assert table.count("34,568  45,679") == 2
+        assert all(f"{45_679 + length + more:,}" in table for more in (5,))
     assert "r" * 26 in printed and "2.000" in printed
+    table = printed.partition("tokens 352614\n")[2].split("\n\n")[0]
+    assert "IDIOMoE freeze=backbone" in table and "IDIOMoE freeze=none" in table
 
 
 def test_without_matplotlib_there_are_numbers(
