@@ -162,10 +162,11 @@ class WindowLoader:
         return self._step(self.sampler.batches[number].tolist())
 
     def _step(self, indices: list[int]) -> list[SequenceBatch]:
-        sequences = [
-            self.builder.build_training(self.windows[i], bool(self._with_text[i]), self._asked[i])
-            for i in indices
-        ]
+        sequences = self.builder.build_all_training(
+            [self.windows[i] for i in indices],
+            self._with_text[indices],
+            [self._asked[i] for i in indices],
+        )
         shares = [self._grouped(sequences[rank :: self.ranks]) for rank in range(self.ranks)]
         own, of_step = shares[self.rank], counts(sequences)
         batches = [replace(collate(group, self.pad_token_id), **of_step) for group in own]

@@ -122,9 +122,17 @@ class SequenceBuilder:
         texts are shortened evenly, then dropped oldest first, then the oldest items go. A query
         takes its tokens from them, then from the instruction; what one item leaves is its most.
         """
-        sequence, _ = self._assemble(items, with_text, query, NOTHING)
-        last = np.array([len(sequence.input_ids) - 1])
-        return sequence._replace(predict_at=last)
+        return self.build_all([items], np.array([with_text]), [query])[0]
+
+    def build_all(
+        self,
+        histories: Sequence[np.ndarray],
+        with_text: np.ndarray,
+        queries: Sequence[np.ndarray],
+    ) -> list[TokenSequence]:
+        """:meth:`build` of each history, at once: of single ones Python would take most of it."""
+        joined = self._joined(histories, with_text, queries)
+        return joined.cut(predict_at=joined.lengths - 1, each=np.ones_like(joined.lengths))
 
     def build_training(
         self, window: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
@@ -135,50 +143,108 @@ class SequenceBuilder:
             window: item rows, oldest first, at least two.
             query: token ids of what the last item answers.
         """
-        begun = self._codes[window[-1]][:-1]
-        sequence, starts = self._assemble(window[:-1], with_text, query, begun)
-        targets = window[len(window) - len(starts) :]
-        starts[-1] = len(sequence.input_ids) - len(begun) - 1  # behind the query
-        previous = window[len(window) - len(starts) - 1 : -1].copy()
-        if len(query):
-            previous[-1] = 0  # it is the query that is answered, not the item
+        return self.build_all_training([window], np.array([with_text]), [query])[0]
+
+    def build_all_training(
+        self,
+        windows: Sequence[np.ndarray],
+        with_text: np.ndarray,
+        queries: Sequence[np.ndarray],
+    ) -> list[TokenSequence]:
+        """:meth:`build_training` of each window, at once."""
+        following = np.array([window[-1] for window in windows])
+        histories = [window[:-1] for window in windows]
+        joined = self._joined(histories, with_text, queries, following)
+        last = np.cumsum(joined.item_num) - 1  # of each sequence's items
+        starts, previous = joined.ends, joined.items.copy()
+        begun = self.code_lengths[following] - 1
+        starts[last] = joined.lengths - begun - 1  # behind the query
+        asked = np.array([len(query) > 0 for query in queries])
+        previous[last[asked]] = 0  # it is the query that is answered, not the item
+        targets = np.r_[joined.items[1:], 0]
+        targets[last] = following
         lengths = self.code_lengths[targets]
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return sequence._replace(
-            predict_at=np.repeat(starts, lengths) + within,
-            targets=np.concatenate([self._codes[item] for item in targets]),
+        return joined.cut(
+            predict_at=np.repeat(starts, lengths) + _within(lengths),
+            each=_sums_of(lengths, joined.item_num),
+            targets=self._codes.values[
+                np.repeat(self._codes.starts[targets], lengths) + _within(lengths)
+            ],
             previous=np.repeat(previous, lengths),
         )
 
-    def _assemble(
-        self, items: np.ndarray, with_text: bool, query: np.ndarray, begun: np.ndarray
-    ) -> tuple[TokenSequence, np.ndarray]:
-        """A sequence that asks nothing yet, and where each kept item's segment ends.
+    def _joined(
+        self,
+        histories: Sequence[np.ndarray],
+        with_text: np.ndarray,
+        queries: Sequence[np.ndarray],
+        following: np.ndarray | None = None,
+    ) -> _Joined:
+        """Sequences that ask nothing yet, one behind the other.
 
         Args:
-            begun: tokens of a further item, behind the query.
+            following: a further item of each, of whose tokens all but the last stand at the end.
         """
-        query = query[: self._most_beside]
-        instruction = self.instruction[: self._most_beside - len(query)]
-        room = self.max_tokens - len(instruction) - len(query) - self._tail
-        items, text_lengths = self._fit(items, with_text, room)
-        pieces = [instruction]
-        for item, length in zip(items, text_lengths, strict=True):
-            text, code = self._texts[item][:length], self._codes[item]
-            pieces += [code, text] if self.item_first else [text, code]
-        input_ids = np.concatenate([*pieces, query, begun])
-        lengths = text_lengths + self.code_lengths[items]
-        numbers = np.r_[np.arange(len(items) + 1), 0, len(items) + 1]
-        parts = np.r_[len(instruction), lengths, len(query), len(begun)]
-        sequence = TokenSequence(
+        query_lengths = np.minimum([len(query) for query in queries], self._most_beside)
+        instruction_lengths = np.minimum(len(self.instruction), self._most_beside - query_lengths)
+        room = self.max_tokens - instruction_lengths - query_lengths - self._tail
+        items, text_lengths, item_num = self._fit_all(histories, with_text, room)
+
+        # Of a sequence: the instruction, text and code of each item, the query, what is begun.
+        piece_num = 2 * item_num + 3
+        last = np.cumsum(piece_num) - 1
+        first = last - piece_num + 1
+        of_items = np.repeat(first + 1, item_num) + 2 * _within(item_num)
+        texts, codes = of_items + self.item_first, of_items + (not self.item_first)
+        source, start, length, number = np.zeros((4, piece_num.sum()), dtype=np.int64)
+        length[first] = instruction_lengths
+        source[texts], start[texts], length[texts] = 1, self._texts.starts[items], text_lengths
+        source[codes], start[codes] = 2, self._codes.starts[items]
+        length[codes] = self.code_lengths[items]
+        number[texts] = number[codes] = _within(item_num) + 1
+        source[last - 1], length[last - 1] = 3, query_lengths
+        start[last - 1] = np.cumsum(query_lengths) - query_lengths
+        if following is not None:
+            source[last], start[last] = 2, self._codes.starts[following]
+            length[last] = self.code_lengths[following] - 1
+        number[last] = item_num + 1
+
+        asked = [query[:most] for query, most in zip(queries, query_lengths, strict=True)]
+        places = np.repeat(start, length) + _within(length)
+        sources = np.repeat(source, length)
+        input_ids = np.empty(len(places), dtype=np.int64)
+        kinds = self.instruction, self._texts.values, self._codes.values, np.concatenate(asked)
+        for kind, values in enumerate(kinds):
+            chosen = sources == kind
+            input_ids[chosen] = values[places[chosen]]
+        item_lengths = text_lengths + self.code_lengths[items]
+        ends = np.repeat(instruction_lengths, item_num) - 1
+        ends += _within(item_num, item_lengths) + item_lengths
+        return _Joined(
             input_ids,
             token_types=np.where(input_ids >= self.item_token_offset, ITEM, TEXT),
-            segments=np.repeat(numbers, parts),
-            predict_at=NOTHING,
-            targets=NOTHING,
-            previous=NOTHING,
+            segments=np.repeat(number, length),
+            lengths=_sums_of(length, piece_num),
+            items=items,
+            item_num=item_num,
+            ends=ends,
         )
-        return sequence, len(instruction) + np.cumsum(lengths) - 1
+
+    def _fit_all(
+        self, histories: Sequence[np.ndarray], with_text: np.ndarray, room: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:meth:`_fit` of each, joined, and how many items each keeps."""
+        item_num = np.array([len(history) for history in histories])
+        items = np.concatenate(histories)
+        text_lengths = self._text_lengths[items] * np.repeat(with_text, item_num)
+        too_long = _sums_of(self.code_lengths[items] + text_lengths, item_num) > room
+        if not too_long.any():
+            return items, text_lengths, item_num
+        kept = list(zip(histories, np.split(text_lengths, np.cumsum(item_num)[:-1]), strict=True))
+        for i in np.flatnonzero(too_long).tolist():
+            kept[i] = self._fit(histories[i], bool(with_text[i]), int(room[i]))
+        items, text_lengths = (np.concatenate(each) for each in zip(*kept, strict=True))
+        return items, text_lengths, np.array([len(each) for each, _ in kept])
 
     def _fit(self, items: np.ndarray, with_text: bool, room: int) -> tuple[np.ndarray, np.ndarray]:
         """The items that stay in ``room`` tokens, and the tokens of each one's text."""
@@ -193,6 +259,56 @@ class SequenceBuilder:
         lengths = np.minimum(lengths, max(_even_cap(lengths, room), MIN_TEXT_TOKENS))
         newest_first = np.cumsum(lengths[::-1])[::-1]
         return items, np.where(newest_first <= room, lengths, 0)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Several sequences, one behind the other, and the items that they keep, likewise."""
+
+    input_ids: np.ndarray
+    token_types: np.ndarray
+    segments: np.ndarray
+    lengths: np.ndarray
+    """Tokens of each sequence."""
+    items: np.ndarray
+    item_num: np.ndarray
+    """Items of each sequence."""
+    ends: np.ndarray
+    """Where in its sequence each item's segment ends."""
+
+    def cut(
+        self,
+        predict_at: np.ndarray,
+        each: np.ndarray,
+        targets: np.ndarray = NOTHING,
+        previous: np.ndarray = NOTHING,
+    ) -> list[TokenSequence]:
+        """The sequences by themselves; of what they ask, ``each`` says how much is whose."""
+        asked = each if len(targets) else np.zeros_like(each)
+        parts = [
+            *(Ragged.joined(v, self.lengths) for v in (self.input_ids, self.token_types)),
+            Ragged.joined(self.segments, self.lengths),
+            Ragged.joined(predict_at, each),
+            *(Ragged.joined(values, asked) for values in (targets, previous)),
+        ]
+        return [TokenSequence(*arrays) for arrays in zip(*parts, strict=True)]
+
+
+def _within(lengths: np.ndarray, steps: np.ndarray | None = None) -> np.ndarray:
+    """0, 1, 2, ... for each of these lengths; with ``steps``, what of them stands in front."""
+    ones = np.ones(lengths.sum(), dtype=np.int64) if steps is None else steps
+    before = np.cumsum(ones) - ones
+    firsts = np.cumsum(lengths) - lengths
+    found: np.ndarray = before - np.repeat(np.r_[before, 0][firsts], lengths)
+    return found
+
+
+def _sums_of(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Sums of as many of ``values`` as each of ``lengths`` says, in their order."""
+    sums = np.r_[0, np.cumsum(values)]
+    stops = np.cumsum(lengths)
+    found: np.ndarray = sums[stops] - sums[stops - lengths]
+    return found
 
 
 def _sums(of_item: np.ndarray, windows: Ragged) -> np.ndarray:
@@ -270,11 +386,14 @@ class SequenceBatch:
 
 def counts(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
     """``item_count``, ``text_count`` and ``token_count`` of a step of ``sequences``."""
-    is_text = [sequence.token_types == TEXT for sequence in sequences]
+    is_text = np.concatenate([sequence.token_types for sequence in sequences]) == TEXT
+    stops = np.cumsum([len(sequence.token_types) for sequence in sequences])
+    is_followed = is_text[:-1] & is_text[1:]
+    is_followed[stops[:-1] - 1] = False  # by another sequence
     return {
         "item_count": sum(len(sequence.targets) for sequence in sequences),
-        "text_count": sum(int((text[:-1] & text[1:]).sum()) for text in is_text),
-        "token_count": sum(len(sequence.input_ids) for sequence in sequences),
+        "text_count": int(is_followed.sum()),
+        "token_count": len(is_text),
     }
 
 

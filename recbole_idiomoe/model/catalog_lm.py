@@ -239,7 +239,8 @@ class CatalogLM(nn.Module):
         if query is None and any(len(history) == 0 for history in histories):
             raise DataError("a history is empty; at least one item is needed to go on from.")
         asked = NOTHING if query is None else self.encode_query(query)
-        return [self.builder.build(h, self.settings.use_text, asked) for h in histories]
+        with_text = np.full(len(histories), self.settings.use_text)
+        return self.builder.build_all(histories, with_text, [asked] * len(histories))
 
     def encode_query(self, query: str) -> np.ndarray:
         """Token ids of a query behind its prompt, at most 64 of its own."""

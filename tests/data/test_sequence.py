@@ -214,6 +214,35 @@ def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
         assert len(whole.input_ids) == built.length(np.array(fits))
 
 
+WINDOWS = st.lists(st.integers(1, 5), min_size=2, max_size=9).map(np.array)
+QUERIES = st.lists(st.integers(0, 49), max_size=4).map(lambda ids: np.array(ids, dtype=np.int64))
+
+
+@given(
+    asked=st.lists(st.tuples(WINDOWS, st.booleans(), QUERIES), min_size=1, max_size=6),
+    item_first=st.booleans(),
+    max_tokens=st.integers(8, 40),
+)
+def test_many_at_once_are_as_each_by_itself(
+    asked: list[tuple[np.ndarray, bool, np.ndarray]], item_first: bool, max_tokens: int
+) -> None:
+    texts = [[], [1, 2, 3], [4], [], [5] * 7, [6, 7]]
+    codes = [[100], [101, 102], [103], [104, 105, 106], [107], [108, 109]]
+    if not item_first:
+        codes = [[code[0]] for code in codes]
+    options: dict[str, Any] = {"item_first": item_first, "max_tokens": max_tokens}
+    made = SequenceBuilder(texts, codes, OFFSET, instruction=[50, 51], **options)
+    windows, with_text, queries = zip(*asked, strict=True)
+    for all_at_once, each in (
+        (made.build_all, made.build),
+        (made.build_all_training, made.build_training),
+    ):
+        together = all_at_once(windows, np.array(with_text), queries)
+        for sequence, alone in zip(together, map(each, *zip(*asked, strict=True)), strict=True):
+            for array, wanted in zip(sequence, alone, strict=True):
+                np.testing.assert_array_equal(array, wanted)
+
+
 def test_collate_for_training() -> None:
     b = builder()
     windows = [np.array([1, 3, 2]), np.array([2, 1])]
