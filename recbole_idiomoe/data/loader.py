@@ -12,15 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from recbole_idiomoe.data.batch import SequenceBatch, collate, counts
 from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.data.sequence import (
-    NOTHING,
-    SequenceBatch,
-    SequenceBuilder,
-    TokenSequence,
-    collate,
-    counts,
-)
+from recbole_idiomoe.data.sequence import NOTHING, SequenceBuilder, TokenSequence
 
 # Windows are sorted by length inside pools of this many batches: long enough for little
 # padding, short enough that a batch's company changes every epoch.

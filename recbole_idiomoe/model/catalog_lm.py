@@ -15,16 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
+from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.item_codes import ItemCodes, load_item_codes, make_item_codes
 from recbole_idiomoe.data.loader import token_groups
-from recbole_idiomoe.data.sequence import (
-    NOTHING,
-    SequenceBatch,
-    SequenceBuilder,
-    TokenSequence,
-    collate,
-)
+from recbole_idiomoe.data.sequence import NOTHING, SequenceBuilder, TokenSequence
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.data.text_tokens import text_tokens
 from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError

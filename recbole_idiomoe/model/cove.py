@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from recbole_idiomoe.data.sequence import SequenceBatch
+from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.lm.item_loss import summed_cross_entropy
 from recbole_idiomoe.lm.modeling import IGNORED
 from recbole_idiomoe.model.catalog_lm import CatalogLM

@@ -11,8 +11,8 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import read_catalog
-from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.lm import TWO_EXPERT
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.model.soft_targets import training_followers

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from recbole_idiomoe import distributed
+from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.loader import WindowLoader
-from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import IdiomoeError
 
 logger = logging.getLogger(__name__)

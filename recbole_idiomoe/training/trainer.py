@@ -23,9 +23,9 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from recbole_idiomoe import distributed
+from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.query import item_queries
-from recbole_idiomoe.data.sequence import SequenceBatch
 from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.evaluation.sharing import SharedCollector, shared
 from recbole_idiomoe.files import new_folder

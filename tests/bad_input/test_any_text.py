@@ -10,8 +10,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.sequence import ITEM, TEXT, collate
+from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.data.template import clean
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.lm.vocabulary import item_tokens

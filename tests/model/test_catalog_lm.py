@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import WindowLoader
-from recbole_idiomoe.data.sequence import ITEM, TEXT, collate
+from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recbole_idiomoe import load, quick_start
-from recbole_idiomoe.data.sequence import collate
+from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.model.cove import CausalCatalogLM, CoVE

@@ -11,7 +11,7 @@ from recbole.trainer import Trainer
 
 from recbole_idiomoe import load, quick_start
 from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.data.sequence import collate
+from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.errors import SettingError
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.model.catalog_lm import CatalogLM

@@ -13,8 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.sequence import SequenceBatch, collate
 from recbole_idiomoe.model.catalog_lm import CatalogLM
 from recbole_idiomoe.settings import Settings
 from tests.helpers import TINY_BACKBONE

@@ -11,9 +11,9 @@ from safetensors import safe_open
 
 from recbole_idiomoe import load, quick_start
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.data.sequence import collate
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.errors import DataError, SettingError
 from recbole_idiomoe.lm import item_loss

@@ -14,8 +14,8 @@ from recbole.data import data_preparation
 from recbole.utils import init_seed
 
 from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.data.sequence import SequenceBatch, collate
 from recbole_idiomoe.measures import Clock
 from recbole_idiomoe.registry import LANGUAGE_MODELS, MODELS, get_model, get_trainer
 from recbole_idiomoe.training.stages import pretrain

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_idiomoe import quick_start
-from recbole_idiomoe.data.sequence import SequenceBatch
+from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.training import micro_batches
 from recbole_idiomoe.training.micro_batches import MicroBatches
