@@ -92,15 +92,18 @@ class IdiomoeTrainer(Trainer):
         self.catalog_lm = model.catalog_lm
         self.settings = model.catalog_lm.settings
         in_bf16 = computes_in_bf16(self.settings, config["device"])
-        hooks, on_gpu = DDPCommunicationHookType, config["device"].type == "cuda"
+        on_gpu = config["device"].type == "cuda"
+        # Gradients of matrices are of that precision already: they lose no more by it than by their
+        # sum over the processes, and are half the bytes. Only NCCL can.
+        sent_as = (
+            DDPCommunicationHookType.BF16 if in_bf16 and on_gpu else DDPCommunicationHookType.NO
+        )
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="bf16" if in_bf16 else "no",
             kwargs_handlers=[
                 DistributedDataParallelKwargs(
-                    # Gradients of matrices are of that precision already: they lose no more by it
-                    # than their sum over the processes does, and are sent in half the time.
-                    comm_hook=hooks.BF16 if in_bf16 and on_gpu else hooks.NO,
+                    comm_hook=sent_as,
                     # Such as experts in a batch without their type, a head where no text is learnt.
                     find_unused_parameters=True,
                     gradient_as_bucket_view=True,
