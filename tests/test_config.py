@@ -100,6 +100,14 @@ def test_ours_lie_above_recboles_and_below_the_users(
     assert config("SASRec", "mine", n_heads=8, **values)["n_heads"] == 8
 
 
+@pytest.mark.parametrize("dataset", ["amazon-toys", "amazon-beauty", "amazon-sports"])
+def test_the_id_only_control_knows_no_text_unless_told(dataset: str) -> None:
+    alone = config("IDTransformer", dataset).settings
+    assert alone.item_init == "random" and alone.text_smoothing == 0 and not alone.use_text
+    assert alone.transition_smoothing == config("IDIOMoE", dataset).settings.transition_smoothing
+    assert config("IDTransformer", dataset, text_smoothing=0.1).settings.text_smoothing == 0.1
+
+
 def test_our_defaults_hide_no_setting_of_a_recbole_model() -> None:
     import recbole
 
