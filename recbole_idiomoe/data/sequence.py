@@ -102,10 +102,11 @@ class SequenceBuilder:
     def lengths(self, windows: Ragged, with_text: bool = True) -> np.ndarray:
         """:meth:`length` of each of ``windows``, shape ``(windows,)``."""
         last = windows.values[windows.stops - 1]
-        tokens = _sums(self.code_lengths, windows)
+        before_last = windows.starts, windows.stops - 1
+        tokens = _sums(self.code_lengths[windows.values], *before_last)
         is_whole = tokens <= self.room
         if with_text:
-            tokens = tokens + _sums(self._text_lengths, windows)
+            tokens = tokens + _sums(self._text_lengths[windows.values], *before_last)
             is_whole &= tokens <= self.room
         lengths = len(self.instruction) + tokens + self.code_lengths[last] - 1
         for i in np.flatnonzero(~is_whole).tolist():
@@ -164,11 +165,9 @@ class SequenceBuilder:
         targets[last] = following
         lengths = self.code_lengths[targets]
         return joined.cut(
-            predict_at=np.repeat(starts, lengths) + _within(lengths),
+            predict_at=_places(starts, lengths),
             each=_sums_of(lengths, joined.item_num),
-            targets=self._codes.values[
-                np.repeat(self._codes.starts[targets], lengths) + _within(lengths)
-            ],
+            targets=self._codes.values[_places(self._codes.starts[targets], lengths)],
             previous=np.repeat(previous, lengths),
         )
 
@@ -209,7 +208,7 @@ class SequenceBuilder:
         number[last] = item_num + 1
 
         asked = [query[:most] for query, most in zip(queries, query_lengths, strict=True)]
-        places = np.repeat(start, length) + _within(length)
+        places = _places(start, length)
         sources = np.repeat(source, length)
         input_ids = np.empty(len(places), dtype=np.int64)
         kinds = self.instruction, self._texts.values, self._codes.values, np.concatenate(asked)
@@ -302,18 +301,22 @@ def _within(lengths: np.ndarray, steps: np.ndarray | None = None) -> np.ndarray:
     return found
 
 
-def _sums_of(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Sums of as many of ``values`` as each of ``lengths`` says, in their order."""
-    sums = np.r_[0, np.cumsum(values)]
-    stops = np.cumsum(lengths)
-    found: np.ndarray = sums[stops] - sums[stops - lengths]
+def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """So many numbers from each of ``starts`` on."""
+    found: np.ndarray = np.repeat(starts, lengths) + _within(lengths)
     return found
 
 
-def _sums(of_item: np.ndarray, windows: Ragged) -> np.ndarray:
-    """``of_item`` summed over the items of each window but the last."""
-    sums = np.r_[0, np.cumsum(of_item[windows.values])]
-    found: np.ndarray = sums[windows.stops - 1] - sums[windows.starts]
+def _sums_of(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Sums of as many of ``values`` as each of ``lengths`` says, in their order."""
+    stops = np.cumsum(lengths)
+    return _sums(values, stops - lengths, stops)
+
+
+def _sums(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Sums of ``values`` from each of ``starts`` to before its one of ``stops``."""
+    sums = np.r_[0, np.cumsum(values)]
+    found: np.ndarray = sums[stops] - sums[starts]
     return found
 
 
