@@ -159,7 +159,7 @@ def cells_of(
         expected = protocol(configs[grid.baseline], 0)
         for name, config in configs.items():
             check_same_protocol(name, protocol(config, 0), grid.baseline, expected)
-            complete, seed, files = config.complete_settings(), config["seed"], _files(config)
+            complete, seed, files = config.complete_settings(), config["seed"], files_of(config)
             cells += [
                 Cell(
                     name,
@@ -232,7 +232,7 @@ def check_same_protocol(
         )
 
 
-def _files(config: RunConfig) -> tuple[tuple[str, str], ...]:
+def files_of(config: RunConfig) -> tuple[tuple[str, str], ...]:
     """Those of the data set, text encoder and language, as :attr:`Cell.files` has them."""
     names = dict.fromkeys((config["dataset_label"], config["recbole_name"] or ""))
     paths = [path for name in names if name for path in sorted((config.data_root / name).glob("*"))]

@@ -23,7 +23,7 @@ from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.location import locate
 from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError, reason_of
 from recbole_idiomoe.files import write_text
-from recbole_idiomoe.grid import Cell, Grid, cells_of, grid_result, shared_settings
+from recbole_idiomoe.grid import Cell, Grid, cells_of, files_of, grid_result, shared_settings
 from recbole_idiomoe.report import write_result
 from recbole_idiomoe.run_folder import new_folder
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
@@ -108,10 +108,14 @@ def cells_with_data(
 
     Whatever is to be downloaded is, here: several processes would be in each other's way.
     """
-    for cell in {c.dataset: c for c in cells_of(grid, datasets, config_files, settings)}.values():
+    cells = cells_of(grid, datasets, config_files, settings)
+    has_come = False
+    for cell in {cell.dataset: cell for cell in cells}.values():
+        config = RunConfig(cell.model, cell.dataset, settings=cell.settings)
         with suppress(DataError):  # which its runs will say
-            locate(RunConfig(cell.model, cell.dataset, settings=cell.settings))
-    return cells_of(grid, datasets, config_files, settings)
+            locate(config)
+        has_come = has_come or files_of(config) != cell.files
+    return cells_of(grid, datasets, config_files, settings) if has_come else cells
 
 
 @contextmanager
