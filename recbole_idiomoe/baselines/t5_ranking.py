@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
+from recbole_idiomoe.baselines.t5_packing import additive
 from recbole_idiomoe.lm.prefix_tree import Piece, PrefixTree, edge_log_probs
 
 # Elements of the widest states held at once, as in score_memory: 256 MiB in float32.
@@ -67,7 +68,7 @@ def _rank(
     t5: T5ForConditionalGeneration, tree: PrefixTree, input_ids: Tensor, mask: Tensor
 ) -> Tensor:
     encoded = t5.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
-    history_mask = _additive(mask[:, None, None], encoded.dtype)
+    history_mask = additive(mask[:, None, None])
     # Of every history, computed for the first piece and read by all others.
     history_keys = DynamicCache()
     edges = torch.zeros(len(input_ids), len(tree), device=input_ids.device)
@@ -98,7 +99,7 @@ def _states(
     longest = int(depths.max()) + 1
     distance_bias = decoder.block[0].layer[0].SelfAttention.compute_bias(longest, longest)
     path_bias = distance_bias[:, :, depths][:, :, :, depths]
-    path_mask = _additive(tree.sees(piece.nodes)[None, None], hidden.dtype)
+    path_mask = additive(tree.sees(piece.nodes)[None, None])
     keys = EncoderDecoderCache(DynamicCache(), history_keys)
     history_bias = None
     for block in decoder.block:
@@ -113,10 +114,3 @@ def _states(
         )
     hidden = decoder.final_layer_norm(hidden)
     return hidden * t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else hidden
-
-
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention's scores: every kind of attention takes such a mask."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
-        ~seen, torch.finfo(dtype).min
-    )

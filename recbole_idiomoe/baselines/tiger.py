@@ -35,7 +35,9 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch.nn import functional
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
+from recbole_idiomoe.baselines.t5_packing import encode
 from recbole_idiomoe.baselines.t5_ranking import code_tree, rank_leaves
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
@@ -68,6 +70,7 @@ class TIGER(SequentialRecommender):
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.history_items, self.user_tokens = config["history_items"], config["user_tokens"]
+        self.half_precision = bool(config["enable_amp"])
         ids = _semantic_ids(dataset, config.settings, config["seed"])
         logger.info(ids.describe())
         # Kept with the weights: what they mean are these codes.
@@ -115,11 +118,15 @@ class TIGER(SequentialRecommender):
         return loss
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """Log-probability of all items, shape ``(batch, item_num)``."""
+        """Log-probability of all items, shape ``(batch, item_num)``, float32.
+
+        RecBole trains in half precision with ``enable_amp``; items are ranked as they are learnt.
+        """
         if self._tree is None or self._tree.tokens.device != self.item_tokens.device:
             codes = [row[row != _PADDING] for row in self.item_tokens[1:].cpu().numpy()]
             self._tree = code_tree(codes, _PADDING, self.item_tokens.device)
-        scores = rank_leaves(self.t5, self._tree, *self.encoder_input(interaction))
+        with torch.autocast(self.item_tokens.device.type, enabled=self.half_precision):
+            scores = rank_leaves(self.t5, self._tree, *self.encoder_input(interaction))
         return functional.pad(scores, (1, 0), value=-torch.inf)
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
@@ -134,7 +141,8 @@ class TIGER(SequentialRecommender):
         tokens, mask = self.encoder_input(interaction)
         labels = self.item_tokens[interaction[field]]
         labels = labels.masked_fill(labels == _PADDING, _NO_LABEL)
-        return self.t5(input_ids=tokens, attention_mask=mask, labels=labels), labels
+        encoded = BaseModelOutput(last_hidden_state=encode(self.t5, tokens, mask))
+        return self.t5(encoder_outputs=encoded, attention_mask=mask, labels=labels), labels
 
 
 def _semantic_ids(dataset: Any, settings: Settings, seed: int) -> SemanticIds:

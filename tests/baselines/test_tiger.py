@@ -10,6 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from recbole_idiomoe import quick_start
 from recbole_idiomoe.baselines import t5_ranking
+from recbole_idiomoe.baselines.t5_packing import encode, pack
 from recbole_idiomoe.baselines.t5_ranking import code_tree, rank_leaves
 from recbole_idiomoe.config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
@@ -140,6 +141,73 @@ def test_loss_is_the_mean_over_the_tokens_of_the_targets(tmp_path: Path) -> None
     with torch.no_grad():
         loss = model.calculate_loss(interaction(HISTORIES, targets, USERS))
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_learn_as_padded_ones(attention: str, tmp_path: Path) -> None:
+    """Loss and gradients, rows of all lengths and items with gaps among them."""
+    model = loud(
+        build(
+            "TIGER", tmp_path, n_layers=2, semantic_codebook_size=3, attn_implementation=attention
+        )
+    )
+    histories = [list(range(first, first + 1 + first % 9)) for first in range(1, 31)]
+    rows = interaction(histories, targets=list(range(1, 31)), users=list(range(30)))
+    packed = model.calculate_loss(rows)
+    parameters = list(model.t5.parameters())
+    found = torch.autograd.grad(packed, parameters)
+    tokens, mask = model.encoder_input(rows)
+    labels = model.item_tokens[rows["item_id"]]
+    plain = model.t5(
+        input_ids=tokens, attention_mask=mask, labels=labels.masked_fill(labels == 0, -100)
+    ).loss
+    torch.testing.assert_close(packed, plain, atol=0, rtol=1e-6)
+    for one, other in zip(found, torch.autograd.grad(plain, parameters), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+        assert other.abs().max() > 1e-4
+
+
+def test_few_sequences_hold_all_rows(tmp_path: Path) -> None:
+    lengths = [5, 9, 21, 5, 13, 17, 5, 9, 1]
+    starts, count = pack(lengths, 21)
+    taken = [
+        place
+        for start, length in zip(starts, lengths, strict=True)
+        for place in range(start, start + length)
+    ]
+    assert len(set(taken)) == len(taken) == sum(lengths) and max(taken) < 21 * count
+    assert all(
+        start // 21 == (start + length - 1) // 21
+        for start, length in zip(starts, lengths, strict=True)
+    )
+    assert count == 5  # as few as can be: 85 places are taken
+
+    model = build("TIGER", tmp_path)
+    read: list[tuple[int, ...]] = []
+    model.t5.encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    tokens, mask = model.encoder_input(interaction([[1] * 8, [2] * 3, [3] * 2, [4]]))
+    encode(model.t5, tokens, mask)
+    assert len(read) == 1 and read[0][0] < len(mask)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_items_rank_in_the_precision_of_training(attention: str, tmp_path: Path) -> None:
+    options = {"n_layers": 2, "attn_implementation": attention}
+    exact, half = (
+        loud(build("TIGER", tmp_path / str(amp), enable_amp=amp, **options))
+        for amp in (False, True)
+    )
+    rows = interaction(HISTORIES, users=USERS)
+    wanted, found = (model.full_sort_predict(rows)[:, 1:] for model in (exact, half))
+    assert torch.equal(wanted, rank_leaves(exact.t5, exact._tree, *exact.encoder_input(rows)))
+    assert not torch.equal(found, wanted)
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    # bfloat16 rounds by up to 2**-9: 16 such errors, of states and logits, that all add up.
+    torch.testing.assert_close(found, wanted, atol=0, rtol=16 * 2**-9)
+    places = torch.stack([scores.argsort().argsort() for scores in (found, wanted)]).double()
+    assert all(torch.corrcoef(places[:, row])[0, 1] > 0.99 for row in range(len(HISTORIES)))
 
 
 def test_places_where_a_code_has_no_token_change_neither_loss_nor_scores(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""A T5 encoder that reads several short rows as one sequence, so that little of it is padding.
+
+T5 knows of distances alone, not of places, so that a row may begin anywhere: its states are those
+that it has by itself, as long as it attends to nothing of the others. One pass over packed rows
+launches as many kernels as one over padded rows; a pass for each length would launch them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import T5ForConditionalGeneration
+
+
+def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """The encoder's states of every row, (B, T, d); where ``mask`` is false, they mean nothing.
+
+    Args:
+        input_ids: (B, T), padded on the right.
+        mask: (B, T), bool: which of it is there. There may be gaps, which count as distance.
+    """
+    rows, width = mask.shape
+    places = torch.arange(width, device=mask.device)
+    starts, sequences = pack(((places + 1) * mask).amax(1).tolist(), width)
+    at = torch.tensor(starts, device=mask.device).unsqueeze(1) + places
+    end = sequences * width
+    # What is not there is written behind the end, and cut off.
+    target = at.masked_fill(~mask, end).flatten()
+    tokens = input_ids.new_zeros(end + 1).scatter_(0, target, input_ids.flatten())
+    numbers = torch.arange(1, rows + 1, device=mask.device).repeat_interleave(width)
+    row = numbers.new_zeros(end + 1).scatter_(0, target, numbers)[:-1].view(sequences, width)
+    # Padding attends to padding: softmax over nothing would not be a number.
+    seen = row.unsqueeze(1) == row.unsqueeze(2)
+    states = t5.encoder(
+        input_ids=tokens[:-1].view(sequences, width), attention_mask=additive(seen.unsqueeze(1))
+    ).last_hidden_state
+    return states.flatten(0, 1)[at.clamp(max=end - 1)]
+
+
+def pack(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
+    """Where rows begin in sequences of ``width`` that follow each other, and how many those are.
+
+    Longest first, a row goes where it leaves least room; none crosses from one sequence into the
+    next.
+
+    Args:
+        lengths: of the rows, at most ``width``.
+    """
+    starts = [0] * len(lengths)
+    count = 0
+    ends: list[list[int]] = [[] for _ in range(width + 1)]  # of begun sequences, by their room
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        length = lengths[row]
+        room = next((room for room in range(length, width) if ends[room]), width)
+        if room < width:
+            starts[row] = ends[room].pop()
+        else:
+            starts[row] = count * width
+            count += 1
+        ends[room - length].append(starts[row] + length)
+    return starts, count
+
+
+def additive(seen: Tensor) -> Tensor:
+    """What is added to attention's scores: every kind of attention takes such a mask.
+
+    Under autocast it has the type that those are cast to, in which the least number is finite.
+    """
+    device = seen.device
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else torch.get_default_dtype()
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )
