@@ -18,8 +18,8 @@ from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGene
 from recbole_idiomoe.baselines.t5_packing import additive
 from recbole_idiomoe.lm.prefix_tree import Piece, PrefixTree, edge_log_probs
 
-# Elements of the widest states held at once, as in score_memory: 256 MiB in float32.
-STATES = 2**26
+# Elements of the widest states held at once: 1 GiB in float32. A GPU wants few and large kernels.
+STATES = 2**28
 
 
 def code_tree(codes: Sequence[np.ndarray], start: int, device: torch.device) -> PrefixTree:
@@ -32,7 +32,7 @@ def code_tree(codes: Sequence[np.ndarray], start: int, device: torch.device) -> 
 
 
 def rows_at_once(t5: T5ForConditionalGeneration, tree: PrefixTree, length: int) -> int:
-    """How many histories of ``length`` tokens are ranked together: one at least."""
+    """How many histories of ``length`` tokens are ranked together at most: one at least."""
     config = t5.config
     nodes = max(len(piece.nodes) for piece in tree.pieces)
     widest = max(config.d_ff, config.num_heads * max(config.d_kv, nodes, length))
@@ -54,14 +54,14 @@ def rank_leaves(
     Returns:
         (B, items), float32.
     """
-    scores = [
-        _rank(t5, tree, *part)
-        for part in zip(
-            *(tensor.split(rows_at_once(t5, tree, mask.shape[1])) for tensor in (input_ids, mask)),
-            strict=True,
-        )
-    ]
-    return torch.cat(scores)
+    parts = -(-len(mask) // rows_at_once(t5, tree, mask.shape[1]))
+    lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+    scores = torch.empty(len(mask), len(tree.leaves), device=mask.device)
+    # Longest first: each part is padded to its own longest.
+    for rows in lengths.argsort(descending=True).tensor_split(parts):
+        longest = int(lengths[rows[0]])
+        scores[rows] = _rank(t5, tree, input_ids[rows, :longest], mask[rows, :longest])
+    return scores
 
 
 def _rank(
@@ -96,14 +96,15 @@ def _states(
     decoder: Any = t5.decoder
     hidden = decoder.embed_tokens(tree.tokens[piece.nodes]).expand(len(encoded), -1, -1)
     depths = tree.depths[piece.nodes]
-    longest = int(depths.max()) + 1
-    distance_bias = decoder.block[0].layer[0].SelfAttention.compute_bias(longest, longest)
+    # Inner nodes are less deep than the tree is high.
+    distance_bias = decoder.block[0].layer[0].SelfAttention.compute_bias(tree.height, tree.height)
     path_bias = distance_bias[:, :, depths][:, :, :, depths]
     path_mask = additive(tree.sees(piece.nodes)[None, None])
-    keys = EncoderDecoderCache(DynamicCache(), history_keys)
-    history_bias = None
+    keys = EncoderDecoderCache(_NoCache(), history_keys)
+    # Of all heads and nodes the same, so that attention's mask stays one row a history.
+    history_bias = history_mask.new_zeros(1)
     for block in decoder.block:
-        hidden, _, history_bias = block(
+        hidden, _, _ = block(
             hidden,
             path_mask,
             path_bias,
@@ -114,3 +115,12 @@ def _states(
         )
     hidden = decoder.final_layer_norm(hidden)
     return hidden * t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else hidden
+
+
+class _NoCache(DynamicCache):
+    """Of a piece's own keys and values, which no other reads: kept, they would be copied."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states

@@ -37,6 +37,7 @@ from torch.nn import functional
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from recbole_idiomoe.baselines.t5_fusing import fuse
 from recbole_idiomoe.baselines.t5_packing import encode
 from recbole_idiomoe.baselines.t5_ranking import code_tree, rank_leaves
 from recbole_idiomoe.data.catalog import read_catalog
@@ -91,6 +92,7 @@ class TIGER(SequentialRecommender):
         )
         self.t5.config.decoder_start_token_id = _PADDING
         self.t5.set_attn_implementation(config.settings.attn_implementation)
+        fuse(self.t5)
         self._tree: PrefixTree | None = None
 
     def encoder_input(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,6 +46,7 @@ class PrefixTree:
     Attributes:
         tokens, parents, depths: ``(nodes,)``: the token that a node ends with, the node above
             (-1: none), and how many are above.
+        height: the largest of ``depths``.
         leaves: ``(items,)``, the node that is an item's whole code.
         pieces: all inner nodes; leaves need no computation of their own.
 
@@ -63,6 +64,7 @@ class PrefixTree:
         self.tokens = torch.tensor(tokens, device=device)
         self.parents = torch.tensor(parents, device=device)
         self.depths = torch.tensor(depths, device=device)
+        self.height = max(depths)
         self.leaves = torch.tensor(leaves, device=device)
         self.ends = torch.tensor(_subtree_ends(parents), device=device)
         is_inner = self.ends > torch.arange(len(tokens), device=device) + 1
@@ -85,7 +87,7 @@ class PrefixTree:
             edges: (B, nodes).
         """
         totals = edges.clone()
-        for depth in range(1, int(self.depths.max()) + 1):
+        for depth in range(1, self.height + 1):
             nodes = (self.depths == depth).nonzero().squeeze(1)
             totals[:, nodes] += totals[:, self.parents[nodes]]
         return totals[:, self.leaves]
@@ -230,8 +232,8 @@ def edge_log_probs(
         ends = parents.new_tensor([start, start + step])
         begin, end = torch.searchsorted(parents, ends).tolist()
         if begin < end:
-            scores = logits(states[:, start : start + step].flatten(0, 1)).float()
-            scores = scores.unflatten(0, (len(states), -1))
-            at = parents[begin:end] - start
-            found.append(scores[:, at, columns[begin:end]] - scores.logsumexp(-1)[:, at])
+            scores = logits(states[:, start : start + step].flatten(0, 1))
+            # One kernel, whatever type the scores have.
+            scores = scores.log_softmax(-1, dtype=torch.float32).unflatten(0, (len(states), -1))
+            found.append(scores[:, parents[begin:end] - start, columns[begin:end]])
     return torch.cat(found, dim=1)

@@ -167,6 +167,21 @@ def test_packed_rows_learn_as_padded_ones(attention: str, tmp_path: Path) -> Non
         assert other.abs().max() > 1e-4
 
 
+def test_fused_layers_compute_what_t5s_do(tmp_path: Path) -> None:
+    model = loud(build("TIGER", tmp_path, n_layers=2))
+    plain = T5ForConditionalGeneration(model.t5.config).eval()
+    plain.load_state_dict(model.t5.state_dict())
+    rows = interaction(HISTORIES, users=USERS)
+    wanted = model.predict(rows), model.full_sort_predict(rows)
+    kinds = {type(module) for module in plain.modules()} - {type(m) for m in model.t5.modules()}
+    assert {kind.__name__ for kind in kinds} == {"T5LayerNorm", "T5DenseActDense"}
+    model.t5 = plain
+    for one, other in zip(
+        wanted, (model.predict(rows), model.full_sort_predict(rows)), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
 def test_few_sequences_hold_all_rows(tmp_path: Path) -> None:
     lengths = [5, 9, 21, 5, 13, 17, 5, 9, 1]
     starts, count = pack(lengths, 21)
