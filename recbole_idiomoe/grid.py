@@ -62,11 +62,11 @@ class Cell:
         """What is run but for the seed: another model, setting, file or version, another text.
 
         The row's name is not in it. Nor is what has no effect on a result, so that a run is known
-        again on another machine and where its data lie elsewhere; of our settings, RecBole's
-        models heed those of the protocol and of evaluation alone.
+        again on another machine and where its data lie elsewhere; of our settings, models that
+        read no text heed those of the protocol and of evaluation alone.
         """
         without_effect = _WITHOUT_EFFECT
-        if self.model in registry.sequential_models():
+        if not registry.reads_text(self.model):
             without_effect = without_effect | _OF_OUR_MODELS
         effective = {k: v for k, v in self.settings.items() if k not in without_effect}
         installed = versions()
@@ -236,7 +236,7 @@ def files_of(config: RunConfig) -> tuple[tuple[str, str], ...]:
     """Those of the data set, text encoder and language, as :attr:`Cell.files` has them."""
     names = dict.fromkeys((config["dataset_label"], config["recbole_name"] or ""))
     paths = [path for name in names if name for path in sorted((config.data_root / name).glob("*"))]
-    if str(config["text_encoder"]).endswith(".npz"):
+    if registry.reads_text(config["model"]) and str(config["text_encoder"]).endswith(".npz"):
         paths.append(Path(config["text_encoder"]))
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])

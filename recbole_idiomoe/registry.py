@@ -44,6 +44,8 @@ class Entry(NamedTuple):
     model: str
     trainer: str = "recbole.trainer:Trainer"
     dataset: str = "recbole_idiomoe.baselines.windows:WindowDataset"
+    reads_text: bool = False
+    """Whether items' texts, and our settings of them and of language models, are for it."""
 
 
 def _language_model(place: str) -> Entry:
@@ -51,6 +53,7 @@ def _language_model(place: str) -> Entry:
         f"recbole_idiomoe.model.{place}",
         trainer="recbole_idiomoe.training.trainer:IdiomoeTrainer",
         dataset="recbole_idiomoe.data.dataset:HistoryDataset",
+        reads_text=True,
     )
 
 
@@ -82,6 +85,7 @@ BASELINES: dict[str, Entry] = {
     "TIGER": Entry(
         "recbole_idiomoe.baselines.tiger:TIGER",
         dataset="recbole_idiomoe.data.dataset:HistoryDataset",
+        reads_text=True,
     ),
 }
 """Ours that run, are saved and are loaded as RecBole's models are."""
@@ -129,6 +133,11 @@ def get_dataset_class(name: str) -> type[Any]:
     module = importlib.import_module("recbole.data.dataset")
     chosen: type[Any] = getattr(module, f"{name}Dataset", module.SequentialDataset)
     return chosen
+
+
+def reads_text(name: str) -> bool:
+    """Whether item text as our settings make it is for model ``name``; RecBole's know none."""
+    return name in MODELS and MODELS[name].reads_text
 
 
 def check_model(name: str) -> None:

@@ -250,3 +250,22 @@ def test_a_mix_makes_another_run_of_any_model_and_a_text_of_language_models() ->
     assert measured[:2] == alone[:2] and measured[2] != alone[2]
     Path("wiki.txt").write_text("another text")
     assert identities(language_file="wiki.txt")[2] not in (measured[2], alone[2])
+
+
+def test_other_vectors_of_text_make_another_run_only_of_models_that_read_text() -> None:
+    without = ("SASRec", "SASRecCE", "TransitionCounter")
+    models = (*without, "TIGER", "IDIOMoE")
+
+    def identities(**given: Any) -> dict[str, str]:
+        return {
+            cell.model: cell.identity for cell in cells({m: {"model": m} for m in models}, **given)
+        }
+
+    def changed(one: dict[str, str], other: dict[str, str]) -> list[str]:
+        return [model for model in models if one[model] != other[model]]
+
+    Path("vectors.npz").write_bytes(b"one")
+    found = identities(text_encoder="vectors.npz")
+    assert changed(found, identities(text_encoder="tfidf")) == ["TIGER", "IDIOMoE"]
+    Path("vectors.npz").write_bytes(b"another")
+    assert changed(found, identities(text_encoder="vectors.npz")) == ["TIGER", "IDIOMoE"]
