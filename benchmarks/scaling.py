@@ -11,7 +11,9 @@ and measured the second time. Of Qwen2.5-7B's shape histories are of 40 items an
 cut at 1024 tokens, 16 to a step, and blocks are computed again in the backward pass.
 
 Speed-up and efficiency are against the first number that is given. Beside them stands what bounds
-them: a step whose gradients stay where they are, and the rate of summing a large tensor over ranks.
+them: a step whose gradients stay where they are, the rate of summing a large tensor over ranks, and
+what kernels other than those sums take of a step; where that is well below the step, the GPU waits
+for the host.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 import torch.distributed as dist
 from measuring import SHAPES, markdown, seconds, take_settings, where
 from torch.nn.parallel import DistributedDataParallel
-from training_sides import FirstSteps, warmed_up
+from training_sides import FirstSteps, kernel_seconds, warmed_up
 
 from recbole_idiomoe import distributed
 from recbole_idiomoe.config import let_gpu_memory_grow
@@ -61,6 +63,8 @@ class Job:
     """Of GPU memory, by rank; nothing on a CPU."""
     unsent: float | None
     """Seconds of all steps if no rank sends its gradients; None where nothing can be kept back."""
+    computing: float | None
+    """Seconds of rank 0's kernels in all steps, but for those between ranks; None on a CPU."""
     link: float | None
     """Bytes of an all-reduce between the ranks, a second; None for one."""
     where: str
@@ -90,10 +94,13 @@ def measure(given: argparse.Namespace) -> Job:
     spent = epoch()
     peak = [torch.cuda.max_memory_allocated() / 2**30] if on_gpu else []
     lengths = torch.cat(timed.lengths)
-    unsent = None
+    unsent = computing = None
     if isinstance(trainer.engine, DistributedDataParallel):
         with trainer.engine.no_sync():
             unsent = epoch()  # in which the ranks' weights part
+    if on_gpu:
+        kernels = kernel_seconds(epoch)
+        computing = sum(own for name, own in kernels.items() if "nccl" not in name)
     return Job(
         processes=distributed.world_size(),
         steps=len(timed),
@@ -103,6 +110,7 @@ def measure(given: argparse.Namespace) -> Job:
         loss=losses[0],
         peak_gib=[each for peaks in distributed.gathered(peak) for each in peaks],
         unsent=unsent,
+        computing=computing,
         link=link_rate(given) if distributed.world_size() > 1 else None,
         where=where(given.device),
     )
@@ -124,12 +132,13 @@ def table(jobs: Sequence[Job]) -> str:
         if on_gpu:
             row += [f"{1e3 * job.seconds / job.steps:.1f}", f"{job.tokens / job.seconds:,.0f}"]
             row += [" / ".join(f"{peak:.1f}" for peak in job.peak_gib)]
-            row += [f"{1e3 * job.unsent / job.steps:.1f}" if job.unsent else ""]
+            for part in (job.unsent, job.computing):
+                row += [f"{1e3 * part / job.steps:.1f}" if part else ""]
             row += [f"{job.link / 1e9:.0f}" if job.link else ""]
         efficiency = speedup * first.processes / job.processes
         rows.append([*row, f"{speedup:.2f}", f"{efficiency:.0%}", f"{job.loss:.5f}"])
     measured = ["ms a step", "tokens/s", "peak GiB, by rank"]
-    measured += ["ms without sending", "all-reduce, GB/s"]
+    measured += ["ms without sending", "ms of kernels", "all-reduce, GB/s"]
     header = ["processes", "steps", "tokens a history", *(measured if on_gpu else [])]
     return markdown([*header, "times as fast", "efficiency", "loss"], rows)
 

@@ -141,14 +141,22 @@ def profiled(given: Namespace) -> dict[str, float]:
     trainer.loader = FirstSteps(trainer.loader.loader, given.steps or OTHERS_STEPS)
     run = partial(trainer._train_epoch, train_data, 1)
     spent = {"a step": seconds(run, given.device, 1, warmup=0)}
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        run()
     spent |= dict.fromkeys(KERNELS, 0.0)
-    for kernel in found.key_averages():
-        if kernel.device_type == DeviceType.CUDA and not kernel.is_user_annotation:
-            kind = next(kind for kind, name in KERNELS.items() if re.search(name, kernel.key))
-            spent[kind] += kernel.self_device_time_total / 1e6
+    for name, own in kernel_seconds(run).items():
+        spent[next(kind for kind, like in KERNELS.items() if re.search(like, name))] += own
     return {kind: value / len(trainer.loader) for kind, value in spent.items()}
+
+
+def kernel_seconds(run: Callable[[], object]) -> dict[str, float]:
+    """What a GPU spends on each kernel while ``run`` goes on, in seconds, by the kernel's name."""
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        run()
+        torch.cuda.synchronize()
+    return {
+        kernel.key: kernel.self_device_time_total / 1e6
+        for kernel in found.key_averages()
+        if kernel.device_type == DeviceType.CUDA and not kernel.is_user_annotation
+    }
 
 
 def naive(given: Namespace) -> Epoch:

@@ -44,7 +44,8 @@ def test_processes_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.Monke
     scaling = importlib.import_module("scaling")
     ones = dict(one, seconds=4.0, peak_gib=[2.0])
     both = dict(two, seconds=2.5, peak_gib=[2.0, 1.5], unsent=0.004, link=1.5e9, steps=2)
+    both["computing"] = 0.003
     on_cpu, on_gpu = (
         scaling.table([scaling.Job(**job) for job in jobs]) for jobs in ([one, two], [ones, both])
     )
-    assert "ms a step" not in on_cpu and "| 2.0 / 1.5 | 2.0 | 2 | 1.60 | 80% |" in on_gpu
+    assert "ms a step" not in on_cpu and "| 2.0 / 1.5 | 2.0 | 1.5 | 2 | 1.60 | 80% |" in on_gpu
