@@ -23,7 +23,7 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, mask: Tensor) -> T
     """
     rows, width = mask.shape
     places = torch.arange(width, device=mask.device)
-    starts, sequences = pack(((places + 1) * mask).amax(1).tolist(), width)
+    starts, sequences = pack(row_lengths(mask).tolist(), width)
     at = torch.tensor(starts, device=mask.device).unsqueeze(1) + places
     end = sequences * width
     # What is not there is written behind the end, and cut off.
@@ -37,6 +37,11 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, mask: Tensor) -> T
         input_ids=tokens[:-1].view(sequences, width), attention_mask=additive(seen.unsqueeze(1))
     ).last_hidden_state
     return states.flatten(0, 1)[at.clamp(max=end - 1)]
+
+
+def row_lengths(mask: Tensor) -> Tensor:
+    """Places of each row up to the last that is there, gaps among them: (B, T) to (B,)."""
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
 
 
 def pack(lengths: Sequence[int], width: int) -> tuple[list[int], int]:

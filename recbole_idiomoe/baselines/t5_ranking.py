@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 
-from recbole_idiomoe.baselines.t5_packing import additive
+from recbole_idiomoe.baselines.t5_packing import additive, row_lengths
 from recbole_idiomoe.lm.prefix_tree import Piece, PrefixTree, edge_log_probs
 
 # Elements of the widest states held at once: 1 GiB in float32. A GPU wants few and large kernels.
@@ -55,7 +55,7 @@ def rank_leaves(
         (B, items), float32.
     """
     parts = -(-len(mask) // rows_at_once(t5, tree, mask.shape[1]))
-    lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+    lengths = row_lengths(mask)
     scores = torch.empty(len(mask), len(tree.leaves), device=mask.device)
     # Longest first: each part is padded to its own longest.
     for rows in lengths.argsort(descending=True).tensor_split(parts):
