@@ -7,10 +7,11 @@
 Each number of processes is a job of its own: one without a launcher, more under torchrun, with the
 trainer, loader and model of a run of IDIOMoE (see training.py for what is trained). The optimizer
 steps are the same whatever their number, and so is the loss but for rounding; they are taken twice,
-and measured the second time. Of Qwen2.5-7B's shape histories are of 40 items and more, most of them
-cut at 1024 tokens, 16 to a step, and blocks are computed again in the backward pass.
+and measured the second time. ``--histories 128 512`` does so for steps of each size: the larger a
+step, the more of it there is to share. Of Qwen2.5-7B's shape histories are of 40 items and more,
+most of them cut at 1024 tokens, 16 to a step, and blocks are computed again in the backward pass.
 
-Speed-up and efficiency are against the first number that is given. Beside them stands what bounds
+Speed-up and efficiency are against the first number of processes. Beside them stands what bounds
 them: a step whose gradients stay where they are, the rate of summing a large tensor over ranks, and
 what kernels other than those sums take of a step; where that is well below the step, the GPU waits
 for the host.
@@ -52,6 +53,8 @@ class Job:
     """What so many processes take for the same steps."""
 
     processes: int
+    histories: int
+    """Of a step, of all processes together."""
     steps: int
     seconds: float
     """Of all steps."""
@@ -61,59 +64,64 @@ class Job:
     loss: float
     peak_gib: list[float]
     """Of GPU memory, by rank; nothing on a CPU."""
-    unsent: float | None
-    """Seconds of all steps if no rank sends its gradients; None where nothing can be kept back."""
-    computing: float | None
-    """Seconds of rank 0's kernels in all steps, but for those between ranks; None on a CPU."""
-    link: float | None
-    """Bytes of an all-reduce between the ranks, a second; None for one."""
     where: str
+    unsent: float | None = None
+    """Seconds of all steps if no rank sends its gradients; None where nothing can be kept back."""
+    computing: float | None = None
+    """Seconds of rank 0's kernels in all steps, but for those between ranks; None on a CPU."""
+    link: float | None = None
+    """Bytes of an all-reduce between the ranks, a second; None for one."""
 
 
-def measure(given: argparse.Namespace) -> Job:
-    """The steps that are asked for, in as many processes as were started."""
+def measure(given: argparse.Namespace) -> list[Job]:
+    """The steps that are asked for, in as many processes as were started: a job a size of step."""
     distributed.start()
-    if given.device == "cuda":
+    on_gpu = given.device == "cuda"
+    if on_gpu:
         torch.cuda.set_device(distributed.local_rank())
     trainer, train_data = warmed_up(given)
-    trainer.loader = timed = FirstSteps(trainer.loader.loader, given.steps)
-    losses: list[float] = []
-    on_gpu = given.device == "cuda"
+    loader = trainer.loader.loader
 
-    def epoch() -> float:
+    def epoch(histories: int) -> Job:
+        loader.sampler.batch_size = histories
+        trainer.loader = timed = FirstSteps(loader, given.steps)
         distributed.gathered(None)  # all are ready
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        losses: list[float] = []
         run = partial(trainer._train_epoch, train_data, 1)
         own = seconds(lambda: losses.append(run()), given.device, 1, warmup=0)
-        return max(distributed.gathered(own))
+        peak = [torch.cuda.max_memory_allocated() / 2**30] if on_gpu else []
+        lengths = torch.cat(timed.lengths)
+        return Job(
+            processes=distributed.world_size(),
+            histories=histories,
+            steps=len(timed),
+            seconds=max(distributed.gathered(own)),
+            tokens=sum(distributed.gathered(int(lengths.sum()))),
+            sequences=sum(distributed.gathered(len(lengths))),
+            loss=losses[0],
+            peak_gib=[each for peaks in distributed.gathered(peak) for each in peaks],
+            where=where(given.device),
+        )
 
-    epoch()  # every length is met once, and all memory is had
-    losses.clear()
-    timed.lengths.clear()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    spent = epoch()
-    peak = [torch.cuda.max_memory_allocated() / 2**30] if on_gpu else []
-    lengths = torch.cat(timed.lengths)
-    unsent = computing = None
+    jobs = []
+    for histories in given.histories or [loader.sampler.batch_size]:
+        epoch(histories)  # every length is met once, and all memory is had
+        jobs.append(epoch(histories))
     if isinstance(trainer.engine, DistributedDataParallel):
-        with trainer.engine.no_sync():
-            unsent = epoch()  # in which the ranks' weights part
+        for job in jobs:
+            with trainer.engine.no_sync():  # the ranks' weights part: no loss is looked at again
+                job.unsent = epoch(job.histories).seconds
     if on_gpu:
-        kernels = kernel_seconds(epoch)
-        computing = sum(own for name, own in kernels.items() if "nccl" not in name)
-    return Job(
-        processes=distributed.world_size(),
-        steps=len(timed),
-        seconds=spent,
-        tokens=sum(distributed.gathered(int(lengths.sum()))),
-        sequences=sum(distributed.gathered(len(lengths))),
-        loss=losses[0],
-        peak_gib=[each for peaks in distributed.gathered(peak) for each in peaks],
-        unsent=unsent,
-        computing=computing,
-        link=link_rate(given) if distributed.world_size() > 1 else None,
-        where=where(given.device),
-    )
+        for job in jobs:
+            kernels = kernel_seconds(partial(epoch, job.histories))
+            job.computing = sum(own for name, own in kernels.items() if "nccl" not in name)
+    if distributed.world_size() > 1:
+        rate = link_rate(given)
+        for job in jobs:
+            job.link = rate
+    return jobs
 
 
 def link_rate(given: argparse.Namespace) -> float:
@@ -123,12 +131,14 @@ def link_rate(given: argparse.Namespace) -> float:
 
 
 def table(jobs: Sequence[Job]) -> str:
-    """The jobs beside the first; seconds are of GPUs only."""
-    first, rows = jobs[0], []
-    on_gpu = bool(first.peak_gib)
-    for job in jobs:
+    """The jobs beside the first of as many histories; seconds are of GPUs only."""
+    rows = []
+    on_gpu = bool(jobs[0].peak_gib)
+    for job in sorted(jobs, key=lambda job: job.histories):
+        first = next(each for each in jobs if each.histories == job.histories)
         speedup = first.seconds / job.seconds
-        row = [f"{job.processes}", f"{job.steps}", f"{job.tokens / job.sequences:.0f}"]
+        row = [f"{job.histories}", f"{job.processes}", f"{job.steps}"]
+        row += [f"{job.tokens / job.sequences:.0f}"]
         if on_gpu:
             row += [f"{1e3 * job.seconds / job.steps:.1f}", f"{job.tokens / job.seconds:,.0f}"]
             row += [" / ".join(f"{peak:.1f}" for peak in job.peak_gib)]
@@ -139,7 +149,7 @@ def table(jobs: Sequence[Job]) -> str:
         rows.append([*row, f"{speedup:.2f}", f"{efficiency:.0%}", f"{job.loss:.5f}"])
     measured = ["ms a step", "tokens/s", "peak GiB, by rank"]
     measured += ["ms without sending", "ms of kernels", "all-reduce, GB/s"]
-    header = ["processes", "steps", "tokens a history", *(measured if on_gpu else [])]
+    header = ["histories", "processes", "steps", "tokens a history", *(measured if on_gpu else [])]
     return markdown([*header, "times as fast", "efficiency", "loss"], rows)
 
 
@@ -153,6 +163,9 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--shape", default="0.5b", choices=SHAPES, help="of Qwen2.5 (0.5b)")
     parser.add_argument("--sharding", default="ddp", choices=("ddp", "fsdp2"))
     parser.add_argument("--steps", type=int, help="to measure (default: an epoch)")
+    parser.add_argument(
+        "--histories", type=int, nargs="+", help="in a step, each in turn (default: the settings')"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model, few users, 2 steps")
     take_settings(parser, "the package")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -166,8 +179,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     return given
 
 
-def job(processes: int) -> Job:
-    """This script in so many processes, which share the cores."""
+def measured(processes: int) -> list[Job]:
+    """The jobs of this script in so many processes, which share the cores."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), *sys.argv, "--here"]
     # torchrun gives each one thread: too few to read and copy billions of weights.
@@ -177,18 +190,18 @@ def job(processes: int) -> Job:
     ).stdout
     found = output.splitlines()[-1]
     print(found, file=sys.stderr, flush=True)  # not lost if a later job fails
-    return Job(**json.loads(found))
+    return [Job(**job) for job in json.loads(found)]
 
 
 def main() -> int:
     given = read_arguments()
     if given.here:
         let_gpu_memory_grow()
-        measured = measure(given)
+        jobs = [asdict(job) for job in measure(given)]
         if distributed.is_main():
-            print(json.dumps(asdict(measured)), flush=True)
+            print(json.dumps(jobs), flush=True)
         return 0
-    jobs = [job(processes) for processes in given.processes]
+    jobs = [job for processes in given.processes for job in measured(processes)]
     print(f"{jobs[0].where}\n\n    python {' '.join(sys.argv)}\n")
     print(table(jobs))
     return 0

@@ -19,23 +19,25 @@ def measured(arguments: list[str]) -> Any:
 
     sys.path.insert(0, str(BENCHMARKS))
     scaling = importlib.import_module("scaling")
-    return vars(scaling.measure(scaling.read_arguments(arguments)))
+    return [vars(job) for job in scaling.measure(scaling.read_arguments(arguments))]
 
 
 def test_processes_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_path = write_cycle(tmp_path / "data" / "amazon-toys", users=60, length=8)
     options = {"data_path": data_path, "tokenizer": verified_folder(weights=False)}
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    arguments += ["--tiny", "--setting", "train_batch_size", "8"]
+    arguments += ["--tiny", "--histories", "8", "16"]
     jobs = [
         started(ranks, tmp_path / "".join(more), measured, [*arguments, *more])
         for ranks, *more in WAYS
     ]
-    one, two, cut = (job.given()[0] for job in jobs)
-    assert [one["processes"], two["processes"]] == [1, 2]
-    for name in ("steps", "tokens", "sequences"):
-        assert one[name] == two[name] == cut[name] > 0
-    assert [two["loss"], cut["loss"]] == pytest.approx([one["loss"]] * 2, rel=0.01)  # in bfloat16
+    for one, two, cut in zip(*(job.given()[0] for job in jobs), strict=True):
+        assert [one["processes"], two["processes"]] == [1, 2]
+        for name in ("histories", "steps", "tokens", "sequences"):
+            assert one[name] == two[name] == cut[name] > 0
+        assert one["sequences"] <= one["steps"] * one["histories"]
+        losses = [two["loss"], cut["loss"]]
+        assert losses == pytest.approx([one["loss"]] * 2, rel=0.01)  # in bfloat16
 
     assert one["link"] is None and one["unsent"] is None and two["unsent"] is None  # fsdp2
     assert two["link"] > 0 and cut["link"] > 0 and cut["unsent"] > 0
@@ -45,7 +47,13 @@ def test_processes_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.Monke
     ones = dict(one, seconds=4.0, peak_gib=[2.0])
     both = dict(two, seconds=2.5, peak_gib=[2.0, 1.5], unsent=0.004, link=1.5e9, steps=2)
     both["computing"] = 0.003
+    larger = [dict(ones, histories=32, seconds=6.0), dict(both, histories=32, seconds=3.0)]
     on_cpu, on_gpu = (
-        scaling.table([scaling.Job(**job) for job in jobs]) for jobs in ([one, two], [ones, both])
+        scaling.table([scaling.Job(**job) for job in jobs])
+        for jobs in ([one, two], [ones, larger[0], both, larger[1]])
     )
-    assert "ms a step" not in on_cpu and "| 2.0 / 1.5 | 2.0 | 1.5 | 2 | 1.60 | 80% |" in on_gpu
+    assert "ms a step" not in on_cpu
+    _, _, alone, together, _, more = on_gpu.splitlines()
+    assert alone.startswith("| 16 | 1 |") and "| 1.00 | 100% |" in alone
+    assert "| 2.0 / 1.5 | 2.0 | 1.5 | 2 | 1.60 | 80% |" in together
+    assert more.startswith("| 32 | 2 |") and "| 2.00 | 100% |" in more  # than one, of as many
