@@ -187,8 +187,14 @@ def one_ahead(steps: Iterable[Step]) -> Iterator[Step]:
     return (step for step, _ in pairwise(chain(steps, [None])) if step is not None)
 
 
-def token_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def token_groups(
+    lengths: Sequence[int], max_tokens: int, busy_tokens: float = math.inf
+) -> list[list[int]]:
     """Group sequences of like length so that a padded group has at most ``max_tokens`` tokens.
+
+    Args:
+        busy_tokens: a group of so many takes in no sequence that is shorter than half of its
+            longest one, and would be padding for the most part.
 
     Returns:
         Indices into ``lengths``, each once, longest first; a sequence that is longer than
@@ -197,7 +203,9 @@ def token_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     groups: list[list[int]] = []
     width = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not groups or (len(groups[-1]) + 1) * width > max_tokens:
+        computed = len(groups[-1]) * width if groups else math.inf
+        is_padding = 2 * lengths[i] < width and computed >= busy_tokens
+        if computed + width > max_tokens or is_padding:
             groups.append([])
             width = lengths[i]
         groups[-1].append(i)

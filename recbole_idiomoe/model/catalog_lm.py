@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 MAX_QUERY_TOKENS = 64
 
+# Fewer tokens in a pass do not make it shorter: a GPU waits for the host to launch its kernels.
+BUSY_TOKENS = {"cpu": 1024, "cuda": 8192}
+
 # All but cuDNN's, which plans anew for every shape, and here every batch has its own length.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -214,7 +217,8 @@ class CatalogLM(nn.Module):
         atomic = self.settings.item_tokens == "atomic"
         # A piece of the tree stands behind each history.
         lengths = [len(s.input_ids) + (0 if atomic else PIECE_SIZE) for s in sequences]
-        groups = token_groups(lengths, self.settings.max_batch_tokens)
+        busy_tokens = BUSY_TOKENS["cpu" if self.lm.device.type == "cpu" else "cuda"]
+        groups = token_groups(lengths, self.settings.max_batch_tokens, busy_tokens)
         compute = self._last_states if atomic else self._leaf_scores
         passes = self.passes_of_all(len(groups)) if self.passes_of_all else len(groups)
         found = []

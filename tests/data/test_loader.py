@@ -122,6 +122,13 @@ def test_token_groups() -> None:
         assert max([5, 1, 9, 5, 1, 20][i] for i in group) * len(group) <= 10
 
 
+def test_a_group_that_is_busy_takes_in_no_padding() -> None:
+    lengths = [50, 3, 25, 24, 2, 50]
+    assert token_groups(lengths, max_tokens=1000) == [[0, 5, 2, 3, 1, 4]]
+    assert token_groups(lengths, max_tokens=1000, busy_tokens=100) == [[0, 5, 2], [3, 1, 4]]
+    assert token_groups(lengths, max_tokens=1000, busy_tokens=20) == [[0, 5, 2], [3], [1, 4]]
+
+
 def test_some_windows_end_in_a_query_that_their_last_item_answers() -> None:
     # Item n answers a query of one token, n; odd items answer none.
     queries = [[np.array([row])] if row % 2 == 0 else [] for row in range(50)]
