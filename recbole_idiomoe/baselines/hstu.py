@@ -78,12 +78,11 @@ class HSTU(NextItemRecommender):
         hidden = self.dropout(scaled + self.positions.weight[:length])
         for layer in self.layers:
             hidden = layer(hidden, buckets)
-        return functional.normalize(hidden, dim=-1)
+        # Divided here, not in the loss: what ranks items are logits too, whose softmax others mix.
+        return functional.normalize(hidden, dim=-1) / self.temperature
 
     def item_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return sampled_softmax(
-            states / self.temperature, targets, self.item_vectors(), self.negatives
-        )
+        return sampled_softmax(states, targets, self.item_vectors(), self.negatives)
 
     def _buckets(self, interaction: Interaction, length: int) -> torch.Tensor | None:
         if self.times_field in interaction:
