@@ -45,14 +45,14 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     from recbole.data.dataloader import FullSortEvalDataLoader
     from training_sides import FirstSteps
 
-    from recbole_idiomoe import one_run
-    from recbole_idiomoe.config import RunConfig
+    from recbole_idiomoe.config.run_config import RunConfig
     from recbole_idiomoe.data import loading
     from recbole_idiomoe.data.catalog import read_catalog
     from recbole_idiomoe.data.text_tokens import text_tokens
-    from recbole_idiomoe.evaluation.score_memory import bound_scores
-    from recbole_idiomoe.model.catalog_lm import CatalogLM, untouched_backbone
-    from recbole_idiomoe.registry import get_model, get_trainer
+    from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
+    from recbole_idiomoe.models.registry import get_model, get_trainer
+    from recbole_idiomoe.protocol.score_memory import bound_scores
+    from recbole_idiomoe.run import execution as one_run
 
     config = RunConfig("IDIOMoE", name, settings=settings)
     with stage("rows checked"):

@@ -19,7 +19,7 @@ from typing import Any
 
 from measuring import markdown, where
 
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import api
 
 WHOLE_RUNS = Path(__file__).parents[1] / "results" / "backbone-ml-100k-SASRec.json"
 # RecBole's default stops a run when this many evaluations in a row were no better.
@@ -30,7 +30,7 @@ def train(model: str, **settings: Any) -> dict[str, Any]:
     """The result of one run, whose files are not kept."""
     with tempfile.TemporaryDirectory() as folder:
         settings |= {"checkpoint_dir": folder, "gpu_id": "", "show_progress": False}
-        (result,) = quick_start.run(model, "ml-100k", settings=settings)
+        (result,) = api.run(model, "ml-100k", settings=settings)
     return result
 
 

@@ -35,11 +35,11 @@ from measuring import (
 from recbole.data import data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.evaluation import score_memory
-from recbole_idiomoe.evaluation.seen_items import SeenItemMask, mask_seen_items
-from recbole_idiomoe.registry import get_model, get_trainer
+from recbole_idiomoe.models.registry import get_model, get_trainer
+from recbole_idiomoe.protocol import score_memory
+from recbole_idiomoe.protocol.seen_items import SeenItemMask, mask_seen_items
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 
 EVERYTHING = 2**62  # scores held at once where nothing bounds them

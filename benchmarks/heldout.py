@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from recbole_idiomoe.lm.likelihood import likelihood
 from recbole_idiomoe.pretrain.corpus import hold_out, read_texts
-from recbole_idiomoe.pretrain.evaluation import likelihood
 
 RUN = 13  # words
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from measuring import markdown, save_qwen, seconds, synchronize, where
 
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm.compilation import compile_blocks
-from recbole_idiomoe.model.catalog_lm import CatalogLM
-from recbole_idiomoe.recommend import Recommender
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.recommend.recommender import Recommender
 
 K = 10
 WORDS = ("wooden", "train", "set", "puzzle", "doll", "magnetic", "blocks", "deluxe", "game", "kit")

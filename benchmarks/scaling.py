@@ -35,8 +35,8 @@ from measuring import SHAPES, markdown, seconds, take_settings, where
 from torch.nn.parallel import DistributedDataParallel
 from training_sides import FirstSteps, kernel_seconds, warmed_up
 
-from recbole_idiomoe import distributed
-from recbole_idiomoe.config import let_gpu_memory_grow
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.config.run_config import let_gpu_memory_grow
 
 LARGE = {
     "user_inter_num_interval": "'[40,inf)'",

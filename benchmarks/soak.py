@@ -33,7 +33,7 @@ from measuring import markdown, take_settings, where
 from scipy.stats import theilslopes
 
 from recbole_idiomoe import load, run
-from recbole_idiomoe.measures import LearningCurve
+from recbole_idiomoe.protocol.learning_curve import LearningCurve
 
 Reading = dict[str, float]
 

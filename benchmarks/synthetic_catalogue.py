@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from recbole_idiomoe.files import new_folder
+from recbole_idiomoe.base.files import new_folder
 from recbole_idiomoe.lm.bundled import verified_folder
 
 NAME = "synthetic-books"

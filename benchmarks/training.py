@@ -41,7 +41,7 @@ import numpy as np
 from measuring import markdown, matrix_rate, qwen, take_settings, where
 from training_sides import hf_trainer, naive, ours, profiled
 
-from recbole_idiomoe.config import let_gpu_memory_grow
+from recbole_idiomoe.config.run_config import let_gpu_memory_grow
 
 SIDES = {"ours": ours, "naive": naive, "trainer": hf_trainer}
 

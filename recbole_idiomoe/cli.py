@@ -15,11 +15,13 @@ from typing import Any
 
 import yaml
 
-from recbole_idiomoe import registry, yaml_files
-from recbole_idiomoe.errors import DiskFullError, SettingError, reason_of
-from recbole_idiomoe.files import FULL
-from recbole_idiomoe.programs import ended
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.base import yaml_files
+from recbole_idiomoe.base.command_line import ended
+from recbole_idiomoe.base.errors import DiskFullError, SettingError, reason_of
+from recbole_idiomoe.base.files import FULL
+from recbole_idiomoe.config.settings import Settings
+from recbole_idiomoe.data.names import list_datasets
+from recbole_idiomoe.models import registry
 
 WIDTH = 80
 _FLAGS = ("help", "list_models", "list_datasets")
@@ -84,7 +86,7 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; see :func:`recbole_idiomoe.programs.ended`.
+    """Run the command line and return its exit code, as :func:`ended` gives it.
 
     Of several processes that a launcher started, the first prints what is not an error.
     """
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ended(lambda: _main(words, print))
     # Torch says in every process what may slow it down.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from recbole_idiomoe import distributed
+    from recbole_idiomoe.base import distributed
 
     def answer(text: str, **options: Any) -> None:
         if distributed.is_main():
@@ -120,8 +122,8 @@ def _main(arguments: Sequence[str], answer: Callable[..., None]) -> int:
         if parsed.tune is not None:
             answer(_tuned(parsed, parsed.tune))
             return 0
-        from recbole_idiomoe.quick_start import run
-        from recbole_idiomoe.report import table
+        from recbole_idiomoe.api import run
+        from recbole_idiomoe.report.tables import table
 
         results = run(
             parsed.models,
@@ -252,7 +254,7 @@ def _answer(flags: set[str]) -> str:
         return help_text()
     if "list_models" in flags:
         return "\n".join([*registry.MODELS, *registry.sequential_models()])
-    return "\n".join(registry.list_datasets())
+    return "\n".join(list_datasets())
 
 
 def _tuned(parsed: Arguments, trials: int) -> str:

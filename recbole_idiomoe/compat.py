@@ -24,8 +24,8 @@ import pandas as pd
 import torch
 from colorama.ansitowin32 import StreamWrapper
 
-from recbole_idiomoe.data.archives import extract_zip
-from recbole_idiomoe.errors import CheckpointError
+from recbole_idiomoe.base.archives import extract_zip
+from recbole_idiomoe.base.errors import CheckpointError
 
 
 @functools.cache

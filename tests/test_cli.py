@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from recbole_idiomoe import cli
-from recbole_idiomoe.errors import DataError, SettingError
-from recbole_idiomoe.settings import defaults
+from recbole_idiomoe.base.errors import DataError, SettingError
+from recbole_idiomoe.config.settings import defaults
 
 ROOT = Path(__file__).parent.parent
 RESULT = {
@@ -26,12 +26,12 @@ OPTIONS = {"result_file": None, "resume": None, "leaderboard": None}
 
 
 class Run:
-    """Stands in for ``quick_start.run``: notes how it was called."""
+    """Stands in for ``api.run``: notes how it was called."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
         from types import ModuleType
 
-        module = ModuleType("recbole_idiomoe.quick_start")
+        module = ModuleType("recbole_idiomoe.api")
         vars(module)["run"] = self
         monkeypatch.setitem(sys.modules, module.__name__, module)
         self.error = error

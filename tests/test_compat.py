@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
-from recbole_idiomoe import compat, registry
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe import compat
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.models import registry
 from tests.bad_input.traps import Trap
 
 TESTS = Path(__file__).parent

@@ -15,11 +15,11 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import api
 from recbole_idiomoe.data.semantic_ids import fit_semantic_ids
 from recbole_idiomoe.data.text_encoder import item_vectors
-from recbole_idiomoe.registry import BASELINES, LANGUAGE_MODELS, MODELS
-from tests.baselines.models import SMALL
+from recbole_idiomoe.models.registry import BASELINES, LANGUAGE_MODELS, MODELS
+from tests.models.tiny_baselines import SMALL
 from tests.training.cycle import TINY, write_cycle
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ QUICK = tuple(name for name in VARIANTS if name not in SLOW)
 def metrics(name: str, data: Path, **options: Any) -> dict[str, Any]:
     """All that a run measured, and nothing that a clock did."""
     settings = TINY | VARIANTS[name] | {"epochs": 2, "data_path": str(data), "state": "error"}
-    (result,) = quick_start.run(name.split("-")[0], "cycle", settings=settings | options)
+    (result,) = api.run(name.split("-")[0], "cycle", settings=settings | options)
     kept = ("best_valid_result", "test_result", "learning_curve")
     found = {key: result[key] for key in kept}
     for point in found["learning_curve"]:

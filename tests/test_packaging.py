@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from recbole_idiomoe import yaml_files
+from recbole_idiomoe.base import yaml_files
 
 ROOT = Path(__file__).parent.parent
 COUNTED = ("dataset", "ablations")
 FIND_PROPERTIES = (
-    "from recbole_idiomoe.yaml_files import properties_path, read_settings;"
+    "from recbole_idiomoe.base.yaml_files import properties_path, read_settings;"
     f"print(*(len(list(properties_path().glob(d + '/*.yaml'))) for d in {COUNTED}),"
     "read_settings(properties_path() / 'overall.yaml')['repeatable'])"
 )
@@ -66,7 +66,8 @@ def test_a_missing_or_untested_recbole_is_an_import_error(
     (tmp_path / "recbole.py").write_text(body)
     code = (
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
-        "try: import recbole_idiomoe\n"
+        "import recbole_idiomoe\n"
+        "try: recbole_idiomoe.run\n"
         "except ImportError as error: print(error)"
     )
     assert run(sys.executable, "-c", code).strip().endswith(said)
@@ -140,7 +141,7 @@ def test_its_files_are_found_however_it_is_installed(
     where = tree if kind == "editable" else site
     assert Path(package).is_relative_to(where) and Path(folder).is_relative_to(where), found
     assert int(size) > 1000
-    for page in ("page.html", "leaderboard/page.html", "analysis/page.html"):
+    for page in ("report/page.html", "leaderboard/page.html", "analysis/page.html"):
         assert (Path(package).parent / page).is_file()
 
 

@@ -23,13 +23,13 @@ from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
+from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.errors import DataError, kind_of
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import read_history
 from recbole_idiomoe.data.sequence import ITEM
-from recbole_idiomoe.errors import DataError, kind_of
 from recbole_idiomoe.lm import encode_text
-from recbole_idiomoe.measures import device_name, versions
-from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 BLOCKS = ("early", "middle", "late")
 EVEN = "spread evenly"

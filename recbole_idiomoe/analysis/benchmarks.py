@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.errors import DataError, MissingLibraryError, SettingError, reason_of
-from recbole_idiomoe.registry import did_you_mean
+from recbole_idiomoe.base.errors import DataError, MissingLibraryError, SettingError, reason_of
+from recbole_idiomoe.base.spelling import did_you_mean
 
 BATCH_SIZE = 8
 

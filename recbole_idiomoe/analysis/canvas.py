@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recbole_idiomoe.analysis.results import Analysis
-from recbole_idiomoe.drawing import style, svg_element
+from recbole_idiomoe.report.plot_style import style, svg_element
 
 _PANEL = (3.4, 2.9)  # inches
 _LEGEND_LINE = 0.18  # inches

@@ -18,12 +18,16 @@ from torch.utils.benchmark import Timer
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import EfficiencySettings
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
-from recbole_idiomoe.measures import device_name, versions
-from recbole_idiomoe.model.catalog_lm import ATTENTION_KERNELS, CatalogLM, untouched_backbone
+from recbole_idiomoe.models.language.catalog_lm import (
+    ATTENTION_KERNELS,
+    CatalogLM,
+    untouched_backbone,
+)
 from recbole_idiomoe.training.trainer import COMPILED_WIDTH
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from recbole_idiomoe.analysis.prompts import text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.besides import nll_change
-from recbole_idiomoe.errors import SettingError
-from recbole_idiomoe.evaluation.language import text_likelihood, tokenizer_name, window_of
-from recbole_idiomoe.measures import device_name, versions
-from recbole_idiomoe.pretrain.evaluation import Likelihood
+from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.lm.likelihood import Likelihood
+from recbole_idiomoe.protocol.language import text_likelihood, tokenizer_name, window_of
+from recbole_idiomoe.report.extra_rows import nll_change
 
 logger = logging.getLogger(__name__)
 

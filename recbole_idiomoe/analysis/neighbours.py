@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 
 AT_ONCE = 1 << 26
 """Numbers that a piece of a product may have: 256 MB."""

@@ -22,7 +22,7 @@ from recbole_idiomoe.lm import TwoExpertFFN
 from recbole_idiomoe.lm.controls.switch import SwitchFFN
 from recbole_idiomoe.lm.controls.wide_ffn import WidenedFFN
 from recbole_idiomoe.lm.decoder import ffn_layout
-from recbole_idiomoe.model.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 ITEM_EXPERT, TEXT_EXPERT, FFN = "item expert", "text expert", "FFN"
 NO_CATEGORY = -1

@@ -15,10 +15,10 @@ from typing import Any
 from recbole_idiomoe.analysis.canvas import image
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.results import Analysis, Row
-from recbole_idiomoe.drawing import WITHOUT, can_draw
-from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.files import refusal, write_text, written_aside
-from recbole_idiomoe.report import WIDTH, aligned, wrapped
+from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.base.files import refusal, write_text, written_aside
+from recbole_idiomoe.report.plot_style import WITHOUT, can_draw
+from recbole_idiomoe.report.tables import WIDTH, aligned, wrapped
 
 FORMATS = ("png", "svg", "pdf")
 PRINTED = 120  # rows; a longer table is in its files alone

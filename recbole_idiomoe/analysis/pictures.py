@@ -9,8 +9,8 @@ import numpy as np
 
 from recbole_idiomoe.analysis.canvas import Canvas, Picture
 from recbole_idiomoe.analysis.results import Analysis, Row
-from recbole_idiomoe.besides import nll_change
-from recbole_idiomoe.drawing import COLOURS, INK, MARKERS
+from recbole_idiomoe.report.extra_rows import nll_change
+from recbole_idiomoe.report.plot_style import COLOURS, INK, MARKERS
 
 
 def _ffn_memory(canvas: Canvas, analysis: Analysis) -> None:

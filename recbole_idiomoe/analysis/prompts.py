@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_idiomoe.errors import DataError, kind_of
+from recbole_idiomoe.base.errors import DataError, kind_of
 
 PROMPTS = (
     "The old harbour was quiet in the morning. Two men mended nets on the wall, and a dog slept "

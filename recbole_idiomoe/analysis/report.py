@@ -15,11 +15,11 @@ from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.prompts import text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.settings import AnalysisSettings, ReportSettings
-from recbole_idiomoe.drawing import WITHOUT, can_draw
-from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.files import write_text
-from recbole_idiomoe.page import render
-from recbole_idiomoe.report import wrapped
+from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.base.files import write_text
+from recbole_idiomoe.report.html import render
+from recbole_idiomoe.report.plot_style import WITHOUT, can_draw
+from recbole_idiomoe.report.tables import wrapped
 
 logger = logging.getLogger(__name__)
 

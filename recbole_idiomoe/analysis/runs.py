@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_idiomoe import load
 from recbole_idiomoe.analysis.settings import AnalysisSettings
+from recbole_idiomoe.base.errors import DataError, SettingError
+from recbole_idiomoe.base.run_folder import read_run
+from recbole_idiomoe.config.settings import UNTRAINED, Settings
 from recbole_idiomoe.data.catalog import text_fields
-from recbole_idiomoe.errors import DataError, SettingError
 from recbole_idiomoe.lm import with_random_weights
-from recbole_idiomoe.model.catalog_lm import CatalogLM, untouched_backbone
-from recbole_idiomoe.registry import LANGUAGE_MODELS, get_model
-from recbole_idiomoe.run_folder import read_run
-from recbole_idiomoe.settings import UNTRAINED, Settings
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
+from recbole_idiomoe.recommend import load
 
 # Settings by which runs of a model are told apart, RecBole's last.
 _TOLD = (
@@ -38,7 +38,7 @@ class Run:
     """Its model's name, with what tells it apart where several runs share it."""
     folder: Path
     info: dict[str, Any]
-    """What :func:`~recbole_idiomoe.run_folder.read_run` gives."""
+    """What :func:`~recbole_idiomoe.base.run_folder.read_run` gives."""
     catalog_lm: CatalogLM
     data_path: str
     """Where the data sets lie, if not where they did."""
@@ -81,7 +81,7 @@ class Run:
     @cached_property
     def dataset(self) -> Any:
         """RecBole's dataset, read again from its files, not yet split."""
-        from recbole_idiomoe.config import RunConfig
+        from recbole_idiomoe.config.run_config import RunConfig
         from recbole_idiomoe.data.loading import load_dataset
 
         settings = dict(self.info["settings"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.base.errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError, kind_of
+from recbole_idiomoe.base.files import write_text
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.template import Template, clean
-from recbole_idiomoe.errors import CheckpointError, DataError, SettingError, kind_of
-from recbole_idiomoe.files import write_text
-from recbole_idiomoe.settings import Settings
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset

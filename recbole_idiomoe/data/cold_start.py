@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.base.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.errors import SettingError
 
 HISTORY_END = "history_end"
 

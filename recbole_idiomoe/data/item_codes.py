@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from recbole_idiomoe.base.errors import CheckpointError, DataError
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
-from recbole_idiomoe.errors import CheckpointError, DataError
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, encode_text, item_token, item_tokens
-from recbole_idiomoe.settings import Settings
 
 logger = logging.getLogger(__name__)
 

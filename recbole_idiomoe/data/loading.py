@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from recbole_idiomoe import distributed
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError
 from recbole_idiomoe.data.cold_start import hold_out_items
-from recbole_idiomoe.data.location import check_atomic_files, locate
-from recbole_idiomoe.errors import DataError, IdiomoeError, SettingError
-from recbole_idiomoe.registry import get_dataset_class
-
-if TYPE_CHECKING:
-    from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.location import DataSettings, check_atomic_files, locate
 
 
-def load_dataset(config: RunConfig) -> Any:
+def load_dataset(config: DataSettings) -> Any:
     """The filtered dataset, by RecBole's own loader, without what a cold start leaves out.
 
     Raises:
@@ -26,7 +22,7 @@ def load_dataset(config: RunConfig) -> Any:
     locate(config)
     check_atomic_files(config)
     try:
-        dataset = get_dataset_class(config["model"])(config)
+        dataset = config.dataset_class(config)
     except IdiomoeError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, OSError, RuntimeError) as error:

@@ -8,24 +8,36 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from recbole.utils import url as recbole_url
 
-from recbole_idiomoe import registry
+from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.base.spelling import did_you_mean
 from recbole_idiomoe.data.amazon.building import Dumps, build
 from recbole_idiomoe.data.amazon.fetching import Unavailable
 from recbole_idiomoe.data.atomic_files import AtomicFile
-from recbole_idiomoe.errors import DataError
-
-if TYPE_CHECKING:
-    from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.data.names import list_datasets, recbole_datasets
 
 _PATIENCE_S = 30.0
 """RecBole's download waits for ever where a network swallows what is sent."""
 
 
-def locate(config: RunConfig) -> None:
+class DataSettings(Protocol):
+    """What is read here of a run's configuration, which is made on top of this package."""
+
+    data_root: Path
+    """The folder that holds a folder per data set."""
+    dataset_class: type[Any]
+    """The subclass of RecBole's ``Dataset`` that the model is trained on."""
+    read_by_model: set[str]
+    """Settings that the model's own files ask for."""
+
+    def __getitem__(self, key: str) -> Any: ...
+    def __setitem__(self, key: str, value: Any) -> None: ...
+
+
+def locate(config: DataSettings) -> None:
     """Point ``config`` at the data set's files, downloading them if nobody has them.
 
     Looked at in this order: ``<data_path>/<dataset>``, the same under the name that
@@ -66,7 +78,7 @@ def locate(config: RunConfig) -> None:
         return
     dumps = Dumps.from_setting(config["dumps"]) if config["dumps"] else None
     failures = []
-    if recbole_name in registry.recbole_datasets():
+    if recbole_name in recbole_datasets():
         try:
             _download(recbole_name, root)
             _point(config, recbole_name, root / recbole_name)
@@ -85,14 +97,14 @@ def locate(config: RunConfig) -> None:
             f"{', and '.join(failures)}; put {label}.inter and {label}.item into {root / label}, "
             "or name the folder above theirs with --data_path."
         )
-    near = registry.did_you_mean(label, registry.list_datasets(), "--list_datasets")
+    near = did_you_mean(label, list_datasets(), "--list_datasets")
     raise DataError(
         f"unknown dataset {label!r}, and {root / label} is no folder that holds "
         f"{label}.inter (--data_path={root}){near}"
     )
 
 
-def check_atomic_files(config: RunConfig) -> None:
+def check_atomic_files(config: DataSettings) -> None:
     """Read headers, and scan rows, before RecBole does and stops with a traceback.
 
     Raises:
@@ -123,7 +135,7 @@ def check_atomic_files(config: RunConfig) -> None:
         item.check_rows([item_id], numbers=item.loaded_numbers(load_col, "item", seq_separator))
 
 
-def _item_columns(config: RunConfig) -> list[str]:
+def _item_columns(config: DataSettings) -> list[str]:
     """Columns of the ``.item`` file that the text of an item or the model asks for."""
     text = config["item_text_fields"] or []
     columns = list(text.values()) if isinstance(text, dict) else list(text)
@@ -134,14 +146,14 @@ def _item_columns(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-def _inter_files(config: RunConfig, folder: Path, name: str) -> list[Path]:
+def _inter_files(config: DataSettings, folder: Path, name: str) -> list[Path]:
     """The interaction files: one, or one for each part of a ready-made split."""
     parts = config["benchmark_filename"]
     names = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
     return [folder / file for file in names]
 
 
-def _point(config: RunConfig, name: str, folder: Path) -> None:
+def _point(config: DataSettings, name: str, folder: Path) -> None:
     config["dataset"], config["data_path"] = name, str(folder)
 
 
@@ -157,7 +169,7 @@ def _download(name: str, root: Path) -> None:
     Raises:
         Unavailable: it cannot be had; the message is the reason.
     """
-    url = registry.recbole_datasets()[name]
+    url = recbole_datasets()[name]
     new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)

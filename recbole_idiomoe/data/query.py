@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import text_entries
 from recbole_idiomoe.data.template import Template
-from recbole_idiomoe.errors import DataError
-from recbole_idiomoe.settings import Settings
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset

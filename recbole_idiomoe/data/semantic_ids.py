@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
-from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.base.errors import CheckpointError, DataError, MissingLibraryError
+from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.lm.embedding import centred_directions
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, item_token
-from recbole_idiomoe.threads import one_thread
 
 FILE_NAME = "semantic_ids.safetensors"
 # Tie tokens beyond those in use, so that a trained model can take up as many new items that

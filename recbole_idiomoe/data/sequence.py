@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.errors import SettingError
 
 TEXT, ITEM = 0, 1
 # Below this a shortened text says too little; whole texts are dropped instead, oldest first.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from string import Formatter
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 
 # A Python list or set that somebody printed into a column, as in RecBole's own Amazon files. Of a
 # title in brackets, "(500) Days of Summer (2009)", its quotes tell it.

@@ -14,10 +14,10 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from recbole_idiomoe.base.errors import BackboneError, SettingError, kind_of
+from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.errors import BackboneError, SettingError, kind_of
 from recbole_idiomoe.lm.vocabulary import keep_no_words
-from recbole_idiomoe.threads import one_thread
 
 BATCH_TEXTS = 64
 # Word pairs grow with the texts, and every one of them costs an SVD several rows of its width.

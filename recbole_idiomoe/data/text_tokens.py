@@ -13,8 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 import tokenizers
 
+from recbole_idiomoe.base.files import written_aside
 from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.files import written_aside
 from recbole_idiomoe.lm.vocabulary import encode_text
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from recbole_idiomoe.base.command_line import Parser, ended
 from recbole_idiomoe.leaderboard.board import opened, read_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
-from recbole_idiomoe.programs import Parser, ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

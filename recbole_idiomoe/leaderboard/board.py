@@ -22,21 +22,21 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.besides import mix_of
-from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.errors import IdiomoeError, SettingError, kind_of
-from recbole_idiomoe.evaluation.ranks import (
+from recbole_idiomoe.base.errors import IdiomoeError, SettingError, kind_of
+from recbole_idiomoe.base.files import refusal, write_text
+from recbole_idiomoe.base.run_folder import MIX_RANKS_FILE, RANKS_FILE
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.grid.cells import Cell, Grid
+from recbole_idiomoe.models.registry import FAMILY
+from recbole_idiomoe.protocol.description import protocol
+from recbole_idiomoe.protocol.ranks import (
     NamedRanks,
     Ranks,
     is_ranked,
     load_arrays,
     save_arrays,
 )
-from recbole_idiomoe.files import refusal, write_text
-from recbole_idiomoe.grid import Cell, Grid
-from recbole_idiomoe.measures import protocol
-from recbole_idiomoe.registry import FAMILY
-from recbole_idiomoe.run_folder import MIX_RANKS_FILE, RANKS_FILE
+from recbole_idiomoe.report.extra_rows import mix_of
 
 INDEX = "leaderboard.json"
 RUNS = "runs"
@@ -57,7 +57,7 @@ class Row:
     own: dict[str, Any]
     """Settings that only this row has."""
     identity: str
-    """That of its runs: :attr:`recbole_idiomoe.grid.Cell.identity`."""
+    """That of its runs: :attr:`recbole_idiomoe.grid.cells.Cell.identity`."""
     runs: dict[str, str] = field(default_factory=dict)
     """Names of its runs in ``runs/``, by seed."""
     failed: dict[str, str] = field(default_factory=dict)

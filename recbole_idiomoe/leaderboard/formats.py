@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from recbole_idiomoe.leaderboard.tables import DEVICE, MARKS, Table, is_cost
-from recbole_idiomoe.report import aligned, fits, folded, protocol_line, wrapped
+from recbole_idiomoe.report.tables import aligned, fits, folded, protocol_line, wrapped
 
 
 def protocol_notes(protocols: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_idiomoe.files import write_text
+from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.leaderboard.board import Board
 from recbole_idiomoe.leaderboard.formats import (
     comma_separated,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from recbole_idiomoe.drawing import WITHOUT
 from recbole_idiomoe.leaderboard.plots import Picture
 from recbole_idiomoe.leaderboard.tables import Table
-from recbole_idiomoe.page import render
+from recbole_idiomoe.report.html import render
+from recbole_idiomoe.report.plot_style import WITHOUT
 
 
 def page(

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.drawing import COLOURS, MARKERS, can_draw, style, svg_element
 from recbole_idiomoe.leaderboard.standings import Standing
 from recbole_idiomoe.leaderboard.tables import Table
-from recbole_idiomoe.report import metric_title
+from recbole_idiomoe.report.plot_style import COLOURS, MARKERS, can_draw, style, svg_element
+from recbole_idiomoe.report.tables import metric_title
 
 BINS = 5
 _WIDTH, _HEIGHT = 5.2, 3.1  # inches, the legend left out: letters can be read on a telephone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recbole_idiomoe import yaml_files
+from recbole_idiomoe.base import yaml_files
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from recbole_idiomoe.errors import IdiomoeError, SettingError
-from recbole_idiomoe.grid import Cell, Grid
-from recbole_idiomoe.grid_runs import (
+from recbole_idiomoe.base.errors import IdiomoeError, SettingError
+from recbole_idiomoe.grid.cells import Cell, Grid
+from recbole_idiomoe.grid.running import (
     Failure,
     RunOne,
     cells_with_data,

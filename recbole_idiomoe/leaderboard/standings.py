@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import monte_carlo_test
 
-from recbole_idiomoe.evaluation.ranks import Ranks
 from recbole_idiomoe.leaderboard.board import Board, Row
-from recbole_idiomoe.report import same_with_any_seed
+from recbole_idiomoe.protocol.ranks import Ranks
+from recbole_idiomoe.report.tables import same_with_any_seed
 
 PERMUTATIONS, TEST_SEED = 9999, 0
 BATCH = 200  # permutations at a time, for memory's sake

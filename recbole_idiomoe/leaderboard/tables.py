@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recbole_idiomoe.besides import LANGUAGE, language_notes, mix_notes, nll_change
 from recbole_idiomoe.leaderboard.published import published, sources
 from recbole_idiomoe.leaderboard.standings import (
     PERMUTATIONS,
@@ -19,7 +18,8 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report import count, metric_title, seed_notes
+from recbole_idiomoe.report.extra_rows import LANGUAGE, language_notes, mix_notes, nll_change
+from recbole_idiomoe.report.tables import count, metric_title, seed_notes
 
 
 @dataclass(frozen=True)

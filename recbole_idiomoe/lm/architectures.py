@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.configuration import TWO_EXPERT, IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.controls.blocks import install_appended, install_prepended, plan_blocks
 from recbole_idiomoe.lm.controls.by_type import install_moa, install_mot

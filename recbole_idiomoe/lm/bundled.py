@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from recbole_idiomoe.errors import BackboneError
+from recbole_idiomoe.base.errors import BackboneError
 
 FOLDER = Path(__file__).parent.parent / "idiom-mini"
 SUMS_FILE = "SHA256SUMS"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 
 TWO_EXPERT = "two_expert"
 """IDIOMoE's own architecture."""

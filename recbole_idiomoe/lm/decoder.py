@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from recbole_idiomoe.errors import BackboneError
+from recbole_idiomoe.base.errors import BackboneError
 
 # Projections into the neurons, then the one out of them.
 LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (

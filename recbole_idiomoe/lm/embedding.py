@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.base.errors import DataError
 
 # Length of the random vector of an item without text, where a text vector has length 1.
 _TEXTLESS = 0.1

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.decoder import (
     SUPPORTED,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from recbole_idiomoe.errors import BackboneError
+from recbole_idiomoe.base.errors import BackboneError
 from recbole_idiomoe.lm.decoder import attention_of, decoder_layers
 
 PROMPT = 0

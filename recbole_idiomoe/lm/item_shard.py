@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_idiomoe.distributed import OwnRows
+from recbole_idiomoe.base.distributed import OwnRows
 from recbole_idiomoe.lm.embedding import ItemTable, weighted_sums
 from recbole_idiomoe.lm.item_loss import in_chunks
 from recbole_idiomoe.lm.row_exchange import RowExchange

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from recbole_idiomoe.errors import CheckpointError, SettingError
+from recbole_idiomoe.base.errors import CheckpointError, SettingError
 from recbole_idiomoe.lm.architectures import get_architecture
 from recbole_idiomoe.lm.configuration import (
     TWO_EXPERT,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recbole_idiomoe.distributed import STUCK
+from recbole_idiomoe.base.distributed import STUCK
 
 _Map = Callable[[Tensor], Tensor]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from recbole_idiomoe.errors import BackboneError, DataError
+from recbole_idiomoe.base.errors import BackboneError, DataError
 
 PADDING_ITEM = "[PAD]"
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from transformers import HfArgumentParser
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.pretrain.pipeline import pretrain
 from recbole_idiomoe.pretrain.settings import PretrainSettings
-from recbole_idiomoe.programs import Parser, ended
 
 
 class _Parser(Parser, HfArgumentParser):

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from recbole_idiomoe.pretrain.evaluation import Likelihood
+from recbole_idiomoe.lm.likelihood import Likelihood
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 from recbole_idiomoe.pretrain.training import Progress
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.lm.vocabulary import encode_text
 
 SEPARATOR = re.compile(r"^\x1e\r?\n?", re.MULTILINE)

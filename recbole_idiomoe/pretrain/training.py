@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from recbole_idiomoe.errors import CheckpointError
+from recbole_idiomoe.base.errors import CheckpointError
 from recbole_idiomoe.pretrain.corpus import Windows
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 

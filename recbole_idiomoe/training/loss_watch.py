@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_idiomoe import distributed
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.errors import NonFiniteLossError
+from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.data.loader import WindowSampler
-from recbole_idiomoe.errors import NonFiniteLossError
-from recbole_idiomoe.files import write_text
 
 FILE_NAME = "non_finite_loss.json"
 """In the run's folder: ``epoch``, ``loss``, the ``users`` of the first step without a finite loss,

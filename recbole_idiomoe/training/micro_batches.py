@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from recbole_idiomoe import distributed
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.loader import WindowLoader
-from recbole_idiomoe.errors import IdiomoeError
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from recbole.utils import set_color
 
-from recbole_idiomoe.files import written_aside
+from recbole_idiomoe.base.files import written_aside
 from recbole_idiomoe.training.state import (
     is_out_of_patience,
     other_architecture,

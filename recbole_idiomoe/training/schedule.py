@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.config.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from recbole_idiomoe import distributed
-from recbole_idiomoe.distributed import own_rows, whole_shape
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.distributed import own_rows, whole_shape
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.row_exchange import RowExchange
-from recbole_idiomoe.model.catalog_lm import CatalogLM, computes_in_bf16
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM, computes_in_bf16
 
 
 def is_sharded(settings: Settings) -> bool:

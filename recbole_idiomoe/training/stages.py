@@ -11,13 +11,13 @@ from recbole.data.dataloader import TrainDataLoader
 from recbole.trainer import S3RecTrainer
 from recbole.utils import init_seed
 
-from recbole_idiomoe import distributed, yaml_files
-from recbole_idiomoe.baselines import s3rec_pretraining
-from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.evaluation.finite_scores import refuse_nan
-from recbole_idiomoe.files import written_aside
-from recbole_idiomoe.measures import Clock
-from recbole_idiomoe.registry import get_model, get_trainer
+from recbole_idiomoe.base import distributed, yaml_files
+from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.models.registry import get_model, get_trainer
+from recbole_idiomoe.models.s3rec import pretraining as s3rec_pretraining
+from recbole_idiomoe.protocol.clock import Clock
+from recbole_idiomoe.protocol.finite_scores import refuse_nan
 from recbole_idiomoe.training.loss_watch import watch_loss
 
 ID_ENCODER = "SASRecCE"
@@ -59,7 +59,7 @@ def _pretrain_s3rec(config: RunConfig, train_data: Any, folder: Path) -> None:
     RecBole asks for two runs with settings changed by hand between them, and writes nothing
     unless ``pretrain_epochs`` reaches ``save_step``. A user who gives ``train_stage: finetune``
     and a ``pre_model_path`` skips this. The model is RecBole's, with its tensors and losses made
-    as in :mod:`recbole_idiomoe.baselines.s3rec_pretraining`.
+    as in :mod:`recbole_idiomoe.models.s3rec.pretraining`.
     """
     config["save_step"] = config["pretrain_epochs"]
     getLogger().info(f"S3Rec, stage 1 of 2: pre-training, {config['pretrain_epochs']} epochs")

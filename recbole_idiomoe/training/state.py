@@ -12,10 +12,10 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 import torch
 
-from recbole_idiomoe import distributed
-from recbole_idiomoe.errors import CheckpointError
-from recbole_idiomoe.files import written_aside
-from recbole_idiomoe.measures import Clock
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.errors import CheckpointError
+from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.protocol.clock import Clock
 
 STATE_FILE = "training_state.pt"
 

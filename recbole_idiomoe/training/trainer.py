@@ -22,19 +22,19 @@ from recbole.utils import early_stopping, set_color
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from recbole_idiomoe import distributed
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
+from recbole_idiomoe.base.files import new_folder
+from recbole_idiomoe.base.run_folder import read_run, write_run
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.query import item_queries
-from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.evaluation.sharing import SharedCollector, shared
-from recbole_idiomoe.files import new_folder
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import checkpoint_blocks, halve_frozen
-from recbole_idiomoe.model.catalog_lm import computes_in_bf16
-from recbole_idiomoe.model.idiomoe import LanguageModelRecommender
-from recbole_idiomoe.model.new_items import place_unseen_items
-from recbole_idiomoe.run_folder import read_run, write_run
+from recbole_idiomoe.models.language.catalog_lm import computes_in_bf16
+from recbole_idiomoe.models.language.new_items import place_unseen_items
+from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
+from recbole_idiomoe.protocol.sharing import SharedCollector, shared
 from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.loss_watch import LossWatch
 from recbole_idiomoe.training.micro_batches import MicroBatches

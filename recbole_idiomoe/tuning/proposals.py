@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.errors import MissingLibraryError
+from recbole_idiomoe.base.errors import MissingLibraryError
 from recbole_idiomoe.tuning.space import SearchSpace
 
 

@@ -1,7 +1,7 @@
 """Tuning models: trials one after another, each kept as it ends, and the best one's settings.
 
 A trial is a run up to its best epoch on validation. The test split is not evaluated, and what
-chooses is not given it (:func:`recbole_idiomoe.one_run.validate_one`).
+chooses is not given it (:func:`recbole_idiomoe.run.execution.validate_one`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
-from recbole_idiomoe import distributed, one_run, quick_start, yaml_files
-from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.errors import (
+from recbole_idiomoe import api
+from recbole_idiomoe.base import distributed, yaml_files
+from recbole_idiomoe.base.command_line import interruption_told
+from recbole_idiomoe.base.errors import (
     BackboneError,
     DataError,
     MissingLibraryError,
     SettingError,
     reason_of,
 )
-from recbole_idiomoe.files import refusal
-from recbole_idiomoe.grid import read_grid
-from recbole_idiomoe.measures import protocol
-from recbole_idiomoe.programs import interruption_told
-from recbole_idiomoe.run_folder import new_folder
+from recbole_idiomoe.base.files import refusal
+from recbole_idiomoe.base.run_folder import new_folder
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.grid.cells import read_grid
+from recbole_idiomoe.protocol.description import protocol
+from recbole_idiomoe.run import execution as one_run
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 from recbole_idiomoe.tuning.proposals import load_optuna, propose
 from recbole_idiomoe.tuning.space import read_search_space
@@ -68,7 +70,7 @@ def tune(
     ``MODEL_DATASET.yaml`` has the best settings, for ``tuned`` or ``config_files`` of a run.
 
     Args:
-        models: as in :func:`recbole_idiomoe.quick_start.run`.
+        models: as in :func:`recbole_idiomoe.api.run`.
         datasets: likewise.
         config_files: likewise; one may have a ``search_space``.
         settings: likewise.
@@ -93,7 +95,7 @@ def tune(
     distributed.refuse("a search (tune)")
     load_optuna()  # before hours of trials
     layers = [*yaml_files.read_layers(config_files), settings or {}]
-    names, labels = quick_start.what_is_run(models, datasets, layers[:-1])
+    names, labels = api.what_is_run(models, datasets, layers[:-1])
     if read_grid(names, layers) is not None:
         raise SettingError("a search is of one row; leave variants, seeds and baseline out.")
     folder = next((layer["tuned"] for layer in reversed(layers) if layer.get("tuned")), FOLDER)

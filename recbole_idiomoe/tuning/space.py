@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_idiomoe import yaml_files
-from recbole_idiomoe.config import own_files
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base import yaml_files
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.config.run_config import own_files
 
 _FORMS = (
     "{low: 0.0001, high: 0.01, log: True}, {low: 1, high: 4}, {low: 0.0, high: 0.5, step: 0.1} or "
@@ -65,8 +65,8 @@ def read_search_space(
 ) -> SearchSpace:
     """The space of ``model`` on ``dataset``: the last of the layers that has one says it whole.
 
-    The layers are those of :class:`recbole_idiomoe.config.RunConfig`: our YAML files, of which
-    ``overall.yaml`` has one for models without their own, ``config_files``, ``settings``.
+    The layers are those of :class:`~recbole_idiomoe.config.run_config.RunConfig`: our YAML files,
+    of which ``overall.yaml`` has one for models without their own, ``config_files``, ``settings``.
 
     Raises:
         SettingError: an entry that cannot be; the message names the file and the entry.

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from recbole_idiomoe.report import WIDTH, wrapped
+from recbole_idiomoe.report.tables import WIDTH, wrapped
 from recbole_idiomoe.tuning.trials import ranked, said_best, value_of
 
 _SHOWN = 5

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 import yaml
 
-from recbole_idiomoe.errors import CheckpointError, SettingError, kind_of
-from recbole_idiomoe.files import write_text
+from recbole_idiomoe.base.errors import CheckpointError, SettingError, kind_of
+from recbole_idiomoe.base.files import write_text
 
 Trial = dict[str, Any]
 """``number`` from 1, ``settings`` that are searched, ``seconds``, and either ``valid`` (metrics),

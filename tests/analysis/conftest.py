@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from recbole_idiomoe import drawing, quick_start
+from recbole_idiomoe import api
 from recbole_idiomoe.analysis import outputs, report
+from recbole_idiomoe.report import plot_style as drawing
 from tests.training.cycle import TINY, write_cycle
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -36,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for name, own in RUNS.items():
             own = dict(own)
             model = own.pop("model", name)
-            (result,) = quick_start.run(model, "cycle", settings=settings | own)
+            (result,) = api.run(model, "cycle", settings=settings | own)
             found[name] = Path(result["folder"])
     return found
 

@@ -16,7 +16,7 @@ from recbole_idiomoe.analysis import benchmarks
 from recbole_idiomoe.analysis.canvas import element
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.results import Analysis
-from recbole_idiomoe.evaluation.language import language_kept
+from recbole_idiomoe.protocol.language import language_kept
 from tests.analysis.test_commands import Folders, analysed, refused
 
 TEXT = "The café had no menu.\nIt was closed, in any case, from May to August. " * 5

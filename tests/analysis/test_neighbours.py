@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_idiomoe.analysis.neighbours import References, nearest
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 
 
 def of_rows(vectors: torch.Tensor) -> References:

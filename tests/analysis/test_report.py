@@ -17,7 +17,7 @@ from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.report import Section, figures_of, page
 from recbole_idiomoe.analysis.results import Analysis
-from recbole_idiomoe.drawing import WITHOUT
+from recbole_idiomoe.report.plot_style import WITHOUT
 from tests.analysis.test_commands import Folders
 from tests.pages import check_page
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.atomic_files import MISSING
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.errors import IdiomoeError
 from tests.helpers import DATASET_SETTINGS
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recbole_idiomoe.errors import IdiomoeError
-from tests.test_session import IDS, ITEMS, build
+from recbole_idiomoe.base.errors import IdiomoeError
+from tests.recommend.test_session import IDS, ITEMS, build
 
 RECOMMENDER = build(max_history=7)
 KNOWN = st.sampled_from(IDS)

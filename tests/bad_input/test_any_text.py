@@ -10,19 +10,19 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.data.template import clean
-from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.lm.vocabulary import item_tokens
-from recbole_idiomoe.model.catalog_lm import CatalogLM
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from tests.bad_input.outcomes import Read, read
 from tests.bad_input.stranger import ITEMS, ROWS
 from tests.bad_input.test_any_file import FIELD, GOOD, ITEM_HEADER
 from tests.helpers import TINY_BACKBONE
-from tests.test_session import build, wrap
+from tests.recommend.test_session import build, wrap
 
 SPECIAL = ["<|it-5|>", "<|it-i1|>", "<|it-[PAD]|>", "<|endoftext|>", "<|reserved-0|>", "<|it-"]
 SPECIAL += ["<|im_start|>", "[PAD]", "[", "]", "['a', 'b']", "{title}", "{0}", "%s", "|>"]

@@ -97,7 +97,7 @@ def test_the_order_in_the_file_is_of_no_matter(model: str, stranger: Stranger) -
 @both
 def test_seconds_that_float32_cannot_tell_apart_keep_the_order_of_the_file(model: str) -> None:
     """RecBole sorts by float32 timestamps, 64 s to 128 s coarse today; so must every model here."""
-    from recbole_idiomoe.config import RunConfig
+    from recbole_idiomoe.config.run_config import RunConfig
     from recbole_idiomoe.data.loading import load_dataset
 
     rows = [("u", f"i{k}", 1_400_000_000 + k) for k in reversed(range(10))]

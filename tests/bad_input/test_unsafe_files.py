@@ -13,13 +13,14 @@ import torch
 from recbole.utils import url as recbole_url
 
 import recbole_idiomoe
-from recbole_idiomoe import cli, load, recommend
-from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.data.archives import extract_zip
+from recbole_idiomoe import cli, load
+from recbole_idiomoe.base.archives import extract_zip
+from recbole_idiomoe.base.errors import BackboneError, DataError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.location import locate
-from recbole_idiomoe.errors import BackboneError, DataError
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.lm.bundled import verified_folder
+from recbole_idiomoe.recommend import recommender as recommend
 from tests.bad_input.stranger import Stranger, both
 from tests.bad_input.traps import Trap, zip_with
 

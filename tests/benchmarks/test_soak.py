@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from recbole_idiomoe.api import run
 from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.vocabulary import encode_text
-from recbole_idiomoe.quick_start import run
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.training.cycle import TINY, write_cycle
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.data.atomic_files import AtomicFile
-from recbole_idiomoe.errors import DataError
 
 WORDS = ["a", "i 1", "é", "NA", "NAN", "nan", "", " ", '"', "a" * 4097, "\0"]
 NUMBERS = ["1", "-2.5", "+3", ".5", "4.", "1e5", "1e400", "1_000", "9" * 31, "٣"]

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog, read_history
 from recbole_idiomoe.data.dataset import HistoryDataset
-from recbole_idiomoe.errors import CheckpointError, DataError, SettingError
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
 CATALOG = Catalog(["[PAD]", "a", "b"], ["", "A", "B"], ["", "title: A", "title: B"])

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.errors import DataError
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from recbole.data.dataset import SequentialDataset
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.dataset import HistoryDataset
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 

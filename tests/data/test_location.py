@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from recbole.utils import url as recbole_url
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.location import check_atomic_files, locate
-from recbole_idiomoe.errors import DataError
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ITEM = "item_id:token\ttitle:token\tcategories:token_seq\n"

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.base.errors import DataError, SettingError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.dataset import HistoryDataset
 from recbole_idiomoe.data.query import item_queries
-from recbole_idiomoe.errors import DataError, SettingError
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
 ITEMS = [("a", "Red train", "Toys|Trains"), ("b", "Doll", ""), ("c", "", "Toys"), ("d", "", "")]

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from vector_quantize_pytorch import ResidualVQ
 
+from recbole_idiomoe.base.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.data.semantic_ids import (
     FILE_NAME,
     SPARE_TIES,
     SemanticIds,
     fit_semantic_ids,
 )
-from recbole_idiomoe.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.lm.embedding import text_directions
 
 WIDTH = 12

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.data.sequence import ITEM, MIN_TEXT_TOKENS, SequenceBuilder, _even_cap
-from recbole_idiomoe.errors import SettingError
 
 OFFSET = 100
 TEXTS = [[], [1, 2, 3], [4], []]  # rows 0 (padding) to 3; row 3 has no text

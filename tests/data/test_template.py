@@ -1,7 +1,7 @@
 import pytest
 
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.template import Template, clean
-from recbole_idiomoe.errors import SettingError
 
 DEFAULT = "title: {title}, category: {category}"
 

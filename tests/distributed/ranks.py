@@ -84,7 +84,7 @@ def runs(
     """
     from contextlib import nullcontext
 
-    from recbole_idiomoe.quick_start import run
+    from recbole_idiomoe.api import run
 
     results: list[dict[str, Any] | None] = []
     contexts = patches or [nullcontext] * len(wanted)
@@ -134,7 +134,7 @@ def _be(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    from recbole_idiomoe import distributed
+    from recbole_idiomoe.base import distributed
 
     try:
         distributed.start()

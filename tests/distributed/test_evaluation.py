@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recbole.data.dataloader import FullSortEvalDataLoader
 
-from recbole_idiomoe import distributed
-from recbole_idiomoe.evaluation.sharing import in_order, own_rows, shared
-from recbole_idiomoe.run_folder import MIX_RANKS_FILE, RANKS_FILE
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.run_folder import MIX_RANKS_FILE, RANKS_FILE
+from recbole_idiomoe.protocol.sharing import in_order, own_rows, shared
 from tests.distributed.ranks import runs, started
 from tests.training.cycle import TINY, write_cycle
 

@@ -59,7 +59,7 @@ def test_catalogues_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def _with_own_titles(line: list[str]) -> int:
-    from recbole_idiomoe import one_run
+    from recbole_idiomoe.run import execution as one_run
 
     original = one_run.read_catalog
 
@@ -128,7 +128,7 @@ def test_memory_that_one_process_lacks_is_one_line(data: Path, tmp_path: Path) -
 
 
 def _with_a_nan(line: list[str]) -> int:
-    from recbole_idiomoe.model.catalog_lm import CatalogLM
+    from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
     original = CatalogLM.loss
     calls = 0
@@ -168,7 +168,7 @@ def test_a_model_without_our_trainer_runs_on_one_process(data: Path, tmp_path: P
 
 
 def _results(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    from recbole_idiomoe.quick_start import run
+    from recbole_idiomoe.api import run
 
     return run(**arguments)
 

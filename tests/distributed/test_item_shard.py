@@ -14,14 +14,14 @@ from hypothesis import given as given_any
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
 from recbole_idiomoe.lm.row_exchange import RowExchange
 from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
-from recbole_idiomoe.model.catalog_lm import CatalogLM
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.training import sharding, trainer
 from tests.distributed.ranks import interrupted_in_epoch, runs, started
 from tests.distributed.test_training import (

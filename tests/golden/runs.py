@@ -17,12 +17,12 @@ from typing import Any
 import recbole
 import torch
 
-from recbole_idiomoe import quick_start
-from recbole_idiomoe.files import write_text
-from recbole_idiomoe.measures import versions
-from recbole_idiomoe.registry import LANGUAGE_MODELS
-from tests.baselines.models import SMALL
+from recbole_idiomoe import api
+from recbole_idiomoe.base.environment import versions
+from recbole_idiomoe.base.files import write_text
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS
 from tests.helpers import DATASET_SETTINGS, write_dataset
+from tests.models.tiny_baselines import SMALL
 
 FILE = Path(__file__).with_name("metrics.json")
 USERS, ITEMS, NEWEST = 60, 80, 10
@@ -106,7 +106,7 @@ def metrics_of(model: str, data_path: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     try:
         settings = COMMON | OWN[model] | {"data_path": str(data_path)}
-        (result,) = quick_start.run(model, "part", settings=settings)
+        (result,) = api.run(model, "part", settings=settings)
     finally:
         torch.set_num_threads(threads)
     found: dict[str, float] = result["test_result"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_idiomoe.measures import versions
-from recbole_idiomoe.registry import MODELS
+from recbole_idiomoe.base.environment import versions
+from recbole_idiomoe.models.registry import MODELS
 from tests.golden.runs import FILE, OWN, metrics_of, write_part_of_ml_100k
 
 GOLDEN = json.loads(FILE.read_text())

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.evaluation.ranks import NamedRanks
-from recbole_idiomoe.measures import protocol
-from recbole_idiomoe.registry import LANGUAGE_MODELS
+from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS
+from recbole_idiomoe.protocol.description import protocol
+from recbole_idiomoe.protocol.ranks import NamedRanks
 
 USERS = 60
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
@@ -21,7 +21,7 @@ SHIFT = {"SASRec": 12, "GRU4Rec": 16, "IDIOMoE": 6, "IDTransformer": 9, "Transit
 
 
 class Runner:
-    """Stands in for ``quick_start.run_one``: a result at once, from the model's name and seed.
+    """Stands in for ``api.run_one``: a result at once, from the model's name and seed.
 
     Attributes:
         ran: model, data set and seed of every run.

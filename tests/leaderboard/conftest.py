@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe import grid_runs, quick_start
+from recbole_idiomoe import api
+from recbole_idiomoe.grid import running as grid_runs
 from recbole_idiomoe.leaderboard import plots
 from tests.leaderboard.boards import Runner
 
@@ -24,21 +25,19 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     made = Runner()
-    monkeypatch.setattr(quick_start, "run_one", made)
+    monkeypatch.setattr(api, "run_one", made)
     monkeypatch.setattr(grid_runs, "locate", lambda config: None)  # it reads no data
     return made
 
 
 @pytest.fixture
 def lead(runner: Runner) -> Lead:
-    """``quick_start.run`` with a leaderboard in ``board``; its one result."""
+    """``api.run`` with a leaderboard in ``board``; its one result."""
 
     def run(models: str = "SASRec,IDIOMoE", dataset: str = "amazon-toys", **given: Any) -> Any:
         options = {name: given.pop(name) for name in ("jobs", "config_files") if name in given}
         settings = {"data_path": str(Path("data").absolute()), "gpu_id": ""} | given
-        (result,) = quick_start.run(
-            models, dataset, settings=settings, leaderboard="board", **options
-        )
+        (result,) = api.run(models, dataset, settings=settings, leaderboard="board", **options)
         return result
 
     return run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_idiomoe import yaml_files
+from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.leaderboard.formats import protocol_notes
 from recbole_idiomoe.leaderboard.published import published, sources
 from tests.leaderboard.boards import Runner
@@ -74,7 +74,7 @@ def test_the_protocol_is_said_once_and_what_differs_for_each_data_set() -> None:
 def test_runs_that_shared_the_machine_say_so(
     lead: Lead, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recbole_idiomoe import grid_runs
+    from recbole_idiomoe.grid import running as grid_runs
 
     def one_by_one(cells: list[grid_runs.Cell], jobs: int, *places: Path) -> grid_runs.Outcomes:
         return grid_runs._run_here(cells, runner, *places)

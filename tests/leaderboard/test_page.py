@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from recbole_idiomoe.drawing import WITHOUT
 from recbole_idiomoe.leaderboard import plots
 from recbole_idiomoe.leaderboard.board import read_board
 from recbole_idiomoe.leaderboard.plots import groups_of
 from recbole_idiomoe.leaderboard.standings import standings_of
+from recbole_idiomoe.report.plot_style import WITHOUT
 from tests.leaderboard.boards import Runner
 from tests.leaderboard.conftest import Lead
 from tests.pages import Elements, check_page

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe import quick_start
-from recbole_idiomoe.errors import IdiomoeError, SettingError
+from recbole_idiomoe import api
+from recbole_idiomoe.base.errors import IdiomoeError, SettingError
 from recbole_idiomoe.leaderboard.__main__ import main
 from tests.helpers import write_dataset
 from tests.leaderboard.boards import Runner
@@ -201,7 +201,7 @@ def test_two_at_once_are_refused(lead: Lead, runner: Runner) -> None:
                 lead("GRU4Rec")
             return super().__call__(config)
 
-    quick_start.run_one = Beside()  # type: ignore[assignment]  # undone by `runner`
+    api.run_one = Beside()  # type: ignore[assignment]  # undone by `runner`
     assert len(rows(lead("SASRec"))) == 1
 
 
@@ -241,7 +241,7 @@ def test_a_leaderboard_has_its_own_files(options: dict[str, Any]) -> None:
     run = {"model": "SASRec", "dataset": "ml-100k", "settings": {}}
     Path("run/run.json").write_text(json.dumps(run))
     with pytest.raises(SettingError, match="leaderboard"):
-        quick_start.run("SASRec", "ml-100k", leaderboard="board", **options)
+        api.run("SASRec", "ml-100k", leaderboard="board", **options)
     assert not Path("board").exists()
 
 
@@ -251,8 +251,8 @@ def test_models_that_are_really_run_have_the_numbers_of_their_runs(
     data = write_cycle(tmp_path / "data" / "cycle")
     small = {"n_layers": 1, "hidden_size": 16, "n_heads": 2}
     settings = TINY | small | {"data_path": str(data), "epochs": 1}
-    (result,) = quick_start.run("SASRec,IDIOMoE", "cycle", settings=settings, leaderboard="board")
-    (alone,) = quick_start.run("SASRec", "cycle", settings=settings)
+    (result,) = api.run("SASRec,IDIOMoE", "cycle", settings=settings, leaderboard="board")
+    (alone,) = api.run("SASRec", "cycle", settings=settings)
     (row,) = (row for row in result["rows"] if row["row"] == "SASRec")
     assert row["test"] == alone["test_result"] and not row["ours"]
     (ours,) = (row for row in result["rows"] if row["row"] == "IDIOMoE")

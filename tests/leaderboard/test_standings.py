@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.evaluation.ranks import NamedRanks
+from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.leaderboard.board import Row, read_board
 from recbole_idiomoe.leaderboard.standings import (
     PERMUTATIONS,
@@ -18,6 +17,7 @@ from recbole_idiomoe.leaderboard.standings import (
     marks,
     paired_p,
 )
+from recbole_idiomoe.protocol.ranks import NamedRanks
 from tests.leaderboard import boards
 from tests.leaderboard.boards import ranks_by_chance
 from tests.leaderboard.conftest import Lead

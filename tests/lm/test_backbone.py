@@ -17,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, encode_text, load_backbone
 from recbole_idiomoe.lm import backbone as backbone_module
 from recbole_idiomoe.lm.tokenizer import train_tokenizer

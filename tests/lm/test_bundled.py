@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
-from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import bundled, encode_text, load_backbone
-from recbole_idiomoe.pretrain.evaluation import likelihood
+from recbole_idiomoe.lm.likelihood import likelihood
 from tests.helpers import TINY_BACKBONE
 
 FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 
 from .decoders import FAMILIES, ITEMS, decoder, mixed_batch

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeConfig, expert_placement
 
 from .decoders import LAYERS, VOCAB, config

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import ARCHITECTURES, IdiomoeForCausalLM
 
 from .decoders import FAMILIES, ITEMS, VOCAB, decoder, mixed_batch, text_batch

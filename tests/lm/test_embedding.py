@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.lm import ItemTable
 from recbole_idiomoe.lm.embedding import text_directions
 

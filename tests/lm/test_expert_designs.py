@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, TwoExpertFFN
 from recbole_idiomoe.lm.controls.by_type import ByTokenType
 from recbole_idiomoe.lm.controls.switch import SwitchFFN

@@ -13,7 +13,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, TwoExpertFFN, decoder_layers, make_item_expert
 from recbole_idiomoe.lm.decoder import LAYOUTS, ffn_layout
 

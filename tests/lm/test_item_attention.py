@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from recbole_idiomoe.errors import BackboneError, SettingError
+from recbole_idiomoe.base.errors import BackboneError, SettingError
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import IdiomoeForCausalLM, decoder_layers
 from recbole_idiomoe.lm.configuration import ATTENTIONS
 from recbole_idiomoe.lm.decoder import attention_of
 from recbole_idiomoe.lm.item_attention import PATTERNS, ItemAttention, item_mask
-from recbole_idiomoe.settings import Settings
 
 from .decoders import FAMILIES, ITEMS, LAYERS, VOCAB, decoder, text_batch
 

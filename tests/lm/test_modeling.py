@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from recbole_idiomoe.errors import CheckpointError
+from recbole_idiomoe.base.errors import CheckpointError
 from recbole_idiomoe.lm import IdiomoeConfig, IdiomoeForCausalLM, TwoExpertFFN
 
 from .decoders import FAMILIES, ITEMS, VOCAB, decoder, mixed_batch, text_batch

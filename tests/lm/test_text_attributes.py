@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import attention_of, decoder_layers
 from recbole_idiomoe.lm.training import checkpoint_blocks

@@ -7,7 +7,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from recbole_idiomoe.errors import BackboneError, DataError
+from recbole_idiomoe.base.errors import BackboneError, DataError
 from recbole_idiomoe.lm import add_item_tokens, encode_text, item_token, item_tokens, load_backbone
 from tests.helpers import TINY_BACKBONE
 

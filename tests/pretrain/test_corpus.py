@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_idiomoe.errors import DataError
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 

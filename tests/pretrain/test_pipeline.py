@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from recbole_idiomoe.lm import encode_text, load_backbone
+from recbole_idiomoe.lm.likelihood import likelihood
 from recbole_idiomoe.pretrain.__main__ import main
 from recbole_idiomoe.pretrain.corpus import Windows, read_texts
-from recbole_idiomoe.pretrain.evaluation import likelihood
 
 from .conftest import sentences
 

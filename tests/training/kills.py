@@ -25,7 +25,10 @@ from recbole_idiomoe.training.state import STATE_FILE
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["tests.training.kills"]
-    + [f"recbole_idiomoe.{name}" for name in ("quick_start", "model.idiomoe", "training.trainer")]
+    + [
+        f"recbole_idiomoe.{name}"
+        for name in ("api", "models.language.recommender", "training.trainer")
+    ]
 )
 
 SAME = ("best_valid_result", "test_result", "learning_curve", "epochs", "cold_start")
@@ -137,8 +140,8 @@ def _run(folder: Path, arguments: Mapping[str, Any], kill_at: int | None) -> Non
     os.dup2(said, 1)
     os.dup2(said, 2)
     torch.set_num_threads(1)
-    from recbole_idiomoe.errors import IdiomoeError
-    from recbole_idiomoe.quick_start import run
+    from recbole_idiomoe.api import run
+    from recbole_idiomoe.base.errors import IdiomoeError
 
     if kill_at is not None:
         _kill_at(kill_at)

@@ -12,21 +12,21 @@ from recbole.data import data_preparation
 from safetensors.torch import load_file
 from torch import nn
 
-from recbole_idiomoe import quick_start
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe import api
+from recbole_idiomoe.base.errors import CheckpointError, SettingError
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.errors import CheckpointError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
-from recbole_idiomoe.registry import get_model
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.state import STATE_FILE
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.lm.decoders import ITEMS, VOCAB, decoder, mixed_batch
 from tests.lm.test_compilation import compilations  # noqa: F401, a fixture
-from tests.model.test_host_syncs import Operators
+from tests.models.test_host_syncs import Operators
 from tests.training.cycle import write_cycle
 from tests.training.test_trainer import FOUR_EPOCHS, Scripted, assert_same
 
@@ -41,7 +41,7 @@ def data_path(tmp_path: Path) -> str:
 def run(data_path: str, **settings: Any) -> Path:
     """The run's folder."""
     given = FOUR_EPOCHS | {"ema_decay": DECAY, "data_path": data_path} | settings
-    (result,) = quick_start.run("IDIOMoE", "cycle", settings=given)
+    (result,) = api.run("IDIOMoE", "cycle", settings=given)
     return Path(result["folder"])
 
 
@@ -200,7 +200,7 @@ def test_a_run_goes_on_as_it_began(before: float, data_path: str) -> None:
     folder = run(data_path, epochs=2, ema_decay=before)
     wanted = f"with{'' if before else 'out'} a mean of its weights.*ema_decay"
     with pytest.raises(CheckpointError, match=wanted) as error:
-        quick_start.run(resume=folder, settings={"ema_decay": DECAY - before})
+        api.run(resume=folder, settings={"ema_decay": DECAY - before})
     assert "\n" not in str(error.value)
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import api
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import backbone_ffns
 from recbole_idiomoe.lm.training import halve_frozen
-from recbole_idiomoe.recommend import load
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.recommend.recommender import load
 from recbole_idiomoe.training import trainer
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.lm.decoders import ITEMS, decoder
@@ -30,7 +30,7 @@ def data_path(tmp_path: Path) -> str:
 def train(data_path: str, folder: Path, **settings: Any) -> Path:
     """The run's folder, after two epochs."""
     where = {"data_path": data_path, "checkpoint_dir": str(folder), "epochs": 2, "dropout": 0.0}
-    (result,) = quick_start.run("IDIOMoE", "cycle", settings=TINY | where | settings)
+    (result,) = api.run("IDIOMoE", "cycle", settings=TINY | where | settings)
     return Path(result["folder"])
 
 

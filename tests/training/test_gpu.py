@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_idiomoe import load, quick_start
+from recbole_idiomoe import api, load
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from tests.training.cycle import TINY, write_cycle
@@ -22,7 +22,7 @@ def train(tmp_path: Path, folder: str, **settings: Any) -> dict[str, torch.Tenso
         write_cycle(tmp_path / "data" / "cycle")
     where = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / folder)}
     given = {"epochs": 2, "dropout": 0.0, "precision": "fp32", "gpu_id": "0"} | where | settings
-    (result,) = quick_start.run("IDIOMoE", "cycle", settings=TINY | given)
+    (result,) = api.run("IDIOMoE", "cycle", settings=TINY | given)
     return load_file(Path(result["folder"]) / "model.safetensors")
 
 
@@ -93,5 +93,5 @@ def test_a_baseline_trained_here_recommends_here(model: str, tmp_path: Path) -> 
     write_cycle(tmp_path / "data" / "cycle")
     where = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "run")}
     own = TINY | where | {"epochs": 1, "gpu_id": "0", "train_batch_size": 64}
-    (result,) = quick_start.run(model, "cycle", settings=own)
+    (result,) = api.run(model, "cycle", settings=own)
     assert len(load(result["folder"]).recommend([["i1", "i2"]], k=3)[0]) == 3

@@ -13,11 +13,11 @@ import torch
 from recbole.data import data_preparation
 from recbole.utils import init_seed
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.measures import Clock
-from recbole_idiomoe.registry import LANGUAGE_MODELS, MODELS, get_model, get_trainer
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model, get_trainer
+from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.training.stages import pretrain
 from tests.golden.runs import COMMON, OWN
 from tests.helpers import write_dataset

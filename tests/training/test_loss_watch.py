@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_idiomoe import quick_start
-from recbole_idiomoe.errors import IdiomoeError
-from recbole_idiomoe.registry import get_model
+from recbole_idiomoe import api
+from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.training import trainer as trainer_module
 from recbole_idiomoe.training.loss_watch import FILE_NAME
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
@@ -56,7 +56,7 @@ def of_a_table(path: Path, **more: Any) -> dict[str, Any]:
 def failed(**options: Any) -> str:
     """What a table said whose only run fails."""
     with pytest.raises(IdiomoeError, match="1 of 1 runs failed: ") as error:
-        quick_start.run(datasets="own", **options)
+        api.run(datasets="own", **options)
     return str(error.value)
 
 
@@ -71,7 +71,7 @@ def test_a_grid_keeps_the_users_beside_its_runs(
     def other(config: Any) -> Any:
         raise IdiomoeError("no luck")
 
-    monkeypatch.setattr(quick_start, "run_one", other)
+    monkeypatch.setattr(api, "run_one", other)
     failed(settings=of_a_table(data_path), result_file="grid.json")
     assert not file.exists()  # it was of an earlier try
 
@@ -116,7 +116,7 @@ def stopped(model: str, path: Path, **settings: Any) -> tuple[str, dict[str, Any
     """What a run said that was stopped, and the file that it names."""
     options = SMALL | settings | {"data_path": str(path), "checkpoint_dir": "saved"}
     with pytest.raises(IdiomoeError) as error:
-        quick_start.run(model, "own", settings=options)
+        api.run(model, "own", settings=options)
     assert "became" in str(error.value), error.value
     (file,) = Path("saved").rglob(FILE_NAME)
     assert str(file) in str(error.value) and "\n" not in str(error.value)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import api
+from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.data.batch import SequenceBatch
-from recbole_idiomoe.errors import IdiomoeError
 from recbole_idiomoe.training import micro_batches
 from recbole_idiomoe.training.micro_batches import MicroBatches
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
@@ -47,7 +47,7 @@ def small_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
 def train(data_path: str, folder: str, **settings: Any) -> dict[str, torch.Tensor]:
     """Weights after two epochs."""
-    (result,) = quick_start.run(
+    (result,) = api.run(
         "IDIOMoE",
         "cycle",
         settings=TINY

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_idiomoe import quick_start
+from recbole_idiomoe import api
 from tests.training.cycle import TINY, titles_of, write_cycle
 from tests.words import few_words
 
@@ -16,7 +16,7 @@ LEARN_WORDS = {"text_loss_weight", "softmax"}
 
 
 def run(path: Path, **settings: Any) -> dict[str, Any]:
-    (result,) = quick_start.run(
+    (result,) = api.run(
         "IDIOMoE", path.name, settings=TINY | settings | {"data_path": str(path.parent)}
     )
     return result

@@ -1,6 +1,6 @@
 import pytest
 
-from recbole_idiomoe.settings import Settings
+from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.training.schedule import Curriculum, text_share
 
 

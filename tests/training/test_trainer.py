@@ -12,11 +12,12 @@ from recbole.trainer import Trainer
 from safetensors.torch import load_file
 
 import recbole_idiomoe
-from recbole_idiomoe import measures, quick_start
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe import api
+from recbole_idiomoe.base.errors import CheckpointError, IdiomoeError, SettingError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.errors import CheckpointError, IdiomoeError, SettingError
-from recbole_idiomoe.registry import get_model
+from recbole_idiomoe.models.registry import get_model
+from recbole_idiomoe.protocol import clock
 from recbole_idiomoe.training.state import STATE_FILE
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.training.cycle import TINY, titles_of, write_cycle
@@ -41,7 +42,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(data: Path, model: str = "IDIOMoE", **settings: Any) -> dict[str, Any]:
-    (result,) = quick_start.run(
+    (result,) = api.run(
         model, "cycle", settings=FOUR_EPOCHS | settings | {"data_path": str(data.parent)}
     )
     return result
@@ -104,7 +105,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
             run(data, checkpoint_dir="broken", ema_decay=ema_decay)
     folder = only_folder("broken")
     assert (folder / STATE_FILE).exists()
-    (resumed,) = quick_start.run(resume=folder)
+    (resumed,) = api.run(resume=folder)
 
     assert Path(resumed["folder"]) == folder
     for entry in ("test_result", "best_valid_result", "epochs", "learning_curve", "protocol"):
@@ -121,7 +122,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 
 def test_a_finished_run_resumes_to_the_same_result(data: Path) -> None:
     finished = run(data)
-    (again,) = quick_start.run(resume=finished["folder"])
+    (again,) = api.run(resume=finished["folder"])
     assert again["test_result"] == finished["test_result"]
     assert again["epochs"] == 4
 
@@ -132,7 +133,7 @@ def test_a_resumed_run_says_what_it_took_in_all(
 ) -> None:
     """An epoch takes 1,000 s and an evaluation 100 s, by a clock that the test moves."""
     passed = 0.0
-    monkeypatch.setattr(measures.time, "perf_counter", lambda: passed)
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: passed)
 
     def taking(name: str, seconds: float) -> None:
         original = getattr(trainer, name)
@@ -153,7 +154,7 @@ def test_a_resumed_run_says_what_it_took_in_all(
             run(data, model, checkpoint_dir="broken", **own)
     folder = only_folder("broken")
     for _ in ("unfinished", "finished"):
-        (result,) = quick_start.run(resume=folder)
+        (result,) = api.run(resume=folder)
         assert (result["train_seconds"], result["eval_seconds"]) == (4000, 500)
 
 
@@ -182,7 +183,7 @@ def test_resuming_with_another_catalogue_is_refused(data: Path) -> None:
     item_file = data / "cycle.item"
     item_file.write_text(item_file.read_text().replace(titles_of(40)[7], "something else"))
     with pytest.raises(CheckpointError, match="trained on another catalogue") as error:
-        quick_start.run(resume=finished["folder"])
+        api.run(resume=finished["folder"])
     assert "\n" not in str(error.value)
 
 
@@ -192,7 +193,7 @@ def test_the_state_of_another_catalogue_is_refused(data: Path) -> None:
     state = torch.load(folder / STATE_FILE, weights_only=True)
     torch.save(state | {"fingerprint": "0" * 64}, folder / STATE_FILE)
     with pytest.raises(CheckpointError, match="trained on another catalogue"):
-        quick_start.run(resume=folder)
+        api.run(resume=folder)
 
 
 def test_adamw_is_the_devices_own_whichever_the_state_is_from(data: Path) -> None:
@@ -223,7 +224,7 @@ def test_adamw_is_the_devices_own_whichever_the_state_is_from(data: Path) -> Non
 def test_resuming_another_architecture_is_refused(data: Path) -> None:
     folder = run(data, epochs=2)["folder"]
     with pytest.raises(CheckpointError, match="another architecture"):
-        quick_start.run(resume=folder, settings={"item_embedding_dim": 4})
+        api.run(resume=folder, settings={"item_embedding_dim": 4})
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"model": "IDIOMoE"}'])
@@ -231,7 +232,7 @@ def test_resuming_what_is_no_run_is_refused(content: str | None, tmp_path: Path)
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not the folder of a run") as error:
-        quick_start.run(resume=tmp_path)
+        api.run(resume=tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -239,9 +240,9 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run.json").write_text('{"model": "IDIOMoE", "dataset": "x", "settings": {}}')
-    monkeypatch.setattr(quick_start, "refusal", lambda folder: f"{folder}: Read-only file system")
+    monkeypatch.setattr(api, "refusal", lambda folder: f"{folder}: Read-only file system")
     with pytest.raises(SettingError, match=r"resume=.* cannot be written .*Read-only file system"):
-        quick_start.run(resume=tmp_path)
+        api.run(resume=tmp_path)
 
 
 @pytest.mark.parametrize("fault", ["cut short", "no state", "another version's"])
@@ -258,7 +259,7 @@ def test_resuming_with_a_broken_state_is_refused(fault: str, data: Path) -> None
         torch.save({name: state[name] for name in ("epoch", "model")}, path)
         told = "is of another version"
     with pytest.raises(CheckpointError, match=rf"training_state\.pt {told}") as error:
-        quick_start.run(resume=folder)
+        api.run(resume=folder)
     assert "\n" not in str(error.value)
 
 
@@ -267,13 +268,13 @@ def test_a_run_that_was_stopped_in_its_first_epoch_starts_over(
     model: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = FOUR_EPOCHS | {"data_path": str(data.parent), "epochs": 2}
-    (straight,) = quick_start.run(model, "cycle", settings=settings)
+    (straight,) = api.run(model, "cycle", settings=settings)
     trainer = {"IDIOMoE": IdiomoeTrainer, "SASRec": Trainer}[model]
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_train_epoch", interrupt(trainer, "_train_epoch", 1))
         with pytest.raises(KeyboardInterrupt):
-            quick_start.run(model, "cycle", settings=settings | {"checkpoint_dir": "broken"})
-    (resumed,) = quick_start.run(resume=only_folder("broken"))
+            api.run(model, "cycle", settings=settings | {"checkpoint_dir": "broken"})
+    (resumed,) = api.run(resume=only_folder("broken"))
     said = capsys.readouterr().err
     assert "no finished epoch to go on from: its run starts over" in said
     assert Path(resumed["folder"]) == only_folder("broken")
@@ -336,7 +337,7 @@ def test_a_resumed_run_knows_its_best_model_and_its_patience(
         with pytest.raises(KeyboardInterrupt):
             run(data, checkpoint_dir="broken", **settings)
     after = Scripted(monkeypatch, [0.3, 0.4, 0.95])
-    (result,) = quick_start.run(resume=only_folder("broken"))
+    (result,) = api.run(resume=only_folder("broken"))
     assert result["best_valid_result"] == {"ndcg@10": 0.9}
     assert len(after.models) == 2 and result["epochs"] == 5
     assert_same(after.tested, before.models[1])

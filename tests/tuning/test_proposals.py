@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe.errors import MissingLibraryError
+from recbole_idiomoe.base.errors import MissingLibraryError
 from recbole_idiomoe.tuning.proposals import propose
 from recbole_idiomoe.tuning.space import SearchSpace
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from recbole_idiomoe import one_run, quick_start, yaml_files
-from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.errors import CheckpointError, DataError, IdiomoeError, SettingError
-from recbole_idiomoe.grid import Grid, cells_of
+from recbole_idiomoe import api
+from recbole_idiomoe.base import yaml_files
+from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.grid.cells import Grid, cells_of
+from recbole_idiomoe.run import execution as one_run
 from recbole_idiomoe.tuning import table, trials, tune
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY, titles_of
@@ -343,7 +345,7 @@ def test_nothing_of_a_search_depends_on_what_is_tested_on(
         place = {"tuned": str(tmp_path / str(permuted))}
         (search,) = tune(model, "walks", settings=settings | space | place, trials=2)
         trials.append([{**trial, "seconds": 0} for trial in search["trials"]])
-        (result,) = quick_start.run(model, "walks", settings=settings | place)
+        (result,) = api.run(model, "walks", settings=settings | place)
         tested.append(result["test_result"])
         # The tuned run is the trial that was chosen, and then tested.
         assert result["best_valid_result"] == search["best"]["valid"]
@@ -376,4 +378,4 @@ def test_the_test_split_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     result = one_run.validate_one(RunConfig("SASRec", "walks", (), settings), tmp_path / "run")
     assert result["best_valid_result"] and "test_result" not in result
     with pytest.raises(AssertionError, match="the test split is read"):
-        quick_start.run("SASRec", "walks", settings=settings)
+        api.run("SASRec", "walks", settings=settings)

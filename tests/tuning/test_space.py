@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from recbole_idiomoe import registry
-from recbole_idiomoe.config import RunConfig
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.models import registry
 from recbole_idiomoe.tuning.space import read_search_space
 
 LOG = {"low": 0.001, "high": 0.1, "log": True}

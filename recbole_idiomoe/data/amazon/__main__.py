@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_idiomoe import yaml_files
+from recbole_idiomoe.base import yaml_files
+from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
 from recbole_idiomoe.data.amazon.fetching import fetch
 from recbole_idiomoe.data.amazon.writing import convert
-from recbole_idiomoe.errors import SettingError
-from recbole_idiomoe.programs import Parser, ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.amazon.fetching import Source, fetch
 from recbole_idiomoe.data.amazon.reading import BrokenDump
 from recbole_idiomoe.data.amazon.writing import Summary, convert
-from recbole_idiomoe.errors import SettingError
 
 CORE = 5
 MAX_MALFORMED = 0.01

@@ -21,9 +21,9 @@ from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.data.amazon.text import category_names, one_line
 from recbole_idiomoe.data.atomic_files import MISSING
-from recbole_idiomoe.errors import DataError
 
 MAX_LINE = 4 << 20
 """Bytes of the longest line that is read; metadata with a whole web page in it have 1 MB."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.base.files import new_folder
 from recbole_idiomoe.data.amazon.interactions import Interactions
 from recbole_idiomoe.data.amazon.reading import Dump, Item
-from recbole_idiomoe.errors import DataError
-from recbole_idiomoe.files import new_folder
 
 INTER_HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ITEM_HEADER = "item_id:token\ttitle:token\tcategories:token_seq\tbrand:token\n"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.controls.budget import (
     TOLERANCE,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.decoder import backbone_ffns, decoder_layers, ffn_layout, neuron_count
 from recbole_idiomoe.lm.experts import kept_neurons

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from recbole_idiomoe.errors import BackboneError
+from recbole_idiomoe.base.errors import BackboneError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.controls.dense import drop_ffn_outputs
 from recbole_idiomoe.lm.decoder import attention_of, decoder_layers, is_projection

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from recbole_idiomoe.errors import MissingLibraryError
+from recbole_idiomoe.base.errors import MissingLibraryError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.controls.budget import (
     check_match,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from recbole_idiomoe.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.decoder import ExtendedFFN
 from recbole_idiomoe.lm.experts import draw_weights, extend_ffns

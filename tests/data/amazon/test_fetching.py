@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from recbole.utils import url as recbole_url
 
-from recbole_idiomoe import yaml_files
+from recbole_idiomoe.base import yaml_files
+from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.cli import main
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.amazon import building, fetching
 from recbole_idiomoe.data.amazon.building import Dumps
 from recbole_idiomoe.data.amazon.fetching import Source, Unavailable, fetch
 from recbole_idiomoe.data.location import locate
-from recbole_idiomoe.errors import DataError, SettingError
 from tests.data.amazon.dumps import pair
 from tests.data.amazon.server import Server, serving
 

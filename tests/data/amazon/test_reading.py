@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.data.amazon import reading
 from recbole_idiomoe.data.amazon.reading import BrokenDump, Dump, Item, Review
-from recbole_idiomoe.errors import DataError
 from tests.data.amazon.dumps import YEARS, metadata, review, write
 
 GOOD = [review(2018, f"A{n}", "B1", n) for n in range(30)]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from recbole_idiomoe.config import RunConfig
+from recbole_idiomoe.base.errors import DataError, DiskFullError
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.amazon import __main__ as command
 from recbole_idiomoe.data.amazon.writing import convert
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.errors import DataError, DiskFullError
 from tests.data.amazon.dumps import YEARS, block, metadata, pair, review, write
 
 

@@ -1,0 +1,147 @@
+"""Run models on datasets: what the command line and a notebook call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_idiomoe.base import distributed, yaml_files
+from recbole_idiomoe.base.command_line import interruption_told
+from recbole_idiomoe.base.environment import versions
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.base.files import refusal
+from recbole_idiomoe.base.run_folder import RUN_FILE, read_run
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.grid.cells import Grid, read_grid
+from recbole_idiomoe.grid.running import run_grid
+from recbole_idiomoe.leaderboard.running import run_leaderboard
+from recbole_idiomoe.report.tables import check_writable, write_result
+from recbole_idiomoe.run.execution import run_one
+
+
+def run(
+    models: str | Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
+    config_files: Sequence[str | Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    *,
+    result_file: str | Path | None = None,
+    resume: str | Path | None = None,
+    leaderboard: str | Path | None = None,
+    jobs: int = 1,
+) -> list[dict[str, Any]]:
+    """Train and test every model on every dataset, one after another, under one protocol.
+
+    With ``variants`` (a mapping: a row's name to its settings) or ``seeds`` (how many) among the
+    settings, or in the files, the runs make one table of means and of differences in % from the
+    row called ``baseline``. A row's settings win over all others.
+
+    Under torchrun or ``accelerate launch`` every process calls this alike: language models train
+    and are evaluated on all of them, other models on rank 0 while the others wait. Tables and
+    leaderboards are for one process.
+
+    Args:
+        models: names, as a list or separated by commas; None: what ``config_files`` name,
+            else IDIOMoE.
+        datasets: likewise, else ml-100k.
+        config_files: YAML files, or result files of earlier runs; later ones win.
+        settings: settings by name; they win over the files.
+        result_file: where the results go as JSON. It is written after every run; that of a
+            table when all its runs are there, which are kept beside it until then.
+        resume: folder of an unfinished run to go on with; its model and dataset are taken.
+        leaderboard: folder of a leaderboard: what it lacks is run, every run stays in it, and its
+            tables are written anew. It is made if it is not there.
+        jobs: how many runs of a table go on at a time, each in a process of its own if more
+            than one.
+
+    Returns:
+        One result a run, with its protocol, metrics, costs and complete settings; or the one
+        result of a table, which holds what is compared of its ``runs``, or of a leaderboard, which
+        holds its ``rows``.
+
+    Raises:
+        IdiomoeError: a setting, file or machine that does not do; the message is one line.
+    """
+    distributed.start()
+    if result_file is not None and distributed.is_main():
+        check_writable(result_file)
+    if resume is not None:
+        earlier = read_run(Path(resume))
+        if distributed.is_main() and (reason := refusal(Path(resume))):
+            raise SettingError(
+                f"resume={resume} cannot be written ({reason}); go on with a copy of it."
+            )
+        models, datasets = earlier["model"], earlier["dataset"]
+        config_files = [Path(resume) / RUN_FILE, *config_files]
+        # Whether to run code is not for a folder to say: whoever resumes it says so again.
+        settings = {"trust_remote_code": False, **(settings or {})}
+    layers = yaml_files.read_layers(config_files)
+    names, labels = what_is_run(models, datasets, layers)
+    given = {key: value for layer in [*layers, settings or {}] for key, value in layer.items()}
+    given |= {"model": names, "dataset": labels, "resume": resume and str(resume)}
+    distributed.check_alike(given | versions())
+    grid = read_grid(names, [*layers, settings or {}])
+    if grid or leaderboard or jobs != 1:
+        distributed.refuse("a table (variants, seeds, leaderboard, jobs)")
+    if resume is not None and (grid or leaderboard or jobs != 1):
+        raise SettingError(
+            "resume goes on with one run; leave variants, seeds, leaderboard and jobs out."
+        )
+    if leaderboard is not None:
+        if result_file is not None:
+            raise SettingError("leaderboard has files of its own; leave result_file out.")
+        rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
+        with interruption_told("the same command goes on"):
+            return [
+                run_leaderboard(
+                    rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
+                )
+            ]
+    if grid:
+        again = "the same command goes on" if result_file else "with --result_file runs are kept"
+        with interruption_told(again):
+            return [
+                run_grid(
+                    grid,
+                    labels,
+                    config_files,
+                    settings,
+                    run_one,
+                    jobs=jobs,
+                    result_file=result_file,
+                )
+            ]
+    if jobs != 1:
+        raise SettingError(f"jobs={jobs!r} is for tables of variants or seeds; leave it out.")
+    results = []
+    for dataset in labels:
+        for model in names:
+            config = RunConfig(model, dataset, config_files, settings, beside=names)
+            results.append(run_one(config, Path(resume) if resume is not None else None))
+            if result_file is not None and distributed.is_main():
+                write_result(result_file, results)
+    return results
+
+
+def what_is_run(
+    models: str | Sequence[str] | None,
+    datasets: str | Sequence[str] | None,
+    layers: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[str]]:
+    """Names of models and data sets: those given, else those in ``layers``, else ours."""
+    named = {"model": "IDIOMoE", "dataset": "ml-100k"}
+    for content in layers:
+        named.update({key: content[key] for key in named.keys() & content.keys()})
+    return (
+        _names("model", named["model"] if models is None else models),
+        _names("dataset", named["dataset"] if datasets is None else datasets),
+    )
+
+
+def _names(kind: str, names: str | Sequence[str]) -> list[str]:
+    listed = names.split(",") if isinstance(names, str) else list(names)
+    found = [name.strip() for name in listed if name.strip()]
+    if not found:
+        raise SettingError(f"no {kind} is named; --list_{kind}s names those there are.")
+    return found

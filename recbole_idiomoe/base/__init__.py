@@ -1,0 +1,1 @@
+"""What every other room may use: errors, files, processes, folders of runs, the command line."""

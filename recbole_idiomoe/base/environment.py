@@ -1,0 +1,58 @@
+"""The machine and the versions that a result was made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import resource
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.version import __version__
+
+PACKAGES = ("recbole", "torch", "transformers", "accelerate", "numpy", "pandas", "scipy")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Have :func:`peak_memory_mib` tell the peak from now on, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):  # Linux's; elsewhere the peak is that of all runs so far
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of the device, on a CPU of the process, since it was reset."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    with suppress(OSError):  # Linux: what getrusage says begins with the parent's peak
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return round(int(found[1]) / 2**10, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the number of threads on a CPU; of several processes, how many."""
+    count = distributed.world_size()
+    several = f"{count} x " if count > 1 else ""
+    if device.type == "cuda":
+        return several + torch.cuda.get_device_name()
+    return f"{several}CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that numbers may depend on."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "recbole_idiomoe": __version__, **found}
+
+
+@cache  # read anew, all of them take a sixth of the time of a small run
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)

@@ -1,1 +1,0 @@
-"""Baselines of ours, for those that RecBole lacks or has in a weaker form, or too slowly."""

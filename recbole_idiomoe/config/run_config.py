@@ -1,0 +1,372 @@
+"""One run's configuration: RecBole's ``Config``, typed, with misspelt keys refused.
+
+RecBole's own reads ``sys.argv``, passes values through ``eval``, accepts any key
+and ignores ``use_gpu``. :class:`RunConfig` is still a ``Config`` to the rest of
+RecBole, but takes what it is given and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import recbole
+import torch
+from recbole.config import Config
+from recbole.utils import InputType
+
+from recbole_idiomoe import compat
+from recbole_idiomoe.base import distributed, yaml_files
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.config.checks import (
+    INTERVALS,
+    check_cold_start,
+    check_dataset_name,
+    check_eval_args,
+    check_forms,
+    check_metrics,
+    check_mix,
+    check_names,
+    check_values,
+)
+from recbole_idiomoe.config.settings import Settings, defaults
+from recbole_idiomoe.models import registry
+
+compat.apply()  # here, so that whoever has a configuration has a RecBole that works
+
+COMMAND = {"config_files", "dataset", "model", "result_file", "resume"}
+COMMAND |= {"variants", "baseline", "seeds", "search_space"}
+"""Entries of a settings file that say what is run, not how."""
+
+_GPU = {"gpu_id", "use_gpu"}
+_MACHINE = _GPU | {"show_progress"}
+"""Entries that another machine, or another terminal, may answer otherwise."""
+
+_COMPUTED = {
+    "MODEL_TYPE",
+    "MODEL_INPUT_TYPE",
+    "dataset_label",
+    "device",
+    "dumps",
+    "eval_type",
+    "local_rank",
+    "recbole_name",
+    "single_spec",
+    "test_neg_sample_args",
+    "valid_metric_bigger",
+    "valid_neg_sample_args",
+}
+"""Entries that follow from the settings, the model and the machine."""
+
+# Read by RecBole although no YAML of its own gives them a value.
+_UNDECLARED = {"beta", "eta", "ft_ratio", "mask_ratio", "reg_weight", "tail_ratio"}
+
+# They learn from labelled pairs; RecBole marks them POINTWISE, as it does models that do not.
+_LABEL_MODELS = ("DIEN", "DIN")
+
+
+class RunConfig(Config):  # type: ignore[misc]
+    """RecBole's configuration of ``model`` on ``dataset``, checked when it is built.
+
+    From low to high: RecBole's YAML files, our settings' defaults, our
+    ``properties/overall.yaml``, our YAML of the model, of the data set and of both, the tuned
+    settings that ``tuned`` asks for, then ``config_files`` in their order, then ``settings``,
+    then ``own``, then those that the model is made of.
+    A model of ours that derives from another has that one's YAML below its own. A later
+    value replaces an earlier one, but ``eval_args`` are merged: RecBole would fill a missing
+    split with its own, a random one.
+
+    Args:
+        model: a name that :func:`recbole_idiomoe.models.registry.get_model` knows.
+        dataset: a data set's name; :func:`recbole_idiomoe.data.location.locate` finds its files.
+        config_files: YAML files, or JSON result files of ours.
+        settings: values by name, typed already.
+        beside: other models that the same command runs; a setting that only they know is
+            theirs, and left out here.
+        own: settings that are meant for this model, whatever runs beside it.
+
+    Attributes:
+        data_root: the folder that holds a folder per data set.
+        known: the settings that a run of this model may be given.
+        read_by_model: those that the model's own files ask for.
+        tuned_settings: those that ``tuned`` gave, and nothing else.
+
+    Raises:
+        SettingError: an unknown model or key, a value that cannot be, or a GPU that is
+            asked for and not there.
+    """
+
+    parameters: dict[str, list[str]]
+    data_root: Path
+    known: set[str]
+    read_by_model: set[str]
+    tuned_settings: dict[str, Any]
+
+    def __init__(
+        self,
+        model: str,
+        dataset: str,
+        config_files: Sequence[str | Path] = (),
+        settings: Mapping[str, Any] | None = None,
+        beside: Collection[str] = (),
+        own: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.beside, self.own = beside, dict(own or {})
+        self.tuned_settings = {}
+        super().__init__(
+            model, dataset, list(config_files), overlay(dict(settings or {}), self.own)
+        )
+
+    @property
+    def dataset_class(self) -> type[Any]:
+        """The subclass of RecBole's ``Dataset`` that the model is trained on."""
+        return registry.get_dataset_class(self.model)
+
+    @property
+    def settings(self) -> Settings:
+        """Our settings, typed and checked."""
+        return Settings.from_mapping(self.final_config_dict)
+
+    def complete_settings(self) -> dict[str, Any]:
+        """Every setting in force, fit for JSON; given as ``settings`` it makes the same run.
+
+        Left out is what follows from the rest, where tuned settings came from, and the choice of
+        a GPU and of progress bars unless the user made it: a run may be repeated elsewhere.
+        """
+        final = self.final_config_dict
+        left_out = _COMPUTED | {"tuned"} | (_MACHINE - self.external_config_dict.keys())
+        complete = {key: _plain(final[key]) for key in sorted(self.known - left_out & final.keys())}
+        complete["data_path"] = str(self.data_root)
+        if final["train_neg_sample_args"]["distribution"] == "none":
+            complete["train_neg_sample_args"] = None
+        return complete
+
+    # What follows replaces steps of RecBole's Config.__init__, in the order of its calls.
+
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()
+        # RecBole appends to these lists, which every configuration in the process shares.
+        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
+        self.parameters["IDIOMoE"] = list(defaults())
+
+    def _build_yaml_loader(self) -> type[yaml_files.Loader]:
+        return yaml_files.Loader
+
+    def _load_config_files(self, file_list: Sequence[str | Path]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for file in file_list:
+            overlay(values, yaml_files.read_settings(file))
+        return values
+
+    def _load_variable_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return copy.deepcopy(config_dict)
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}
+
+    def _merge_external_config_dict(self) -> None:
+        external = overlay(dict(self.file_config_dict), self.variable_config_dict)
+        for key in INTERVALS:
+            # YAML takes [5,20] for a list; RecBole wants the text.
+            if isinstance(external.get(key), list):
+                external[key] = f"[{','.join(map(str, external[key]))}]"
+        left_out = COMMAND - self.own.keys()
+        self.external_config_dict = {k: v for k, v in external.items() if k not in left_out}
+
+    def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
+        check_dataset_name(dataset)
+        return model, registry.get_model(model), dataset
+
+    def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        internal, external = self.internal_config_dict, self.external_config_dict
+        sampled = internal["train_neg_sample_args"]
+        overlay(internal, defaults())
+        internal["show_progress"] = sys.stderr.isatty()  # in a file bars are a line each
+        for file in own_files(model, dataset):
+            overlay(internal, yaml_files.read_settings(file))
+        internal.pop("search_space", None)
+        if isinstance(external.get("tuned"), str):
+            tuned = yaml_files.tuned_settings(external["tuned"], model, dataset)
+            self.tuned_settings = {k: v for k, v in tuned.items() if k not in external}
+            self.external_config_dict = overlay(tuned, external)
+        loss = self.external_config_dict.get("loss_type", internal.get("loss_type"))
+        if _learns_from_negatives(model_class, loss) and not internal["train_neg_sample_args"]:
+            internal["train_neg_sample_args"] = sampled
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        internal, external = self.internal_config_dict, self.external_config_dict
+        declared = {key for keys in self.parameters.values() for key in keys}
+        self.read_by_model = _keys_read_by(self.model_class)
+        everywhere = internal.keys() | declared | _UNDECLARED
+        self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"}) | {"dumps"}
+        theirs = {key for model in self.beside for key in _keys_of(model)} - self.known
+        theirs -= self.own.keys()
+        self.external_config_dict = {k: v for k, v in external.items() if k not in theirs}
+        external = self.external_config_dict
+        check_names(external, self.known, self.model)
+        check_values(external, internal)
+        final = overlay(copy.deepcopy(internal), external)
+        final.update(self._forced_settings(external))
+        check_forms(final)
+        check_eval_args(final)
+        check_metrics(final)
+        Settings.from_mapping(final)
+        check_cold_start(final)
+        check_mix(final)
+        return final
+
+    def _forced_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model is made of; another value can be given only for the models beside it."""
+        forced: dict[str, Any] = getattr(self.model_class, "forced_settings", {})
+        for name, value in forced.items():
+            meant = name in self.own or set(self.beside) <= {self.model}
+            if meant and given.get(name, value) != value:
+                raise SettingError(
+                    f"{name}={given[name]!r}: {self.model} is made with {name}={value!r}; leave it "
+                    "out."
+                )
+        return forced
+
+    def _set_default_parameters(self) -> None:
+        self.data_root = Path(self.final_config_dict["data_path"])
+        self.final_config_dict["dataset_label"] = self.dataset
+        with _recbole_refusals():
+            super()._set_default_parameters()
+
+    def _init_device(self) -> None:
+        """Choose the device; RecBole ignores ``use_gpu`` and rewrites CUDA_VISIBLE_DEVICES.
+
+        Of several processes each has the GPU of its number, whatever ``gpu_id`` names.
+        """
+        final, external = self.final_config_dict, self.external_config_dict
+        index = str(final["gpu_id"])
+        wanted = final["use_gpu"] and index != ""
+        asked = wanted and bool(_GPU & external.keys())
+        let_gpu_memory_grow()
+        available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if asked and not available:
+            raise SettingError(
+                "a GPU is asked for (use_gpu or gpu_id) but torch sees none; leave both out, or "
+                "set use_gpu to False, to run on the CPU."
+            )
+        if wanted and available and distributed.is_launched():
+            if distributed.local_rank() >= available:
+                raise SettingError(
+                    f"process {distributed.local_rank()} of this machine has no GPU, torch sees "
+                    f"{available}; start as many processes as there are GPUs."
+                )
+            device = torch.device("cuda", distributed.local_rank())
+            torch.cuda.set_device(device)
+        elif wanted and "gpu_id" in external:
+            if not index.isdigit() or int(index) >= available:
+                raise SettingError(
+                    f"gpu_id={index} must be one number below {available}, the GPUs torch sees."
+                )
+            device = torch.device("cuda", int(index))
+            torch.cuda.set_device(device)
+        else:
+            device = torch.device("cuda" if wanted and available else "cpu")
+        final.update(
+            gpu_id=index,
+            use_gpu=device.type == "cuda",
+            device=device,
+            single_spec=True,
+            local_rank=0,
+        )
+
+    def _set_train_neg_sample_args(self) -> None:
+        with _recbole_refusals():
+            super()._set_train_neg_sample_args()
+
+    def _set_eval_neg_sample_args(self, phase: str) -> None:
+        with _recbole_refusals():
+            super()._set_eval_neg_sample_args(phase)
+
+
+def overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``base``, changed: a value in ``layer`` replaces that of ``base``; ``eval_args`` merge."""
+    merged = {**base, **layer}
+    if isinstance(base.get("eval_args"), dict) and isinstance(layer.get("eval_args"), dict):
+        merged["eval_args"] = {**base["eval_args"], **layer["eval_args"]}
+    base.update(merged)
+    return base
+
+
+def own_files(model: str, dataset: str) -> list[Path]:
+    """Our YAML files that say something of ``model`` on ``dataset``; later ones win."""
+    family = _family(model, registry.get_model(model))
+    names = (
+        "overall",
+        *(f"model/{member}" for member in family),
+        f"dataset/{dataset}",
+        *(f"quick_start_config/{member}_{dataset}" for member in family),
+    )
+    files = [yaml_files.properties_path() / f"{name}.yaml" for name in names]
+    return [file for file in files if file.is_file()]
+
+
+def _family(model: str, model_class: type[Any]) -> list[str]:
+    """``model``, after those models of ours that it derives from."""
+    bases = [cls.__name__ for cls in reversed(model_class.__mro__[1:])]
+    return [*(name for name in bases if name in registry.MODELS), model]
+
+
+def _learns_from_negatives(model_class: type[Any], loss_type: str | None) -> bool:
+    """Whether training needs sampled items: a pairwise loss, or labels to predict."""
+    pairwise = getattr(model_class, "input_type", None) is InputType.PAIRWISE
+    return pairwise or loss_type == "BPR" or model_class.__name__ in _LABEL_MODELS
+
+
+def _keys_of(model: str) -> set[str]:
+    """Settings of ``model`` alone: those in its YAML files, and those that its code asks for."""
+    folders = (Path(recbole.__file__).parent / "properties", yaml_files.properties_path())
+    files = [folder / "model" / f"{model}.yaml" for folder in folders]
+    keys = {key for file in files if file.is_file() for key in yaml_files.read_settings(file)}
+    return keys | _keys_read_by(registry.get_model(model))
+
+
+def _keys_read_by(model_class: type[Any]) -> set[str]:
+    """Names in ``config["..."]`` in the files of ``model_class`` and of what it derives from."""
+    modules = {cls.__module__ for cls in model_class.__mro__}
+    sources = (
+        inspect.getsource(sys.modules[name])
+        for name in modules
+        if name.startswith(("recbole.", "recbole_idiomoe."))
+    )
+    return {key for text in sources for key in re.findall(r"config\[[\"'](\w+)[\"']\]", text)}
+
+
+def let_gpu_memory_grow() -> None:
+    """Have torch lengthen the blocks of GPU memory that it holds, unless told how it should.
+
+    Batches differ in length: of blocks that stay as they are, few fit again. Where it is too late,
+    the GPU being in use, nothing changes.
+    """
+    if sys.platform == "linux" and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in the types that JSON gives back."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+@contextmanager
+def _recbole_refusals() -> Iterator[None]:
+    """What RecBole says against a value, as a one-line :class:`SettingError`."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise SettingError(" ".join(str(error).split())) from error

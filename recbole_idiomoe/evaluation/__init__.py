@@ -1,1 +1,0 @@
-"""What is added to RecBole's own evaluation."""

@@ -1,0 +1,294 @@
+"""Running a grid: here one after another, or several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import get_local_time
+
+from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError, reason_of
+from recbole_idiomoe.base.files import write_text
+from recbole_idiomoe.base.run_folder import new_folder
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.data.location import locate
+from recbole_idiomoe.grid.cells import Cell, Grid, cells_of, files_of, grid_result, shared_settings
+from recbole_idiomoe.report.tables import write_result
+from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
+
+RunOne = Callable[[RunConfig], dict[str, Any]]
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a run that has no result."""
+
+    said: str
+    """The last line of what the run said."""
+
+    @property
+    def reason(self) -> str:
+        """That line without its full stop, to stand in a sentence."""
+        return self.said.removesuffix(".")
+
+
+Outcomes = Generator[tuple[Cell, dict[str, Any] | Failure]]
+
+
+def run_grid(
+    grid: Grid,
+    datasets: Sequence[str],
+    config_files: Sequence[str | Path],
+    settings: Mapping[str, Any] | None,
+    run_one: RunOne,
+    *,
+    jobs: int = 1,
+    result_file: str | Path | None = None,
+) -> dict[str, Any]:
+    """Run all of ``grid`` and make one result of it.
+
+    What has run is kept in ``<result_file>.runs`` until all has, so that the same call goes on
+    after a failure. Checkpoints are not kept.
+
+    Args:
+        grid: the rows.
+        datasets: each row runs on each.
+        config_files: YAML files or result files, for all rows.
+        settings: for all rows; they win over the files.
+        run_one: trains and tests one configuration; used where ``jobs`` is 1.
+        jobs: runs at a time, each in a process of its own if more than one.
+        result_file: where the result goes; None: nowhere, and nothing is kept.
+
+    Raises:
+        IdiomoeError: the grid cannot be run, or some of its runs failed; the others have been
+            run then, and the message names what failed.
+    """
+    check_jobs(jobs)
+    cells = cells_with_data(grid, datasets, config_files, settings)
+    with scratch_folder(cells) as scratch:
+        kept = Path(f"{result_file}.runs") if result_file is not None else scratch
+        runs = _run_cells(cells, run_one, jobs, scratch, kept)
+        result = grid_result(grid, shared_settings(config_files, settings), runs)
+        if result_file is not None:
+            write_result(result_file, [result])
+            shutil.rmtree(kept)
+        return result
+
+
+def check_jobs(jobs: int) -> None:
+    """``jobs`` is a number of runs.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
+
+
+def cells_with_data(
+    grid: Grid,
+    datasets: Sequence[str],
+    config_files: Sequence[str | Path],
+    settings: Mapping[str, Any] | None,
+) -> list[Cell]:
+    """:func:`cells_of`, once their data are there: by these, too, a run is known again.
+
+    Whatever is to be downloaded is, here: several processes would be in each other's way.
+    """
+    cells = cells_of(grid, datasets, config_files, settings)
+    has_come = False
+    for cell in {cell.dataset: cell for cell in cells}.values():
+        config = RunConfig(cell.model, cell.dataset, settings=cell.settings)
+        with suppress(DataError):  # which its runs will say
+            locate(config)
+        has_come = has_come or files_of(config) != cell.files
+    return cells_of(grid, datasets, config_files, settings) if has_come else cells
+
+
+@contextmanager
+def scratch_folder(cells: Sequence[Cell]) -> Iterator[Path]:
+    """A folder for what runs write, under their ``checkpoint_dir``; it goes after use."""
+    checkpoints = Path(cells[0].settings["checkpoint_dir"])
+    scratch = new_folder(checkpoints, f"grid-{get_local_time()}-{os.getpid()}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+
+
+def outcomes_of(
+    cells: Iterable[Cell], run_one: RunOne, jobs: int, scratch: Path, logs: Path
+) -> Outcomes:
+    """Run ``cells``, here if ``jobs`` is 1, else in processes; each with what became of it.
+
+    A run's folder, in ``scratch``, is there until the next outcome is asked for. Close the
+    generator: that ends the processes.
+
+    Args:
+        logs: where the log of a process that failed stays, and the users of a loss that was no
+            number; if that is ``scratch``, no message names them.
+    """
+    if jobs == 1:
+        return _run_here(cells, run_one, scratch, logs)
+    return _run_in_processes(cells, jobs, scratch, logs)
+
+
+def _run_cells(
+    cells: Sequence[Cell], run_one: RunOne, jobs: int, scratch: Path, kept: Path
+) -> list[dict[str, Any]]:
+    """The run of every cell, those from ``kept`` included."""
+    kept.mkdir(parents=True, exist_ok=True)
+    files = {cell.key: kept / f"{cell.key}.json" for cell in cells}
+    # A run that stands in several rows is one run.
+    left = {cell.key: cell for cell in cells if not files[cell.key].exists()}
+    done, failures = len(files) - len(left), []
+    with closing(outcomes_of(left.values(), run_one, jobs, scratch, kept)) as outcomes:
+        for cell, outcome in outcomes:
+            done += 1
+            said = ""
+            if isinstance(outcome, Failure):
+                failures.append(f"{cell}: {outcome.reason}")
+                said = f" failed: {outcome.reason}"
+            else:
+                run = _compared(outcome, timed=jobs == 1)
+                write_text(files[cell.key], json.dumps(run, indent=1))
+            print(f"run {done} of {len(files)}, {cell}{said}", file=sys.stderr, flush=True)
+    if failures:
+        others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        again = "" if kept == scratch else f" What has run is in {kept}; the same command goes on."
+        raise IdiomoeError(
+            f"{len(failures)} of {len(files)} runs failed{others and ', the first'}: "
+            f"{failures[0]}{others and ';' + others}.{again}"
+        )
+    return [
+        {"variant": cell.variant, **json.loads(files[cell.key].read_text(encoding="utf-8"))}
+        for cell in cells
+    ]
+
+
+def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
+    """What a grid keeps of a result; runs that share the machine have no time of their own."""
+    run = {
+        "dataset": result["dataset"],
+        "seed": result["seed"],
+        "valid": result["best_valid_result"],
+        "test": result["test_result"],
+        "epochs": result["epochs"],
+        "parameters": result["parameters"],
+    }
+    for part in ("cold_start", "language"):
+        if part in result:
+            run[part] = result[part]
+    if mix := result.get("mix"):
+        measured = {"valid": mix["best_valid_result"], "test": mix["test_result"]}
+        run["mix"] = {"with": mix["with"], "weight": mix["weight"], **measured}
+    if timed:
+        run["seconds"] = result["train_seconds"]
+    return run | {key: result[key] for key in ("protocol", "device", "versions")}
+
+
+def _users_file(cell: Cell, scratch: Path, logs: Path) -> Path | None:
+    """Where the users of a loss that was no number stay: not in ``scratch``, which goes."""
+    return None if logs == scratch else logs / f"{cell.key}.{FILE_NAME}"
+
+
+def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path, logs: Path) -> Outcomes:
+    for cell in cells:
+        folder = scratch / cell.key
+        outcome: dict[str, Any] | Failure
+        try:
+            settings = {**cell.settings, "checkpoint_dir": str(folder)}
+            with users_kept(_users_file(cell, scratch, logs)):
+                outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
+        except IdiomoeError as error:
+            outcome = Failure(reason_of(error))
+        # The other runs are worth having, whatever ends this one.
+        except Exception as error:
+            logging.getLogger().exception(f"{cell} failed")
+            outcome = Failure(reason_of(error))
+        yield cell, outcome
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
+    waiting = deque(cells)
+    running: dict[subprocess.Popen[bytes], tuple[Cell, str]] = {}
+    gpus = visible_gpus()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.popleft()
+                log, users_file = logs / f"{cell.key}.log", _users_file(cell, scratch, logs)
+                # Not the next in turn: runs of different lengths would meet on one of them.
+                gpu = min(gpus, key=[taken for _, taken in running.values()].count)
+                process = _start(cell, jobs, gpu, scratch / cell.key, log, users_file)
+                running[process] = cell, gpu
+            time.sleep(_POLL_S)
+            for process in [process for process in running if process.poll() is not None]:
+                cell, _ = running.pop(process)
+                folder, log = scratch / cell.key, logs / f"{cell.key}.log"
+                yield cell, _outcome(process.returncode, folder / RESULT, log)
+                shutil.rmtree(folder)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+SETTINGS, RESULT = "settings.json", "result.json"
+"""What a run in a process of its own reads and writes in its folder."""
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; at least ``""``."""
+    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return named.split(",")
+    return [str(index) for index in range(torch.cuda.device_count())] or [""]
+
+
+def _start(
+    cell: Cell, jobs: int, gpu: str, folder: Path, log: Path, users_file: Path | None
+) -> subprocess.Popen[bytes]:
+    """Start :mod:`recbole_idiomoe.grid.worker` on ``cell``: one GPU, a share of the cores."""
+    settings = {**cell.settings, "checkpoint_dir": str(folder), "show_progress": False}
+    content = {"model": cell.model, "dataset": cell.dataset, "settings": settings}
+    write_text(folder / SETTINGS, json.dumps(content))
+    ours = str(Path(__file__).parents[2])  # where the package was found, installed or not
+    path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
+    threads = str(max(1, torch.get_num_threads() // jobs))
+    chosen = {} if "gpu_id" in cell.settings else {"CUDA_VISIBLE_DEVICES": gpu}
+    words = [str(folder), str(os.getpid()), *([str(users_file)] if users_file else [])]
+    with open(log, "wb") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "recbole_idiomoe.grid.worker", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": path} | chosen,
+        )
+
+
+def _outcome(code: int, result: Path, log: Path) -> dict[str, Any] | Failure:
+    if code == 0:
+        log.unlink()
+        read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return read
+    if code < 0:
+        return Failure(f"ended by signal {-code}")
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return Failure(lines[-1] if lines else f"ended with exit code {code}")

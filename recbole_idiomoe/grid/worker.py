@@ -1,0 +1,45 @@
+"""One run of a grid in a process of its own: ``recbole_idiomoe.grid.worker FOLDER PID [FILE]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Thread
+
+from recbole_idiomoe.api import run
+from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.grid.running import RESULT, SETTINGS
+from recbole_idiomoe.training.loss_watch import users_kept
+
+_WATCH_S = 1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what :mod:`recbole_idiomoe.grid.running` put into a folder, and leave the result there.
+
+    It ends with the process that is named, its parent. The users of a loss that is no number go
+    to the file, if there is one.
+    """
+    name, parent, *users_file = sys.argv[1:] if arguments is None else arguments
+    Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    try:
+        with users_kept(Path(*users_file) if users_file else None):
+            run(config_files=[Path(name) / SETTINGS], result_file=Path(name) / RESULT)
+    except IdiomoeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """A grid that is killed cannot end its processes, which would keep the GPU from the next."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""How well a language model predicts text, in bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recbole_idiomoe.base.errors import BackboneError
+from recbole_idiomoe.lm.vocabulary import encode_text
+
+LOGITS_AT_ONCE = 1 << 28  # 1 GB
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Negative log-likelihood of some texts, in nats, and how long they are."""
+
+    nll: float
+    token_num: int
+    byte_num: int
+
+    @property
+    def nll_per_token(self) -> float:
+        """Nats per token, the end of each text included."""
+        return self.nll / self.token_num
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of UTF-8: comparable between tokenizers."""
+        return self.nll / math.log(2) / self.byte_num
+
+
+@torch.no_grad()
+def likelihood(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    context: int,
+) -> Likelihood:
+    """Likelihood of each text after, and before, an end of text.
+
+    Every token is predicted once, from at least ``context // 2`` tokens before it where the
+    text has as many.
+
+    Args:
+        context: most tokens that the model reads at once.
+
+    Raises:
+        BackboneError: the tokenizer has no end of text.
+    """
+    nll, token_num = 0.0, 0
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise BackboneError(
+            "the NLL of a text begins and ends with an end of text, of which this backbone's "
+            "tokenizer names none; name its eos_token in tokenizer_config.json."
+        )
+    windows = [
+        window
+        for ids in encode_text(tokenizer, list(texts))
+        for window in _windows([end, *ids, end], context)
+    ]
+    windows.sort(key=lambda window: (len(window[0]), window[1]))
+    at_once = max(1, LOGITS_AT_ONCE // (context * model.config.vocab_size))
+    for start in range(0, len(windows), at_once):
+        batch = windows[start : start + at_once]
+        width = max(len(ids) for ids, _ in batch)
+        input_ids = torch.full((len(batch), width), end)
+        labels = torch.full((len(batch), width), -100)
+        for row, (ids, first) in enumerate(batch):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, first : len(ids)] = input_ids[row, first : len(ids)]
+        # Padding comes last, so causal attention never reads it.
+        # The half that was predicted in the window before needs no scores of the vocabulary.
+        kept = width - min(first for _, first in batch) + 1
+        logits = model(input_ids.to(model.device), logits_to_keep=kept).logits[:, :-1].float()
+        targets = labels[:, 1 - kept :].to(model.device)
+        nll += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
+        token_num += int((targets != -100).sum())
+    return Likelihood(nll, token_num, sum(len(text.encode()) for text in texts))
+
+
+def _windows(ids: list[int], context: int) -> Iterator[tuple[list[int], int]]:
+    """Windows of ``ids`` that overlap by half, and the first position of each to predict."""
+    stride = max(1, context // 2)
+    predicted = 1
+    for start in range(0, len(ids), stride):
+        window = ids[start : start + context]
+        yield window, predicted - start
+        predicted = start + len(window)
+        if predicted == len(ids):
+            return

@@ -1,1 +1,0 @@
-"""RecBole recommenders, one file each."""

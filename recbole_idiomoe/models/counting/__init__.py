@@ -1,0 +1,1 @@
+"""Recommenders that count and are not trained."""

@@ -1,0 +1,65 @@
+"""E4SRec: a frozen language model that reads the item vectors of a SASRec.
+
+"E4SRec: An Elegant Effective Efficient Extensible Solution of Large Language Models for Sequential
+Recommendation" (Li et al., 2023, arXiv 2312.02443); code at github.com/HestiaSky/E4SRec, which is
+where ranks and rates are from. A sequential recommender is trained first. Its item vectors, frozen,
+enter the language model through a linear map behind an instruction in words; another linear map
+turns the last hidden state into a score of every item, which cross entropy over the catalogue
+trains, together with low-rank adapters in the feed-forward networks.
+
+Published figures that the paper's Table 2 copies are in ``properties/published.yaml``.
+
+What differs here, for all or for want of a reason to differ:
+
+- the protocol: the whole catalogue is ranked; both stages learn from training interactions alone,
+  and validation picks the epoch of each;
+- every position predicts the item after it, as in all language models of this package; theirs
+  makes each prefix a row, and has a second piece of instruction behind it;
+- the first stage is ``SASRecCE`` (``id_encoder`` changes it, ``id_vectors`` replaces it);
+- any decoder; theirs is a Llama 2 of 70B, in 8 bits;
+- items start as large to the decoder as ``item_scale`` says, and ``dropout`` is that of all
+  language models here, where theirs is on the adapters' inputs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.data.text_encoder import read_vectors
+from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
+from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
+
+
+class E4SRec(LanguageModelRecommender):
+    """Item vectors of ``id_vectors`` in, scores of a head of its own out, the decoder frozen.
+
+    Raises:
+        SettingError: ``id_vectors`` is missing (its first stage sets it), or does not do.
+    """
+
+    architecture = "e4srec"
+    forced_settings: ClassVar[dict[str, Any]] = {
+        "use_text": False,
+        "item_tokens": "atomic",
+        "item_init": "random",
+        "item_text_added": False,
+        "item_embedding_dim": None,
+        "freeze": "backbone",
+    }
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        if config["id_vectors"] is None:
+            raise SettingError("E4SRec reads vectors of items; name their file in id_vectors.")
+        item_ids = [str(item_id) for item_id in dataset.field2id_token[dataset.iid_field]]
+        vectors = read_vectors(Path(config["id_vectors"]), item_ids, "id_vectors")
+        config["item_embedding_dim"] = vectors.shape[1]
+        super().__init__(config, dataset)
+        table = self.catalog_lm.lm.item_table
+        assert isinstance(table, ProjectedItemTable)
+        table.take_vectors(torch.from_numpy(vectors))

@@ -1,0 +1,82 @@
+"""IDIOMoE as a RecBole recommender (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from recbole_idiomoe.config.settings import Settings
+from recbole_idiomoe.data.batch import SequenceBatch
+from recbole_idiomoe.data.catalog import read_catalog
+from recbole_idiomoe.lm import TWO_EXPERT
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.soft_targets import training_followers
+
+
+class LanguageModelRecommender(SequentialRecommender):
+    """A decoder language model with a catalogue.
+
+    It trains on :class:`SequenceBatch`, one history per user, and is evaluated on RecBole's
+    ordinary interactions, so RecBole's loaders and evaluator serve it as they serve SASRec.
+
+    Attributes:
+        architecture: what is done to the decoder.
+        catalog_lm_class: what turns histories into a loss and scores.
+        pretrained: whether the decoder keeps the weights that it came with.
+        forced_settings: settings that make the model what it is, whatever a user gives.
+    """
+
+    input_type = InputType.POINTWISE
+    architecture: ClassVar[str]
+    catalog_lm_class: ClassVar[type[CatalogLM]] = CatalogLM
+    pretrained: ClassVar[bool] = True
+    forced_settings: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        settings = Settings.from_mapping(config.final_config_dict)
+        self.catalog_lm = self.catalog_lm_class.build(
+            read_catalog(dataset, settings),
+            settings,
+            seed=config["seed"],
+            device=self.device,
+            architecture=self.architecture,
+            pretrained=self.pretrained,
+            followers=training_followers(dataset) if settings.transition_smoothing else None,
+        )
+
+    @property
+    def ranks_unseen_items(self) -> bool:
+        """Whether items that were not trained on can be ranked, by their text."""
+        return self.catalog_lm.ranks_unseen_items
+
+    def forward(self, batch: SequenceBatch) -> torch.Tensor:
+        return self.calculate_loss(batch)
+
+    def calculate_loss(self, batch: SequenceBatch) -> torch.Tensor:
+        """The batch's share of its step's mean loss, a scalar."""
+        return self.catalog_lm.loss(batch)
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of all items, shape ``(batch, item_num)``; the padding item has -inf."""
+        items = interaction[self.ITEM_SEQ].cpu().numpy()
+        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
+        histories = [row[:length] for row, length in zip(items, lengths, strict=True)]
+        return self.catalog_lm.scores(histories)
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the interactions' own items, shape ``(batch,)``."""
+        items = interaction[self.ITEM_ID].to(self.device)
+        return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
+
+
+class IDIOMoE(LanguageModelRecommender):
+    """A text expert and an item expert in each FFN; the paper's controls derive from it."""
+
+    architecture = TWO_EXPERT

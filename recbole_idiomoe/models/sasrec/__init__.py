@@ -1,0 +1,1 @@
+"""SASRec with cross entropy or a sampled softmax."""

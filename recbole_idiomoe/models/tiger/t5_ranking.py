@@ -1,0 +1,126 @@
+"""Exact ranking by a T5: the log-probability of every item's whole code after a history.
+
+As :func:`~recbole_idiomoe.lm.prefix_tree.rank_leaves` does it for decoders: the beginnings that
+codes share are computed once, piece by piece of their prefix tree. The decoder's start token is
+the tree's root, so that a piece holds all that its nodes attend to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
+
+from recbole_idiomoe.lm.prefix_tree import Piece, PrefixTree, edge_log_probs
+from recbole_idiomoe.models.tiger.t5_packing import additive, row_lengths
+
+# Elements of the widest states held at once: 1 GiB in float32. A GPU wants few and large kernels.
+STATES = 2**28
+
+
+def code_tree(codes: Sequence[np.ndarray], start: int, device: torch.device) -> PrefixTree:
+    """The tree of item codes whose root is the decoder's token ``start``.
+
+    Raises:
+        ValueError: a code begins another, which then could not be told from it.
+    """
+    return PrefixTree([np.concatenate(([start], code)) for code in codes], device)
+
+
+def rows_at_once(t5: T5ForConditionalGeneration, tree: PrefixTree, length: int) -> int:
+    """How many histories of ``length`` tokens are ranked together at most: one at least."""
+    config = t5.config
+    nodes = max(len(piece.nodes) for piece in tree.pieces)
+    widest = max(config.d_ff, config.num_heads * max(config.d_kv, nodes, length))
+    return max(1, STATES // (max(nodes, length) * widest))
+
+
+@torch.no_grad()
+def rank_leaves(
+    t5: T5ForConditionalGeneration, tree: PrefixTree, input_ids: Tensor, mask: Tensor
+) -> Tensor:
+    """Log-probability of every item of ``tree`` as what follows each history.
+
+    Args:
+        t5: out of training mode.
+        tree: from :func:`code_tree`.
+        input_ids: (B, T), what the encoder reads.
+        mask: (B, T), bool: which of it is there.
+
+    Returns:
+        (B, items), float32.
+    """
+    parts = -(-len(mask) // rows_at_once(t5, tree, mask.shape[1]))
+    lengths = row_lengths(mask)
+    scores = torch.empty(len(mask), len(tree.leaves), device=mask.device)
+    # Longest first: each part is padded to its own longest.
+    for rows in lengths.argsort(descending=True).tensor_split(parts):
+        longest = int(lengths[rows[0]])
+        scores[rows] = _rank(t5, tree, input_ids[rows, :longest], mask[rows, :longest])
+    return scores
+
+
+def _rank(
+    t5: T5ForConditionalGeneration, tree: PrefixTree, input_ids: Tensor, mask: Tensor
+) -> Tensor:
+    encoded = t5.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    history_mask = additive(mask[:, None, None])
+    # Of every history, computed for the first piece and read by all others.
+    history_keys = DynamicCache()
+    edges = torch.zeros(len(input_ids), len(tree), device=input_ids.device)
+    for piece in tree.pieces:
+        states = _states(t5, tree, piece, encoded, history_mask, history_keys)
+        edges[:, piece.children] = edge_log_probs(
+            states, piece.parents, tree.tokens[piece.children], t5.lm_head
+        )
+    return tree.scores(edges)
+
+
+def _states(
+    t5: T5ForConditionalGeneration,
+    tree: PrefixTree,
+    piece: Piece,
+    encoded: Tensor,
+    history_mask: Tensor,
+    history_keys: DynamicCache,
+) -> Tensor:
+    """What the decoder makes of each node of a piece, ready for its head: (B, P, d).
+
+    It is the decoder's own forward pass, but that a node attends to its path alone, from as far
+    as it is long.
+    """
+    decoder: Any = t5.decoder
+    hidden = decoder.embed_tokens(tree.tokens[piece.nodes]).expand(len(encoded), -1, -1)
+    depths = tree.depths[piece.nodes]
+    # Inner nodes are less deep than the tree is high.
+    distance_bias = decoder.block[0].layer[0].SelfAttention.compute_bias(tree.height, tree.height)
+    path_bias = distance_bias[:, :, depths][:, :, :, depths]
+    path_mask = additive(tree.sees(piece.nodes)[None, None])
+    keys = EncoderDecoderCache(_NoCache(), history_keys)
+    # Of all heads and nodes the same, so that attention's mask stays one row a history.
+    history_bias = history_mask.new_zeros(1)
+    for block in decoder.block:
+        hidden, _, _ = block(
+            hidden,
+            path_mask,
+            path_bias,
+            encoded,
+            history_mask,
+            history_bias,
+            past_key_values=keys,
+        )
+    hidden = decoder.final_layer_norm(hidden)
+    return hidden * t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else hidden
+
+
+class _NoCache(DynamicCache):
+    """Of a piece's own keys and values, which no other reads: kept, they would be copied."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states

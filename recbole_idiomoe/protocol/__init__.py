@@ -1,0 +1,1 @@
+"""How every model is evaluated: candidates, metrics, and what else is recorded on the way."""

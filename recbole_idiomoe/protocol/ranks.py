@@ -1,0 +1,214 @@
+"""The rank of every test target, kept user by user: any metric of ranked lists can be had later.
+
+The scores of every model, RecBole's or ours, pass RecBole's collector once, after padding and seen
+items are masked. There the rank is taken, on the device; no scores are kept.
+
+Within the longest list that is measured, the rank is the target's place in RecBole's own list, ties
+as ``torch.topk`` has them fall. Beyond, where ties can change no measured metric, a target is the
+last of those that score the same, and behind any nan. So :meth:`Ranks.metric` gives RecBole's
+numbers to the last digit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.errors import IdiomoeError, kind_of
+from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.protocol.sharing import in_order
+
+METRICS = ("hit", "recall", "ndcg", "mrr", "map", "precision")
+"""RecBole's metrics that follow from the rank of a single target."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A row a test target, in the loader's order; every array has shape ``(targets,)``."""
+
+    rank: np.ndarray
+    """The target's place among the candidates, 1 the first."""
+    history: np.ndarray
+    """Items of history that the model is given: at most ``MAX_ITEM_LIST_LENGTH``."""
+    popularity: np.ndarray
+    """The target's training interactions."""
+
+    def metric(self, name: str) -> np.ndarray:
+        """Each target's own ``name``, as ``ndcg@10``; its mean is what RecBole reports.
+
+        Raises:
+            IdiomoeError: it does not follow from ranks.
+        """
+        kind, _, cutoff = name.lower().partition("@")
+        if not is_ranked(name):
+            raise IdiomoeError(f"{name} does not follow from ranks; {', '.join(METRICS)}@K do.")
+        found = self.rank <= int(cutoff)
+        gain = {
+            "hit": 1.0,
+            "recall": 1.0,
+            "ndcg": 1 / np.log2(self.rank + 1),
+            "mrr": 1 / self.rank,
+            "map": 1 / self.rank,
+            "precision": 1 / int(cutoff),
+        }[kind]
+        return np.where(found, gain, 0.0)
+
+
+@dataclass(frozen=True)
+class NamedRanks(Ranks):
+    """Ranks as a run keeps them in its folder: whose they are, too."""
+
+    user: np.ndarray
+    """Users' ids, as in the data."""
+    item: np.ndarray
+    """The targets' ids, as in the data."""
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to ``path``, a ``.npz`` file, whole or not at all."""
+        save_arrays(path, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> NamedRanks:
+        """What :meth:`save` wrote.
+
+        Raises:
+            IdiomoeError: ``path`` holds something else.
+        """
+        return cls(**load_arrays(path, *(f.name for f in fields(cls))))
+
+    def targets_digest(self) -> str:
+        """A hash of who was asked for what, in order."""
+        named = "\n".join(np.char.add(np.char.add(self.user, "\t"), self.item))
+        return hashlib.sha256(named.encode()).hexdigest()
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write ``arrays`` to ``path``, a ``.npz`` file, whole or not at all."""
+    with written_aside(path) as aside, open(aside, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Those of ``path`` that :func:`save_arrays` wrote under ``names``.
+
+    Raises:
+        IdiomoeError: ``path`` lacks one, or holds something else.
+    """
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise IdiomoeError(f"{path} holds no ranks ({kind_of(error)}).") from error
+
+
+def is_ranked(metric: str) -> bool:
+    """Whether ``metric`` follows from the rank of a single target."""
+    kind, _, cutoff = metric.lower().partition("@")
+    return kind in METRICS and cutoff.isdigit()
+
+
+def item_counts(dataset: Any) -> np.ndarray:
+    """Interactions of every item of a loaded data set that is not split yet: ``(item_num,)``.
+
+    A user's only interaction does not count: it is no target and stands in front of none, so that
+    nothing is trained on it.
+    """
+    users, items = (
+        np.asarray(dataset.inter_feat[field]) for field in (dataset.uid_field, dataset.iid_field)
+    )
+    return np.bincount(items[np.bincount(users)[users] > 1], minlength=dataset.item_num)
+
+
+@contextmanager
+def ranks_kept(
+    path: Path, trainer: Any, test_data: Any, counts: np.ndarray, valid_data: Any
+) -> Iterator[None]:
+    """Save the ranks of what ``trainer`` evaluates, once, in the block: ``test_data``.
+
+    Nothing is saved of a cold start, where a target's rank depends on how long the list is, and
+    where candidates are sampled.
+
+    Args:
+        path: a ``.npz`` file.
+        trainer: RecBole's or ours.
+        counts: :func:`item_counts` of the whole data set.
+        valid_data: its targets, and those of ``test_data``, are no training interactions.
+    """
+    if trainer.config["cold_start"] or not isinstance(test_data, FullSortEvalDataLoader):
+        yield
+        return
+    held_out = [np.asarray(d._dataset.inter_feat[d.iid_field]) for d in (valid_data, test_data)]
+    popularity = counts - np.bincount(np.concatenate(held_out), minlength=len(counts))
+    collector = trainer.eval_collector
+    recorder = _Recorder(collector, test_data)
+    collector.eval_batch_collect = recorder.note
+    try:
+        yield
+    finally:
+        del collector.eval_batch_collect
+    ranks = recorder.ranks(popularity)
+    distributed.from_main(lambda: ranks.save(path))
+
+
+class _Recorder:
+    """RecBole's collector, and the ranks of all that it collects."""
+
+    def __init__(self, collector: Any, loader: Any) -> None:
+        self._collector, self._loader, self._dataset = collector, loader, loader._dataset
+        self._collect = collector.eval_batch_collect
+        self._ranks: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []
+
+    def ranks(self, popularity: np.ndarray) -> NamedRanks:
+        """The ranks of all batches."""
+        users, items, lengths = in_order(torch.cat(self._rows), self._loader).T.numpy()
+        dataset = self._dataset
+        return NamedRanks(
+            user=np.asarray(dataset.id2token(dataset.uid_field, users), dtype=str),
+            item=np.asarray(dataset.id2token(dataset.iid_field, items), dtype=str),
+            rank=in_order(torch.cat(self._ranks), self._loader).cpu().numpy(),
+            history=lengths,
+            popularity=popularity[items],
+        )
+
+    def note(self, scores: torch.Tensor, batch: Any, rows: torch.Tensor, items: Any) -> None:
+        """Stands in for the collector's ``eval_batch_collect``."""
+        self._collect(scores, batch, rows, items)
+        targets = items.to(scores.device)
+        # They stay on the device: the host waits once, at the end.
+        self._ranks.append(ranks_among(scores, targets, self._listed(len(scores))))
+        known = (self._dataset.uid_field, self._dataset.item_list_length_field)
+        user, length = (batch[field].cpu().long() for field in known)
+        self._rows.append(torch.stack((user, items.cpu().long(), length), dim=1))
+
+    def _listed(self, count: int) -> torch.Tensor | None:
+        """Where RecBole's lists of the newest ``count`` users hold their targets: True there."""
+        if not self._collector.register.need("rec.topk"):
+            return None
+        # The last column counts the targets.
+        listed: torch.Tensor = self._collector.data_struct.get("rec.topk")[-count:, :-1] > 0
+        return listed
+
+
+def ranks_among(
+    scores: torch.Tensor, targets: torch.Tensor, listed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The rank of ``targets`` (n,) by ``scores`` (n, items): (n,), 1 the best, the last of ties.
+
+    Args:
+        listed: the head of each list (n, k), True where the target stands: that place is its rank.
+    """
+    own = scores.gather(1, targets[:, None])
+    ranks = (~(scores < own)).sum(dim=1)
+    if listed is None:
+        return ranks
+    return torch.where(listed.any(dim=1), listed.int().argmax(dim=1) + 1, ranks)

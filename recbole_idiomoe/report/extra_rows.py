@@ -1,0 +1,88 @@
+"""What is measured besides a run's own metrics, as rows and notes of any table.
+
+A result's ``mix`` is that of :mod:`recbole_idiomoe.protocol.mixing`, its ``language`` that of
+:mod:`recbole_idiomoe.protocol.language`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+LANGUAGE = "ΔNLL"
+"""What training did to the likelihood of a text, see ``language_file`` in the settings."""
+
+
+def with_mixes(results: Sequence[Result], named: str = "model") -> list[Result]:
+    """``results``, each followed by the mix that was measured with it as a result of its own.
+
+    Args:
+        named: the entry that names a result.
+    """
+    every: list[Result] = []
+    for result in results:
+        every.append(result)
+        if mix := mix_of(result):
+            every.append({**mix, named: f"{result[named]} + {mix['with']}"})
+    return every
+
+
+def mix_of(result: Result) -> dict[str, Any] | None:
+    """The mix that was measured with ``result``, if one was; only a mix has a ``weight``."""
+    if not (mix := result.get("mix")):
+        return None
+    shared = {key: value for key, value in result.items() if key != "mix"}
+    return {**shared, **mix, "learning_curve": []}
+
+
+def mix_notes(results: Sequence[Result], chosen_by: str, named: str = "model") -> list[str]:
+    """What the mixes among ``results`` are, and their weights by seed."""
+    weights: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        if "weight" in result:
+            counter = result["with"]
+            name = result[named].removesuffix(f" + {counter}")
+            found = weights.setdefault(counter, {}).setdefault(name, [])
+            found.append(f"{result['weight']:g}")
+    return [
+        f"A row + {counter} is (1 - w) softmax(scores) + w (its counts / their sum), the share of "
+        "counts also where the model counts; nothing is trained for it. w, chosen by "
+        f"{chosen_by} on validation: {_listed(found)}."
+        for counter, found in weights.items()
+    ]
+
+
+def _listed(values: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{name} {', '.join(found)}" for name, found in values.items())
+
+
+def language_notes(
+    results: Sequence[Result], named: str = "model", values: bool = True
+) -> list[str]:
+    """What :data:`LANGUAGE` of ``results`` is, a note for each text and tokenizer.
+
+    Args:
+        named: the entry that names a result.
+        values: say what was found too, by seed.
+    """
+    changes: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        if (found := result.get("language")) and "weight" not in result:
+            about = (
+                f"nats a token on {found['file']}, of the trained model on text alone less those "
+                f"of its untouched backbone ({found['tokens']:,} tokens of {found['tokenizer']}'s "
+                f"tokenizer, windows of {found['context']} that overlap by half)"
+            )
+            rows = changes.setdefault(about, {})
+            rows.setdefault(result[named], []).append(nll_change(found["nll_change"]))
+    if values:
+        return [f"{LANGUAGE}, {about}: {_listed(rows)}." for about, rows in changes.items()]
+    of = [f" of {', '.join(rows)}" if len(changes) > 1 else "" for rows in changes.values()]
+    return [f"{LANGUAGE}{whose}: {about}." for whose, about in zip(of, changes, strict=True)]
+
+
+def nll_change(value: float) -> str:
+    """A change of NLL: 0 alone is no change at all."""
+    return f"{value:+.4f}" if value else "0"

@@ -1,0 +1,86 @@
+"""How the programs beside the main one read their words, and how they end."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_idiomoe.base.command_line import ended
+from recbole_idiomoe.base.errors import DataError
+
+PROGRAMS = {
+    "recommend.__main__": ["saved/x", "--k=ten"],
+    "report.__main__": [],
+    "leaderboard.__main__": ["one", "two"],
+    "data.amazon.__main__": ["--dataset=toys", "--core=five"],
+    "pretrain.__main__": ["--out=model"],
+    "analysis.__main__": ["ffn-memory"],
+}
+"""With words that none of them can read."""
+
+
+def exit_code(program: str, *words: str) -> int:
+    main = importlib.import_module(f"recbole_idiomoe.{program}").main
+    try:
+        return main(words)
+    except SystemExit as ended:  # argparse's, after the help
+        return int(ended.code or 0)
+
+
+def test_the_package_is_the_main_program() -> None:
+    command = [sys.executable, "-m", "recbole_idiomoe", "--model=SASRek", "--dataset=ml-100k"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "SASRec" in done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_cannot_be_read_is_one_line(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(program, *PROGRAMS[program]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ") and line.endswith("; --help names what can be given.")
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_fits_a_terminal_and_names_no_empty_default(
+    program: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ["report"] if program.startswith("analysis") else []
+    assert exit_code(program, *words, "--help") == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: ") and max(map(len, said.out.splitlines())) <= 80
+    shown = " ".join(said.out.split())
+    assert not any(f"(default: {empty})" in shown for empty in ("", "None", "[]"))
+    assert said.err == ""
+
+
+def test_a_reader_who_has_seen_enough_is_no_fault(tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(
+        "import sys\n"
+        "from recbole_idiomoe.base.command_line import ended\n"
+        "sys.exit(ended(lambda: [print('row ' * 20) for _ in range(10_000)] and None))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("row")
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_how_a_program_ends_is_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(error: BaseException) -> None:
+        raise error
+
+    assert ended(lambda: None) == 0 and ended(lambda: 3) == 3
+    assert ended(lambda: failing(DataError("no file"))) == 2
+    assert ended(lambda: failing(KeyboardInterrupt()), interrupted="goes on") == 130
+    assert capsys.readouterr().err == "error: no file\ngoes on\n"
+    with pytest.raises(ZeroDivisionError):
+        ended(lambda: failing(ZeroDivisionError()))
