@@ -43,6 +43,7 @@ SLICES = {"full": (4, 256), "tiny": (1, 16)}
 def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: int) -> None:
     """The stages of the package, in this process."""
     from recbole.data.dataloader import FullSortEvalDataLoader
+    from recbole_idiomoe.protocol.score_memory import bound_scores
     from training_sides import FirstSteps
 
     from recbole_idiomoe.config.run_config import RunConfig
@@ -51,8 +52,7 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     from recbole_idiomoe.data.text_tokens import text_tokens
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
     from recbole_idiomoe.models.registry import get_model, get_trainer
-    from recbole_idiomoe.protocol.score_memory import bound_scores
-    from recbole_idiomoe.run import execution as one_run
+    from recbole_idiomoe.runs import execution as one_run
 
     config = RunConfig("IDIOMoE", name, settings=settings)
     with stage("rows checked"):

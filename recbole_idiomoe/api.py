@@ -12,12 +12,13 @@ from recbole_idiomoe.base.environment import versions
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.files import refusal
 from recbole_idiomoe.base.run_folder import RUN_FILE, read_run
-from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Grid, read_grid
 from recbole_idiomoe.grid.running import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
 from recbole_idiomoe.report.tables import check_writable, write_result
-from recbole_idiomoe.run.execution import run_one
+from recbole_idiomoe.runs import execution
+from recbole_idiomoe.runs.plan import plan
+from recbole_idiomoe.runs.request import RunRequest, names_of
 
 
 def run(
@@ -44,7 +45,7 @@ def run(
     Args:
         models: names, as a list or separated by commas; None: what ``config_files`` name,
             else IDIOMoE.
-        datasets: likewise, else ml-100k.
+        datasets: names in the same forms; None: what ``config_files`` name, else ml-100k.
         config_files: YAML files, or result files of earlier runs; later ones win.
         settings: settings by name; they win over the files.
         result_file: where the results go as JSON. It is written after every run; that of a
@@ -67,17 +68,9 @@ def run(
     if result_file is not None and distributed.is_main():
         check_writable(result_file)
     if resume is not None:
-        earlier = read_run(Path(resume))
-        if distributed.is_main() and (reason := refusal(Path(resume))):
-            raise SettingError(
-                f"resume={resume} cannot be written ({reason}); go on with a copy of it."
-            )
-        models, datasets = earlier["model"], earlier["dataset"]
-        config_files = [Path(resume) / RUN_FILE, *config_files]
-        # Whether to run code is not for a folder to say: whoever resumes it says so again.
-        settings = {"trust_remote_code": False, **(settings or {})}
+        models, datasets, config_files, settings = _resumed(Path(resume), config_files, settings)
     layers = yaml_files.read_layers(config_files)
-    names, labels = what_is_run(models, datasets, layers)
+    names, labels = names_of(models, datasets, layers)
     given = {key: value for layer in [*layers, settings or {}] for key, value in layer.items()}
     given |= {"model": names, "dataset": labels, "resume": resume and str(resume)}
     distributed.check_alike(given | versions())
@@ -94,54 +87,52 @@ def run(
         rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
         with interruption_told("the same command goes on"):
             return [
-                run_leaderboard(
-                    rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
-                )
+                run_leaderboard(rows, labels, config_files, settings, folder=leaderboard, jobs=jobs)
             ]
     if grid:
         again = "the same command goes on" if result_file else "with --result_file runs are kept"
         with interruption_told(again):
             return [
-                run_grid(
-                    grid,
-                    labels,
-                    config_files,
-                    settings,
-                    run_one,
-                    jobs=jobs,
-                    result_file=result_file,
-                )
+                run_grid(grid, labels, config_files, settings, jobs=jobs, result_file=result_file)
             ]
     if jobs != 1:
         raise SettingError(f"jobs={jobs!r} is for tables of variants or seeds; leave it out.")
+    requests = [
+        RunRequest(
+            name,
+            label,
+            config_files,
+            settings or {},
+            beside=names,
+            resume=Path(resume) if resume is not None else None,
+        )
+        for label in labels
+        for name in names
+    ]
     results = []
-    for dataset in labels:
-        for model in names:
-            config = RunConfig(model, dataset, config_files, settings, beside=names)
-            results.append(run_one(config, Path(resume) if resume is not None else None))
-            if result_file is not None and distributed.is_main():
-                write_result(result_file, results)
+    for planned in [plan(request) for request in requests]:
+        results.append(execution.execute(planned).to_json())
+        if result_file is not None and distributed.is_main():
+            write_result(result_file, results)
     return results
 
 
-def what_is_run(
-    models: str | Sequence[str] | None,
-    datasets: str | Sequence[str] | None,
-    layers: Sequence[Mapping[str, Any]],
-) -> tuple[list[str], list[str]]:
-    """Names of models and data sets: those given, else those in ``layers``, else ours."""
-    named = {"model": "IDIOMoE", "dataset": "ml-100k"}
-    for content in layers:
-        named.update({key: content[key] for key in named.keys() & content.keys()})
-    return (
-        _names("model", named["model"] if models is None else models),
-        _names("dataset", named["dataset"] if datasets is None else datasets),
-    )
+def _resumed(
+    folder: Path,
+    config_files: Sequence[str | Path],
+    settings: Mapping[str, Any] | None,
+) -> tuple[str, str, list[str | Path], dict[str, Any]]:
+    """Model, data set, files and settings of a run that goes on with that of ``folder``.
 
-
-def _names(kind: str, names: str | Sequence[str]) -> list[str]:
-    listed = names.split(",") if isinstance(names, str) else list(names)
-    found = [name.strip() for name in listed if name.strip()]
-    if not found:
-        raise SettingError(f"no {kind} is named; --list_{kind}s names those there are.")
-    return found
+    Raises:
+        CheckpointError: it is not the folder of a run.
+        SettingError: it cannot be written.
+    """
+    earlier = read_run(folder)
+    if distributed.is_main() and (reason := refusal(folder)):
+        raise SettingError(
+            f"resume={folder} cannot be written ({reason}); go on with a copy of it."
+        )
+    # Whether to run code is not for a folder to say: whoever resumes it says so again.
+    settings = {"trust_remote_code": False, **(settings or {})}
+    return earlier["model"], earlier["dataset"], [folder / RUN_FILE, *config_files], settings

@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import csv
 import functools
+import logging
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pickle import UnpicklingError
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -196,6 +200,41 @@ def undo_anomaly_detection() -> None:
     import recbole.model.sequential_recommender  # noqa: F401  the line runs once, now
 
     torch.autograd.set_detect_anomaly(False)
+
+
+@contextmanager
+def curves_closed() -> Iterator[None]:
+    """``trainer/trainer.py:113``: no trainer closes what it opens for tensorboard.
+
+    Each file that stays open leaves a thread. Inside the block every file that a trainer opens is
+    noted, and at its end it is closed. A thread that cannot write prints nothing meanwhile: its
+    error is raised again for whoever writes next, at the latest when the file is closed.
+    """
+    from recbole.trainer import trainer
+
+    opened: list[Any] = []
+    open_curves, print_error = trainer.get_tensorboard, threading.excepthook
+
+    def noted(logger: logging.Logger) -> Any:
+        opened.append(open_curves(logger))
+        return opened[-1]
+
+    def not_of_curves(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            print_error(args)
+
+    trainer.get_tensorboard, threading.excepthook = noted, not_of_curves
+    try:
+        yield
+        for curves in opened:
+            curves.close()
+    except BaseException:
+        for curves in opened:
+            with suppress(OSError):  # what stopped the run says more
+                curves.close()
+        raise
+    finally:
+        trainer.get_tensorboard, threading.excepthook = open_curves, print_error
 
 
 def leave_out_tensorboard() -> None:

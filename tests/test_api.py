@@ -16,7 +16,7 @@ import recbole_idiomoe
 from recbole_idiomoe import api
 from recbole_idiomoe.base import environment
 from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
-from recbole_idiomoe.run import execution as one_run
+from recbole_idiomoe.runs import execution as one_run
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
 

@@ -148,6 +148,23 @@ class RunConfig(Config):  # type: ignore[misc]
             complete["train_neg_sample_args"] = None
         return complete
 
+    def of_other_model(self, model: str, own: Mapping[str, Any]) -> RunConfig:
+        """What a run of ``model`` by itself would have on the same data, as a first stage.
+
+        Settings that the recipe of either model speaks of are ``model``'s own.
+
+        Args:
+            model: the other model's name.
+            own: settings that win for it.
+        """
+        files = [
+            yaml_files.properties_path() / "model" / f"{name}.yaml" for name in (model, self.model)
+        ]
+        recipes = {key for file in files for key in yaml_files.read_settings(file)}
+        shared = {k: v for k, v in self.complete_settings().items() if k not in recipes}
+        label = self["dataset_label"]
+        return RunConfig(model, label, settings=shared, beside=[self.model], own=own)
+
     # What follows replaces steps of RecBole's Config.__init__, in the order of its calls.
 
     def _init_parameters_category(self) -> None:

@@ -11,16 +11,33 @@ from recbole_idiomoe.data.location import DataSettings, check_atomic_files, loca
 
 
 def load_dataset(config: DataSettings) -> Any:
-    """The filtered dataset, by RecBole's own loader, without what a cold start leaves out.
+    """:func:`find_data`, then :func:`read_dataset`; raises as they do."""
+    find_data(config)
+    return read_dataset(config)
+
+
+def find_data(config: DataSettings) -> None:
+    """Point ``config`` at the files of its data set, and check them before RecBole reads them.
 
     Raises:
-        DataError: files that are missing, cannot be read, or leave nothing to learn from.
-        SettingError: ``topk`` asks for more items than there are.
+        DataError: files that are missing or cannot be read.
     """
     if distributed.world_size() > 1:  # one of them downloads what nobody has
         distributed.from_main(lambda: locate(config))
     locate(config)
     check_atomic_files(config)
+
+
+def read_dataset(config: DataSettings) -> Any:
+    """The filtered dataset, by RecBole's own loader, without what a cold start leaves out.
+
+    Args:
+        config: after :func:`find_data`.
+
+    Raises:
+        DataError: files that RecBole cannot load, or that leave nothing to learn from.
+        SettingError: ``topk`` asks for more items than there are.
+    """
     try:
         dataset = config.dataset_class(config)
     except IdiomoeError:

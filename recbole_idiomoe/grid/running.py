@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,11 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.location import locate
 from recbole_idiomoe.grid.cells import Cell, Grid, cells_of, files_of, grid_result, shared_settings
 from recbole_idiomoe.report.tables import write_result
+from recbole_idiomoe.runs import execution
+from recbole_idiomoe.runs.plan import plan
+from recbole_idiomoe.runs.request import RunRequest
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 
-RunOne = Callable[[RunConfig], dict[str, Any]]
 _POLL_S = 0.2
 
 
@@ -53,7 +55,6 @@ def run_grid(
     datasets: Sequence[str],
     config_files: Sequence[str | Path],
     settings: Mapping[str, Any] | None,
-    run_one: RunOne,
     *,
     jobs: int = 1,
     result_file: str | Path | None = None,
@@ -68,7 +69,6 @@ def run_grid(
         datasets: each row runs on each.
         config_files: YAML files or result files, for all rows.
         settings: for all rows; they win over the files.
-        run_one: trains and tests one configuration; used where ``jobs`` is 1.
         jobs: runs at a time, each in a process of its own if more than one.
         result_file: where the result goes; None: nowhere, and nothing is kept.
 
@@ -80,7 +80,7 @@ def run_grid(
     cells = cells_with_data(grid, datasets, config_files, settings)
     with scratch_folder(cells) as scratch:
         kept = Path(f"{result_file}.runs") if result_file is not None else scratch
-        runs = _run_cells(cells, run_one, jobs, scratch, kept)
+        runs = _run_cells(cells, jobs, scratch, kept)
         result = grid_result(grid, shared_settings(config_files, settings), runs)
         if result_file is not None:
             write_result(result_file, [result])
@@ -130,9 +130,7 @@ def scratch_folder(cells: Sequence[Cell]) -> Iterator[Path]:
         shutil.rmtree(scratch)
 
 
-def outcomes_of(
-    cells: Iterable[Cell], run_one: RunOne, jobs: int, scratch: Path, logs: Path
-) -> Outcomes:
+def outcomes_of(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
     """Run ``cells``, here if ``jobs`` is 1, else in processes; each with what became of it.
 
     A run's folder, in ``scratch``, is there until the next outcome is asked for. Close the
@@ -143,20 +141,18 @@ def outcomes_of(
             number; if that is ``scratch``, no message names them.
     """
     if jobs == 1:
-        return _run_here(cells, run_one, scratch, logs)
+        return _run_here(cells, scratch, logs)
     return _run_in_processes(cells, jobs, scratch, logs)
 
 
-def _run_cells(
-    cells: Sequence[Cell], run_one: RunOne, jobs: int, scratch: Path, kept: Path
-) -> list[dict[str, Any]]:
+def _run_cells(cells: Sequence[Cell], jobs: int, scratch: Path, kept: Path) -> list[dict[str, Any]]:
     """The run of every cell, those from ``kept`` included."""
     kept.mkdir(parents=True, exist_ok=True)
     files = {cell.key: kept / f"{cell.key}.json" for cell in cells}
     # A run that stands in several rows is one run.
     left = {cell.key: cell for cell in cells if not files[cell.key].exists()}
     done, failures = len(files) - len(left), []
-    with closing(outcomes_of(left.values(), run_one, jobs, scratch, kept)) as outcomes:
+    with closing(outcomes_of(left.values(), jobs, scratch, kept)) as outcomes:
         for cell, outcome in outcomes:
             done += 1
             said = ""
@@ -206,14 +202,15 @@ def _users_file(cell: Cell, scratch: Path, logs: Path) -> Path | None:
     return None if logs == scratch else logs / f"{cell.key}.{FILE_NAME}"
 
 
-def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path, logs: Path) -> Outcomes:
+def _run_here(cells: Iterable[Cell], scratch: Path, logs: Path) -> Outcomes:
     for cell in cells:
         folder = scratch / cell.key
         outcome: dict[str, Any] | Failure
         try:
             settings = {**cell.settings, "checkpoint_dir": str(folder)}
             with users_kept(_users_file(cell, scratch, logs)):
-                outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
+                request = RunRequest(cell.model, cell.dataset, settings=settings)
+                outcome = execution.execute(plan(request)).to_json()
         except IdiomoeError as error:
             outcome = Failure(reason_of(error))
         # The other runs are worth having, whatever ends this one.

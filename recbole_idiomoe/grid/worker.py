@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -9,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 
-from recbole_idiomoe.api import run
 from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.grid.running import RESULT, SETTINGS
+from recbole_idiomoe.runs import execution
+from recbole_idiomoe.runs.plan import plan
+from recbole_idiomoe.runs.request import RunRequest
 from recbole_idiomoe.training.loss_watch import users_kept
 
 _WATCH_S = 1.0
@@ -27,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     try:
         with users_kept(Path(*users_file) if users_file else None):
-            run(config_files=[Path(name) / SETTINGS], result_file=Path(name) / RESULT)
+            asked = json.loads((Path(name) / SETTINGS).read_text(encoding="utf-8"))
+            result = execution.execute(plan(RunRequest(**asked)))
+            write_text(Path(name) / RESULT, json.dumps(result.to_json()))
     except IdiomoeError as error:
         print(error, file=sys.stderr)
         return 2

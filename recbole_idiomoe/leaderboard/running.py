@@ -14,7 +14,6 @@ from recbole_idiomoe.base.errors import IdiomoeError, SettingError
 from recbole_idiomoe.grid.cells import Cell, Grid
 from recbole_idiomoe.grid.running import (
     Failure,
-    RunOne,
     cells_with_data,
     check_jobs,
     outcomes_of,
@@ -29,7 +28,6 @@ def run_leaderboard(
     datasets: Sequence[str],
     config_files: Sequence[str | Path],
     settings: Mapping[str, Any] | None,
-    run_one: RunOne,
     *,
     folder: str | Path,
     jobs: int = 1,
@@ -45,7 +43,6 @@ def run_leaderboard(
         datasets: each row runs on each.
         config_files: YAML files or result files, for all rows.
         settings: for all rows; they win over the files.
-        run_one: trains and tests one configuration; used where ``jobs`` is 1.
         folder: a leaderboard's, or one that is not there yet.
         jobs: runs at a time, each in a process of its own if more than one.
 
@@ -62,7 +59,7 @@ def run_leaderboard(
     with opened(Path(folder)) as board:
         for row in dict.fromkeys(board.enter(grid, cells)):
             _say(f"{row} has other settings now; its earlier runs leave the table")
-        failures = _run_missing(board, cells, run_one, jobs)
+        failures = _run_missing(board, cells, jobs)
         result = write_outputs(board)
     if failures:
         first, *others = failures
@@ -74,7 +71,7 @@ def run_leaderboard(
     return result
 
 
-def _run_missing(board: Board, cells: Sequence[Cell], run_one: RunOne, jobs: int) -> list[str]:
+def _run_missing(board: Board, cells: Sequence[Cell], jobs: int) -> list[str]:
     """Run what is not kept; returns what failed, and why."""
     every = {cell.key: cell for cell in cells}
     left = [cell for cell in every.values() if not board.has(cell)]
@@ -84,7 +81,7 @@ def _run_missing(board: Board, cells: Sequence[Cell], run_one: RunOne, jobs: int
         return []
     with (
         scratch_folder(left) as scratch,
-        closing(outcomes_of(left, run_one, jobs, scratch, board.folder / RUNS)) as outcomes,
+        closing(outcomes_of(left, jobs, scratch, board.folder / RUNS)) as outcomes,
     ):
         for finished, (cell, outcome) in enumerate(outcomes, start=1):
             said = ""

@@ -32,14 +32,12 @@ _CONTROLS = (
 
 
 class Entry(NamedTuple):
-    """A model of ours: its class, and the trainer and dataset that it is run with.
+    """A model of ours: its class, and the dataset that it is run with, as ``module:class``.
 
-    Each is written ``module:class``. Unless an entry says otherwise, RecBole's own trainer
-    trains the model, one row a training window.
+    Unless an entry says otherwise, a row is a training window.
     """
 
     model: str
-    trainer: str = "recbole.trainer:Trainer"
     dataset: str = "recbole_idiomoe.data.windows:WindowDataset"
     reads_text: bool = False
     """Whether items' texts, and our settings of them and of language models, are for it."""
@@ -48,7 +46,6 @@ class Entry(NamedTuple):
 def _language_model(place: str) -> Entry:
     return Entry(
         f"recbole_idiomoe.models.{place}",
-        trainer="recbole_idiomoe.training.trainer:IdiomoeTrainer",
         dataset="recbole_idiomoe.data.dataset:HistoryDataset",
         reads_text=True,
     )
@@ -57,7 +54,6 @@ def _language_model(place: str) -> Entry:
 def _untrained(place: str) -> Entry:
     return Entry(
         f"recbole_idiomoe.models.{place}",
-        trainer="recbole_idiomoe.models.counting.untrained:UntrainedTrainer",
         dataset="recbole_idiomoe.data.dataset:HistoryDataset",
     )
 
@@ -89,6 +85,9 @@ BASELINES: dict[str, Entry] = {
 
 MODELS: dict[str, Entry] = LANGUAGE_MODELS | BASELINES
 
+RECBOLE_FIRST_STAGES = {"S3Rec": "s3rec.first_stage:PretrainingStage"}
+"""Models of RecBole's that have a first stage here; a model of ours has it as an attribute."""
+
 
 def get_model(name: str) -> type[Any]:
     """The recommender called ``name``.
@@ -102,20 +101,15 @@ def get_model(name: str) -> type[Any]:
     return _load(f"recbole.model.sequential_recommender.{name.lower()}:{name}")
 
 
-def get_trainer(name: str) -> type[Any]:
-    """The trainer for model ``name``.
+def get_first_stage(name: str) -> Any:
+    """The :class:`~recbole_idiomoe.models.first_stage.FirstStage` of model ``name``, or None.
 
     Raises:
         SettingError: as :func:`get_model`.
     """
-    check_model(name)
-    if name in MODELS:
-        return _load(MODELS[name].trainer)
-    from recbole.utils import ModelType
-    from recbole.utils import get_trainer as recbole_trainer
-
-    trainer: type[Any] = recbole_trainer(ModelType.SEQUENTIAL, name)
-    return trainer
+    if name in RECBOLE_FIRST_STAGES:
+        return _load(f"recbole_idiomoe.models.{RECBOLE_FIRST_STAGES[name]}")()
+    return getattr(get_model(name), "first_stage", None)
 
 
 def get_dataset_class(name: str) -> type[Any]:

@@ -1,4 +1,4 @@
-"""Scores that are no numbers are not evaluated: RecBole's ``topk`` would rank them first."""
+"""Scores that are not numbers are refused: RecBole's ``topk`` would rank them first."""
 
 from __future__ import annotations
 
@@ -9,60 +9,48 @@ from recbole.data.interaction import Interaction
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.protocol.evaluation import Observer
 
 
-def refuse_nan(trainer: Any, dataset: Any) -> None:
-    """Have every evaluation of ``trainer``, RecBole's or ours, fail if a score was nan.
+class FiniteScores(Observer):
+    """Fails an evaluation in which the model scored an item nan.
 
-    Scores are looked at as the model gives them, before anything is masked, wherever they go
-    from there. What is found stays on the device: the host waits once, at the end.
+    It looks at the scores before anything is masked. What it finds stays on the device, so that
+    the host waits once, at the end.
 
     Args:
-        dataset: any split of the run's; it knows the users by name.
+        model: the name of the model, for the message.
+        dataset: any split of the run; it knows the ids of the users.
     """
-    model, evaluate = trainer.model, trainer.evaluate
-    users: list[torch.Tensor] = []
-    faulty: list[torch.Tensor] = []
 
-    def watched(predict: Any) -> Any:
-        def noted(interaction: Interaction, *args: Any) -> torch.Tensor:
-            scores: torch.Tensor = predict(interaction, *args)
-            # A maximum hands on nan, and needs no memory for marks as large as the scores.
-            rows = scores.detach().reshape(len(interaction), -1)
-            faulty.append(rows.amax(dim=1).isnan())
-            users.append(interaction[dataset.uid_field])
-            return scores
+    def __init__(self, model: str, dataset: Any) -> None:
+        self.model, self.dataset = model, dataset
+        self._users: list[torch.Tensor] = []
+        self._faulty: list[torch.Tensor] = []
 
-        return noted
+    def started(self, loader: Any) -> None:
+        self._users, self._faulty = [], []
 
-    def evaluated(*args: Any, **kwargs: Any) -> Any:
-        users.clear()
-        faulty.clear()
-        result = evaluate(*args, **kwargs)
-        _check(trainer.config["model"], dataset, users, faulty)
-        return result
+    def predicted(self, interaction: Interaction, scores: torch.Tensor) -> None:
+        # A maximum passes nan on, and needs no marks as large as the scores.
+        rows = scores.detach().reshape(len(interaction), -1)
+        self._faulty.append(rows.amax(dim=1).isnan())
+        self._users.append(interaction[self.dataset.uid_field])
 
-    model.full_sort_predict = watched(model.full_sort_predict)
-    model.predict = watched(model.predict)
-    trainer.evaluate = evaluated
-
-
-def _check(model: str, dataset: Any, users: list[torch.Tensor], faulty: list[torch.Tensor]) -> None:
-    """No user is faulty.
-
-    Raises:
-        IdiomoeError: one is; it names the model and the first of them.
-    """
-    if not faulty:
-        return
-    found = torch.cat(faulty).cpu()
-    own = torch.cat([part.cpu() for part in users])[found]
-    rows = torch.cat(distributed.gathered(own)).unique()
-    if not len(rows):
-        return
-    first = dataset.id2token(dataset.uid_field, int(rows[0]))
-    others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    raise IdiomoeError(
-        f"{model} scores items nan for user {first!s}{others}: nothing can be ranked by that; "
-        "lower learning_rate, or set clip_grad_norm: {max_norm: 1.0} or precision: fp32."
-    )
+    def finished(self) -> None:
+        """Raises:
+        IdiomoeError: a score was nan; it names the model and the first of the users.
+        """
+        if not self._faulty:
+            return
+        found = torch.cat(self._faulty).cpu()
+        own = torch.cat([part.cpu() for part in self._users])[found]
+        rows = torch.cat(distributed.gathered(own)).unique()
+        if not len(rows):
+            return
+        first = self.dataset.id2token(self.dataset.uid_field, int(rows[0]))
+        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        raise IdiomoeError(
+            f"{self.model} scores items nan for user {first!s}{others}: nothing can be ranked by "
+            "that; lower learning_rate, or set clip_grad_norm: {max_norm: 1.0} or precision: fp32."
+        )

@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.counting.untrained import UntrainedRecommender
 from recbole_idiomoe.models.registry import get_model
-from recbole_idiomoe.protocol.learning_curve import plain
-from recbole_idiomoe.protocol.ranks import ranks_kept
+from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch, plain_metrics
+from recbole_idiomoe.protocol.ranks import RankRecorder
+from recbole_idiomoe.protocol.sharing import SharedCollector
+from recbole_idiomoe.protocol.splits import Splits
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +40,16 @@ WEIGHTS = tuple(step / 20 for step in range(21))
 def evaluate_mix(
     trainer: Any,
     counter: UntrainedRecommender,
-    valid_data: Any,
-    test_data: Any,
-    *,
-    item_counts: np.ndarray,
+    splits: Splits,
     ranks: Path,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Choose a weight on ``valid_data``, then test the mix with it, and keep its ranks.
+    """Choose a weight on validation, then test the mix with it, and keep its ranks.
 
     Args:
         trainer: any of RecBole's or ours, whose best model is mixed; it stays as it was.
         counter: see :func:`load_counter`.
-        item_counts: as :func:`~recbole_idiomoe.protocol.ranks.ranks_kept` wants them.
+        splits: of the run.
         ranks: the ``.npz`` file of the mix's ranks.
 
     Returns:
@@ -59,17 +57,21 @@ def evaluate_mix(
         and ``eval_seconds``.
     """
     start = time.perf_counter()
-    weight, valid_result = choose_weight(trainer, counter, valid_data, show_progress)
-    with (
-        _rescored(trainer, lambda _, mixture: mixture.at(weight), counter),
-        ranks_kept(ranks, trainer, test_data, item_counts, valid_data),
-    ):
-        test = trainer.evaluate(test_data, load_best_model=False, show_progress=show_progress)
+    search = WeightSearch(trainer, counter)
+    trainer.evaluate(splits.valid, show_progress=show_progress, observers=[search])
+    weight, valid_result = search.best()
+    test = trainer.evaluate(
+        splits.test,
+        load_best_model=False,
+        show_progress=show_progress,
+        observers=[RankRecorder(ranks, splits.popularity)],
+        rescore=Mixer(trainer.model, counter, weight),
+    )
     mix = {
         "with": type(counter).__name__,
         "weight": weight,
         "best_valid_result": valid_result,
-        "test_result": plain(test),
+        "test_result": test,
         "eval_seconds": round(time.perf_counter() - start, 2),
     }
     logger.info(f"mixed with {mix['with']}, weight {weight}: test: {mix['test_result']}")
@@ -99,36 +101,61 @@ def load_counter(
     return counter.to(config["device"]).eval()
 
 
-def choose_weight(
-    trainer: Any, counter: UntrainedRecommender, valid_data: Any, show_progress: bool = False
-) -> tuple[float, dict[str, float]]:
-    """The weight of ``counter`` that validation favours, and all metrics of its mix there.
+class WeightSearch(Observer):
+    """Measures the mix by every weight of :data:`WEIGHTS` in one pass of the model.
 
-    One pass: the best model scores every user once. The metrics are RecBole's own.
+    Args:
+        trainer: the model's; its metrics are RecBole's own.
+        counter: what the model is mixed with.
     """
-    collectors = {weight: _collector_like(trainer.eval_collector) for weight in WEIGHTS}
-    for collector in collectors.values():
-        collector.loader = valid_data  # of what one of ours brings together
 
-    def collect(batch: tuple[Any, Any, Any, Any], mixture: Mixture) -> torch.Tensor:
-        interaction, scores, *targets = batch
-        for weight, collector in collectors.items():
-            collector.eval_batch_collect(mixture.at(weight), interaction, *targets)
-        return scores
+    def __init__(self, trainer: Any, counter: UntrainedRecommender) -> None:
+        self.trainer, self.counter = trainer, counter
+        self.are_counts = isinstance(trainer.model, UntrainedRecommender)
+        self.collectors = {weight: _collector_like(trainer.eval_collector) for weight in WEIGHTS}
 
-    with _rescored(trainer, collect, counter):
-        trainer.evaluate(valid_data, show_progress=show_progress)
-    results = {}
-    for weight, collector in collectors.items():
-        collector.model_collect(trainer.model)
-        results[weight] = plain(trainer.evaluator.evaluate(collector.get_data_struct()))
-    sign = 1 if trainer.valid_metric_bigger else -1
+    def started(self, loader: Any) -> None:
+        for collector in self.collectors.values():
+            collector.loader = loader
 
-    def value(weight: float) -> float:
-        return sign * float(calculate_valid_score(results[weight], trainer.valid_metric))
+    def ranked(self, batch: RankedBatch) -> None:
+        counts = self.counter.full_sort_predict(batch.interaction)
+        mixture = Mixture(batch.scores, counts, self.are_counts)
+        for weight, collector in self.collectors.items():
+            scores = mixture.at(weight)
+            collector.eval_batch_collect(scores, batch.interaction, batch.rows, batch.targets)
 
-    best = max(WEIGHTS, key=value)
-    return best, results[best]
+    def best(self) -> tuple[float, dict[str, float]]:
+        """The weight that ``valid_metric`` favours, and all metrics of its mix."""
+        trainer, results = self.trainer, {}
+        for weight, collector in self.collectors.items():
+            collector.model_collect(trainer.model)
+            results[weight] = plain_metrics(trainer.evaluator.evaluate(collector.get_data_struct()))
+        sign = 1 if trainer.valid_metric_bigger else -1
+
+        def value(weight: float) -> float:
+            return sign * float(calculate_valid_score(results[weight], trainer.valid_metric))
+
+        best = max(WEIGHTS, key=value)
+        return best, results[best]
+
+
+class Mixer:
+    """Rescores the masked scores of a model by a mix of one weight.
+
+    Args:
+        model: whose scores they are.
+        counter: what it is mixed with.
+        weight: of the counter, 0 to 1.
+    """
+
+    def __init__(self, model: Any, counter: UntrainedRecommender, weight: float) -> None:
+        self.counter, self.weight = counter, weight
+        self.are_counts = isinstance(model, UntrainedRecommender)
+
+    def __call__(self, interaction: Interaction, scores: torch.Tensor) -> torch.Tensor:
+        counts = self.counter.full_sort_predict(interaction)
+        return Mixture(scores, counts, self.are_counts).at(self.weight)
 
 
 class Mixture:
@@ -163,29 +190,8 @@ def _shares(counts: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
     return counts / counts.sum(dim=1, keepdim=True).clamp(min=tiny)
 
 
-Rescore = Callable[[tuple[Any, Any, Any, Any], Mixture], torch.Tensor]
-
-
-@contextmanager
-def _rescored(trainer: Any, rescore: Rescore, counter: UntrainedRecommender) -> Iterator[None]:
-    """Within the block, what ``trainer`` evaluates has the scores that ``rescore`` gives."""
-    score_batch = trainer._full_sort_batch_eval
-    are_counts = isinstance(trainer.model, UntrainedRecommender)
-
-    def rescored(batch: Any) -> tuple[Interaction, torch.Tensor, torch.Tensor, torch.Tensor]:
-        interaction, scores, rows, items = scored = score_batch(batch)
-        counts = counter.full_sort_predict(interaction)
-        return interaction, rescore(scored, Mixture(scores, counts, are_counts)), rows, items
-
-    trainer._full_sort_batch_eval = rescored
-    try:
-        yield
-    finally:
-        del trainer._full_sort_batch_eval
-
-
-def _collector_like(collector: Any) -> Any:
-    """Another of RecBole's collectors that knows what this one does of the training data."""
+def _collector_like(collector: SharedCollector) -> SharedCollector:
+    """Another collector that knows the same of the training data."""
     other = copy.copy(collector)
     other.data_struct = copy.deepcopy(collector.data_struct)
     return other

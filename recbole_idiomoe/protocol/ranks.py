@@ -12,19 +12,17 @@ numbers to the last digit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import IdiomoeError, kind_of
 from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch
 from recbole_idiomoe.protocol.sharing import in_order
 
 METRICS = ("hit", "recall", "ndcg", "mrr", "map", "precision")
@@ -128,75 +126,41 @@ def item_counts(dataset: Any) -> np.ndarray:
     return np.bincount(items[np.bincount(users)[users] > 1], minlength=dataset.item_num)
 
 
-@contextmanager
-def ranks_kept(
-    path: Path, trainer: Any, test_data: Any, counts: np.ndarray, valid_data: Any
-) -> Iterator[None]:
-    """Save the ranks of what ``trainer`` evaluates, once, in the block: ``test_data``.
-
-    Nothing is saved of a cold start, where a target's rank depends on how long the list is, and
-    where candidates are sampled.
+class RankRecorder(Observer):
+    """Records the rank of every target of an evaluation, and saves them when it has finished.
 
     Args:
-        path: a ``.npz`` file.
-        trainer: RecBole's or ours.
-        counts: :func:`item_counts` of the whole data set.
-        valid_data: its targets, and those of ``test_data``, are no training interactions.
+        path: the ``.npz`` file to write.
+        popularity: training interactions of every item, shape ``(item_num,)``.
     """
-    if trainer.config["cold_start"] or not isinstance(test_data, FullSortEvalDataLoader):
-        yield
-        return
-    held_out = [np.asarray(d._dataset.inter_feat[d.iid_field]) for d in (valid_data, test_data)]
-    popularity = counts - np.bincount(np.concatenate(held_out), minlength=len(counts))
-    collector = trainer.eval_collector
-    recorder = _Recorder(collector, test_data)
-    collector.eval_batch_collect = recorder.note
-    try:
-        yield
-    finally:
-        del collector.eval_batch_collect
-    ranks = recorder.ranks(popularity)
-    distributed.from_main(lambda: ranks.save(path))
 
+    def __init__(self, path: Path, popularity: np.ndarray) -> None:
+        self.path, self.popularity = path, popularity
 
-class _Recorder:
-    """RecBole's collector, and the ranks of all that it collects."""
-
-    def __init__(self, collector: Any, loader: Any) -> None:
-        self._collector, self._loader, self._dataset = collector, loader, loader._dataset
-        self._collect = collector.eval_batch_collect
+    def started(self, loader: Any) -> None:
+        self._loader, self._dataset = loader, loader._dataset
         self._ranks: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
 
-    def ranks(self, popularity: np.ndarray) -> NamedRanks:
-        """The ranks of all batches."""
+    def ranked(self, batch: RankedBatch) -> None:
+        targets = batch.targets.to(batch.scores.device)
+        # They stay on the device: the host waits once, at the end.
+        self._ranks.append(ranks_among(batch.scores, targets, batch.hits))
+        known = (self._dataset.uid_field, self._dataset.item_list_length_field)
+        user, length = (batch.interaction[field].cpu().long() for field in known)
+        self._rows.append(torch.stack((user, batch.targets.cpu().long(), length), dim=1))
+
+    def finished(self) -> None:
         users, items, lengths = in_order(torch.cat(self._rows), self._loader).T.numpy()
         dataset = self._dataset
-        return NamedRanks(
+        ranks = NamedRanks(
             user=np.asarray(dataset.id2token(dataset.uid_field, users), dtype=str),
             item=np.asarray(dataset.id2token(dataset.iid_field, items), dtype=str),
             rank=in_order(torch.cat(self._ranks), self._loader).cpu().numpy(),
             history=lengths,
-            popularity=popularity[items],
+            popularity=self.popularity[items],
         )
-
-    def note(self, scores: torch.Tensor, batch: Any, rows: torch.Tensor, items: Any) -> None:
-        """Stands in for the collector's ``eval_batch_collect``."""
-        self._collect(scores, batch, rows, items)
-        targets = items.to(scores.device)
-        # They stay on the device: the host waits once, at the end.
-        self._ranks.append(ranks_among(scores, targets, self._listed(len(scores))))
-        known = (self._dataset.uid_field, self._dataset.item_list_length_field)
-        user, length = (batch[field].cpu().long() for field in known)
-        self._rows.append(torch.stack((user, items.cpu().long(), length), dim=1))
-
-    def _listed(self, count: int) -> torch.Tensor | None:
-        """Where RecBole's lists of the newest ``count`` users hold their targets: True there."""
-        if not self._collector.register.need("rec.topk"):
-            return None
-        # The last column counts the targets.
-        listed: torch.Tensor = self._collector.data_struct.get("rec.topk")[-count:, :-1] > 0
-        return listed
+        distributed.from_main(lambda: ranks.save(self.path))
 
 
 def ranks_among(

@@ -1,30 +1,19 @@
-"""Masking of seen items, for every model alike.
-
-RecBole's full-sort evaluation masks a user's known items for general recommenders, but for
-sequential ones its loader returns no history, so an item that the user has just had can be
-ranked first (``recbole/data/dataloader/general_dataloader.py:281``). Its trainer masks whatever
-the loader names (``recbole/trainer/trainer.py:536``); so the loader is where it is named.
-"""
+"""Which items each user has seen before a target, for the masks of every model alike."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from recbole.config import Config
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataset import SequentialDataset
 
-from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.dataset import HistoryDataset
 
 ROWS = 65_536
 """Rows of histories that are looked at together."""
-
-EvalBatch = tuple[Any, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor, torch.Tensor]
 
 
 class SeenItems:
@@ -84,67 +73,49 @@ def _pairs(split: SequentialDataset) -> np.ndarray:
 
 
 class SeenItemMask:
-    """A full-sort loader's ``collate_fn`` that also names the seen items.
+    """The items to mask in a split: what each user had before, as one pair a row and item.
 
-    The item to be found is never masked, even if the user had it before, as RecBole does for
-    general recommenders.
+    The target is never masked, even if the user had it before, as RecBole does for general
+    recommenders.
 
     Args:
-        collate_fn: the loader's own, of row numbers.
-        seen: what users had in the splits before.
-        split: the loader's own, each user's rows in the order of time.
+        seen: what users had in the splits before this one.
+        split: the split, each user's rows in the order of time.
     """
 
-    def __init__(
-        self, collate_fn: Callable[[Any], EvalBatch], seen: SeenItems, split: SequentialDataset
-    ) -> None:
-        self.collate_fn = collate_fn
+    def __init__(self, seen: SeenItems, split: SequentialDataset) -> None:
         rows = split.inter_feat
         self.users, targets = rows[split.uid_field].numpy(), rows[split.iid_field].numpy()
-        # Of a split by ratio a user has several rows, and at each had the targets of those before.
+        # In a split by ratio a user has several rows, and at each had the targets of those before.
         by_user = np.argsort(self.users, kind="stable")
         self.targets = targets[by_user]
         self.first = np.searchsorted(self.users[by_user], self.users)
         self.place = np.empty_like(by_user)
         self.place[by_user] = np.arange(len(by_user))
-        # Who begins in this split has a first item that is nobody's target.
+        # A user who begins in this split has a first item that is nobody's target.
         is_first = (self.place == self.first) & (rows[split.item_list_length_field] == 1).numpy()
         begins = np.flatnonzero(is_first)
         first_items = split[begins][split.item_id_list_field][:, 0].numpy()
         self.seen = seen.with_pairs(self.users[begins], first_items)
+
+    def pairs(self, index: Any, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What to mask in the rows ``index`` of the split.
+
+        Args:
+            index: row numbers of the split.
+            targets: the items to be found there, shape ``(rows,)``.
+
+        Returns:
+            Numbers of the rows within ``index``, and items, each of shape ``(pairs,)``.
+        """
+        seen = [self._before(row) for row in index]
+        rows = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
+        items = np.concatenate(seen) if seen else np.zeros(0, dtype=np.int64)
+        keep = items != targets.numpy()[rows]
+        return torch.from_numpy(rows[keep]), torch.from_numpy(items[keep])
 
     def _before(self, row: int) -> np.ndarray:
         """What the user of ``row`` had before its target."""
         own = self.targets[self.first[row] : self.place[row]]
         earlier = self.seen.of(self.users[row])
         return np.concatenate((earlier, own)) if len(own) else earlier
-
-    def __call__(self, index: Any) -> EvalBatch:
-        interaction, _, positive_u, positive_i = self.collate_fn(index)
-        seen = [self._before(row) for row in index]
-        rows = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
-        items = np.concatenate(seen) if seen else np.zeros(0, dtype=np.int64)
-        keep = items != positive_i.numpy()[rows]
-        history = torch.from_numpy(rows[keep]), torch.from_numpy(items[keep])
-        return interaction, history, positive_u, positive_i
-
-
-def mask_seen_items(config: Config, train_data: Any, valid_data: Any, test_data: Any) -> None:
-    """Make the loaders of validation and test mask what each user had before.
-
-    At validation that is the training history, at test also the validation item; of a split by
-    ratio, also the user's earlier targets in the same part.
-
-    Raises:
-        SettingError: the evaluation samples its candidates instead of ranking all items.
-    """
-    seen = SeenItems([train_data._dataset])
-    for loader in (valid_data, test_data):
-        if not isinstance(loader, FullSortEvalDataLoader):
-            raise SettingError(
-                "mask_seen=True needs the full ranking, eval_args.mode: full; the candidates here "
-                f"are {config['eval_args']['mode']}. Set mask_seen=False to keep them."
-            )
-        loader.collate_fn = SeenItemMask(loader.collate_fn, seen, loader._dataset)
-        if loader is valid_data:
-            seen = seen.with_split(loader._dataset)

@@ -1,15 +1,13 @@
-"""Evaluation by several processes, with the very numbers of one.
+"""Evaluation by several processes, with exactly the numbers of one.
 
-The batches of users are dealt out to the ranks, each as it is in one process, so that a user's
-scores are the same to the last bit. What was collected of each user is brought together in the
-loader's order before anything is averaged. Batches that are there to have all ranks do as many
-passes are counted once.
+The batches of users are dealt out to the ranks, each batch as it is in one process, so that the
+scores of a user are the same to the last bit. What was collected of each user is brought together
+in the order of the loader before anything is averaged. Batches that only keep all ranks at the
+same number of passes are counted once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,15 @@ from recbole.evaluator.collector import Collector, DataStruct
 
 from recbole_idiomoe.base import distributed
 
-# What RecBole collects of every user; all else is the same on every rank.
+# What RecBole collects of every user; everything else is the same on every rank.
 _OF_USERS = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
 
 
 def own_rows(loader: Any) -> np.ndarray:
-    """The rows of a loader that this rank evaluates, in its order: as many batches as any rank.
+    """The rows of ``loader`` that this rank evaluates, in its order.
 
-    Where candidates are sampled, in an order that the ranks share, it is all rows.
+    Every rank gets the same number of batches. Sampled candidates are drawn in an order that the
+    ranks share, so every rank evaluates all rows of those.
     """
     rows = np.arange(loader.sample_size)
     ranks = distributed.world_size()
@@ -39,28 +38,14 @@ def own_rows(loader: Any) -> np.ndarray:
     return np.concatenate(batches[:1] * (most - len(own)) + own)
 
 
-@contextmanager
-def shared(loader: Any) -> Iterator[None]:
-    """Inside, ``loader`` gives this rank's batches alone."""
-    if distributed.world_size() == 1 or not isinstance(loader, FullSortEvalDataLoader):
-        yield
-        return
-    batches = loader.batch_sampler
-    every, batches.sampler = batches.sampler, own_rows(loader).tolist()
-    try:
-        yield
-    finally:
-        batches.sampler = every
-
-
 def in_order(values: torch.Tensor, loader: Any) -> torch.Tensor:
-    """What all ranks have of the rows of ``loader``, in its order, each row once.
+    """What all ranks found of the rows of ``loader``, in its order, each row once.
 
     Args:
-        values: this rank's, one for each row that it evaluated.
+        values: this rank's, one for each row that it evaluated, shape ``(rows, ...)``.
 
     Returns:
-        In one process ``values`` itself, in several on the CPU.
+        In one process ``values`` itself; in several processes a tensor on the CPU.
     """
     if distributed.world_size() == 1 or not isinstance(loader, FullSortEvalDataLoader):
         return values
@@ -72,13 +57,25 @@ def in_order(values: torch.Tensor, loader: Any) -> torch.Tensor:
 
 
 class SharedCollector(Collector):  # type: ignore[misc]
-    """RecBole's collector, that gives what all ranks have collected.
+    """RecBole's collector, which gives what all ranks have collected.
 
     Attributes:
-        loader: of what is evaluated; the trainer sets it.
+        loader: the loader that is being evaluated.
     """
 
     loader: Any = None
+
+    def newest_hits(self, count: int) -> torch.Tensor | None:
+        """True where the top-k lists of the newest ``count`` users hold the target.
+
+        Returns:
+            Shape ``(count, k)``; None if no metric needs the lists.
+        """
+        if not self.register.need("rec.topk"):
+            return None
+        # The last column counts the targets.
+        hits: torch.Tensor = self.data_struct.get("rec.topk")[-count:, :-1] > 0
+        return hits
 
     def get_data_struct(self) -> DataStruct:
         struct = super().get_data_struct()

@@ -66,29 +66,38 @@ class LossWatch:
         return users
 
 
-def watch_loss(trainer: Any, dataset: Any, folder: Path) -> None:
-    """Have one of RecBole's trainers stop, as ours does, at a loss that is no finite number.
+class StepWatch:
+    """Stops one of RecBole's trainers at a loss that is no finite number.
 
-    RecBole stops at nan alone, with a traceback, and trains on at infinity. Its fp16 keeps its
-    own way with what overflows in gradients: the scaler leaves out such a step and lowers the
-    scale. What is looked at here is the loss before it is scaled, which no scale can mend.
+    With ``enable_scaler`` RecBole's fp16 keeps its own way with what overflows in gradients: the
+    scaler leaves out such a step and lowers the scale. What is looked at here is the loss before
+    it is scaled, which no scale can fix.
+
+    Args:
+        folder: the run's.
+        dataset: the training split, which knows the users by name.
     """
-    calculate_loss = trainer.model.calculate_loss
-    newest: deque[Any] = deque([[], []], maxlen=2)
 
-    def noted(interaction: Interaction) -> Any:
-        newest.append(interaction[dataset.uid_field])
-        return calculate_loss(interaction)
+    def __init__(self, folder: Path, dataset: Any) -> None:
+        self._folder, self._dataset = folder, dataset
+        self._epoch = 0
+        self._newest: deque[Any] = deque([[], []], maxlen=2)
 
-    def check(loss: torch.Tensor) -> None:
+    def next_step(self, epoch: int, interaction: Interaction) -> None:
+        """A step of ``epoch``, from 0, on the rows of ``interaction`` begins."""
+        self._epoch = epoch
+        self._newest.append(interaction[self._dataset.uid_field])
+
+    def check(self, loss: torch.Tensor) -> None:
+        """The step's loss, a scalar, is finite.
+
+        Raises:
+            NonFiniteLossError: it is not; it names the file with the users of the step.
+        """
         if math.isfinite(value := loss.item()):
             return
-        before, users = ([int(user) for user in rows] for rows in newest)
-        epoch = max(trainer.train_loss_dict, default=trainer.start_epoch - 1) + 1
-        _stop(folder, dataset, value, epoch, users, before)
-
-    trainer.model.calculate_loss = noted
-    trainer._check_nan = check
+        before, users = ([int(user) for user in rows] for rows in self._newest)
+        _stop(self._folder, self._dataset, value, self._epoch, users, before)
 
 
 @contextmanager

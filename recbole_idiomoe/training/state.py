@@ -15,7 +15,6 @@ import torch
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import CheckpointError
 from recbole_idiomoe.base.files import written_aside
-from recbole_idiomoe.protocol.clock import Clock
 
 STATE_FILE = "training_state.pt"
 
@@ -61,8 +60,8 @@ def write_state(trainer: Any, epoch: int, **more: Any) -> None:
         "best_valid_score": float(trainer.best_valid_score),
         "best_valid_result": best and {name: float(value) for name, value in best.items()},
         "train_losses": {n: float(loss) for n, loss in trainer.train_loss_dict.items()},
-        "learning_curve": getattr(trainer, "learning_curve", []),
-        "seconds": _clock(trainer).so_far(),
+        "learning_curve": trainer.learning_curve,
+        "seconds": trainer.clock.so_far(),
         "random": random_state(),
         **more,
     }
@@ -106,7 +105,7 @@ def read_state(trainer: Any, folder: Path, in_parts: bool = False) -> dict[str, 
         trainer.train_loss_dict = dict(state["train_losses"])
         trainer.learning_curve = state["learning_curve"]
         for name, seconds in state["seconds"].items():
-            _clock(trainer).add(name, seconds)
+            trainer.clock.add(name, seconds)
     except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError, BadZipFile) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): it is damaged; type the run's own "
@@ -133,12 +132,6 @@ def other_architecture(folder: Path, error: Exception) -> CheckpointError:
         f"{folder} holds another architecture ({type(error).__name__}); resume it with its own "
         "settings."
     )
-
-
-def _clock(trainer: Any) -> Clock:
-    """What times a run's trainer, if anything does."""
-    clock: Clock = vars(trainer).setdefault("clock", Clock())
-    return clock
 
 
 def _check_sums(path: Path) -> None:

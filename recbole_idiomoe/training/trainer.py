@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,15 +16,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 from recbole.config import Config
-from recbole.trainer import Trainer
 from recbole.utils import early_stopping, set_color
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from recbole_idiomoe.base import distributed
-from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.files import new_folder
-from recbole_idiomoe.base.run_folder import read_run, write_run
+from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.query import item_queries
@@ -34,44 +30,31 @@ from recbole_idiomoe.lm.training import checkpoint_blocks, halve_frozen
 from recbole_idiomoe.models.language.catalog_lm import computes_in_bf16
 from recbole_idiomoe.models.language.new_items import place_unseen_items
 from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
-from recbole_idiomoe.protocol.sharing import SharedCollector, shared
 from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.loss_watch import LossWatch
 from recbole_idiomoe.training.micro_batches import MicroBatches
+from recbole_idiomoe.training.model_folder import ModelFolder
+from recbole_idiomoe.training.observed import ObservedTrainer
 from recbole_idiomoe.training.schedule import Curriculum
 from recbole_idiomoe.training.sharding import (
     clip_gradients,
     cut,
-    cut_optimizer_state,
-    cut_weights,
     has_cut_items,
     is_sharded,
     leave_cut_to_ranks,
-    load_saved,
-    optimized,
     shard,
-    whole,
-    whole_optimizer_state,
-    whole_weights,
 )
-from recbole_idiomoe.training.state import (
-    is_out_of_patience,
-    other_architecture,
-    read_state,
-    set_random_state,
-    write_state,
-)
+from recbole_idiomoe.training.state import is_out_of_patience, read_state, set_random_state
 
 # A narrower decoder trains for shorter than it takes to compile.
 COMPILED_WIDTH = 512
-EPOCH_FOLDER = "epoch-"
 LOSS_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 
 
-class IdiomoeTrainer(Trainer):
+class IdiomoeTrainer(ObservedTrainer):
     """RecBole's ``Trainer`` with token batches, AdamW groups, a schedule and a model folder.
 
-    RecBole's progress bars, logs, tensorboard, early stopping and evaluation stay.
+    RecBole's logs, tensorboard and early stopping stay.
     ``saved_model_file`` names a file in the run's folder: the folder itself is the best model
     so far, and the last state in it is what :meth:`resume_checkpoint` goes on from.
 
@@ -118,13 +101,7 @@ class IdiomoeTrainer(Trainer):
         # RecBole looks first and then makes it, at which several processes would meet.
         Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
         super().__init__(config, model)
-        self.eval_collector = SharedCollector(config)
         self.curriculum = Curriculum(self.settings, self.epochs, self.eval_step)
-
-    @property
-    def folder(self) -> Path:
-        """Where the run writes."""
-        return Path(self.saved_model_file).parent
 
     def fit(
         self,
@@ -143,7 +120,7 @@ class IdiomoeTrainer(Trainer):
         """
         self._prepare(train_data)
         if saved and not self._resumed:
-            distributed.from_main(lambda: self.catalog_lm.item_codes.save(self.folder))
+            self.model_folder.save_codes()
         self.eval_collector.data_collect(train_data)
         if self._resumed:
             set_random_state(self._resumed["random"])
@@ -364,11 +341,19 @@ class IdiomoeTrainer(Trainer):
         with self._averaged():
             return super()._valid_epoch(*args, **kwargs)
 
+    @cached_property
+    def model_folder(self) -> ModelFolder:
+        """The folder that the run writes."""
+        return ModelFolder(self.folder, self.catalog_lm, self.sharded)
+
+    def load_best_model(self, file: str | Path | None = None) -> None:
+        """Load the best model of the run's folder, or the model of the folder ``file``."""
+        self.model_folder.load_best(Path(file) if file else None)
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """The model as validated, into the run's folder: the best so far, if ``fit`` calls it."""
         with self._averaged():
-            weights = whole_weights(self.catalog_lm.lm)
-            distributed.from_main(lambda: self.catalog_lm.save(self.folder, weights))
+            self.model_folder.save_best()
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {self.folder}")
 
@@ -378,91 +363,21 @@ class IdiomoeTrainer(Trainer):
         place_unseen_items(self.catalog_lm, self.config["seed"])
         distributed.from_main(lambda: self.catalog_lm.save(self.folder))
 
-    def _keep_model(self, epoch: int) -> None:
-        """The epoch's model in a folder of its own, which ``load`` opens like the best one's."""
-        name = f"{EPOCH_FOLDER}{epoch + 1:05d}"
-        with self._averaged():
-            weights = whole_weights(self.catalog_lm.lm)
-
-            def write() -> None:
-                shutil.rmtree(self.folder / name, ignore_errors=True)  # of one that was broken off
-                with new_folder(self.folder / name) as aside:
-                    self.catalog_lm.save(aside, weights)
-                    write_run(aside, read_run(self.folder))
-                kept = sorted(self.folder.glob(f"{EPOCH_FOLDER}*"))
-                for older in kept[: -self.settings.keep_last]:
-                    shutil.rmtree(older)
-
-            distributed.from_main(write)
-
     def _save_state(self, epoch: int) -> None:
-        """All that going on after ``epoch`` needs, and the epoch's model if it is to be kept."""
+        """Everything that going on after ``epoch`` needs, and its model if that is to be kept."""
         if self.settings.keep_last:
-            self._keep_model(epoch)
-        average = self._average
-        more = {"ema": whole(average.means, average.weights)} if average else {}
-        write_state(
-            self,
-            epoch,
-            fingerprint=self.catalog_lm.catalog.fingerprint,
-            model=whole_weights(self.catalog_lm),
-            optimizer=whole_optimizer_state(self.optimizer),
-            scheduler=self.scheduler.state_dict(),
-            **more,
-        )
+            with self._averaged():
+                self.model_folder.keep_epoch(epoch, self.settings.keep_last)
+        self.model_folder.save_state(self, epoch, self._average)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Go on from the last finished epoch in a run's folder, or start over if there is none.
 
-        Items keep the codes that they were trained with, whatever would be made of them now.
-
         Raises:
             CheckpointError: the state is damaged, or belongs to another catalogue or model.
         """
-        in_parts = self.sharded or self.has_cut_items
-        state = read_state(self, Path(resume_file), in_parts)
-        if state is None:
-            return
-        if state["fingerprint"] != self.catalog_lm.catalog.fingerprint:
-            raise CheckpointError(
-                f"{resume_file} was trained on another catalogue; resume it with the dataset, "
-                "filters and text settings of its own run."
-            )
-        if ("ema" in state) != bool(self.settings.ema_decay):
-            raise CheckpointError(
-                f"{resume_file} was trained {'with' if 'ema' in state else 'without'} a mean of "
-                "its weights; resume it with the ema_decay of its own settings."
-            )
-        self.catalog_lm.load_item_codes(Path(resume_file))
-        try:
-            self.catalog_lm.load_state_dict(cut_weights(state["model"], self.catalog_lm))
-            fused = self.optimizer.defaults["fused"]
-            trained = optimized(self.optimizer)
-            self.optimizer.load_state_dict(cut_optimizer_state(state["optimizer"], trained))
-            for group in self.optimizer.param_groups:
-                group["fused"] = fused  # as fits this device, whichever the state is from
-        except (RuntimeError, ValueError) as error:
-            raise other_architecture(Path(resume_file), error) from error
-        self._resumed = state
-
-    @torch.no_grad()
-    def evaluate(
-        self,
-        eval_data: Any,
-        load_best_model: bool = True,
-        model_file: str | None = None,
-        show_progress: bool = False,
-    ) -> OrderedDict[str, float] | None:
-        """RecBole's evaluation, of the run folder's model if ``load_best_model``."""
-        if load_best_model:
-            folder = Path(model_file) if model_file else self.folder
-            if self.sharded:
-                load_saved(self.catalog_lm.lm, folder)
-            else:
-                self.catalog_lm.load_weights(folder)
-        self.eval_collector.loader = eval_data
-        with shared(eval_data):
-            found = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
-        # Whether training stops early must not hang on another machine's last digit.
-        result: OrderedDict[str, float] | None = distributed.from_main(lambda: found)
-        return result
+        folder = Path(resume_file)
+        state = read_state(self, folder, self.sharded or self.has_cut_items)
+        if state is not None:
+            self.model_folder.load_state(state, self.optimizer, folder)
+            self._resumed = state

@@ -1,7 +1,7 @@
 """Tuning models: trials one after another, each kept as it ends, and the best one's settings.
 
 A trial is a run up to its best epoch on validation. The test split is not evaluated, and what
-chooses is not given it (:func:`recbole_idiomoe.run.execution.validate_one`).
+chooses is not given it (``tests`` of :class:`~recbole_idiomoe.runs.request.RunRequest`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recbole.utils import get_local_time
 
-from recbole_idiomoe import api
 from recbole_idiomoe.base import distributed, yaml_files
 from recbole_idiomoe.base.command_line import interruption_told
 from recbole_idiomoe.base.errors import (
@@ -34,7 +34,9 @@ from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import read_grid
 from recbole_idiomoe.protocol.description import protocol
-from recbole_idiomoe.run import execution as one_run
+from recbole_idiomoe.runs import execution
+from recbole_idiomoe.runs.plan import plan
+from recbole_idiomoe.runs.request import RunRequest, names_of
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 from recbole_idiomoe.tuning.proposals import load_optuna, propose
 from recbole_idiomoe.tuning.space import read_search_space
@@ -95,7 +97,7 @@ def tune(
     distributed.refuse("a search (tune)")
     load_optuna()  # before hours of trials
     layers = [*yaml_files.read_layers(config_files), settings or {}]
-    names, labels = api.what_is_run(models, datasets, layers[:-1])
+    names, labels = names_of(models, datasets, layers[:-1])
     if read_grid(names, layers) is not None:
         raise SettingError("a search is of one row; leave variants, seeds and baseline out.")
     folder = next((layer["tuned"] for layer in reversed(layers) if layer.get("tuned")), FOLDER)
@@ -137,13 +139,10 @@ class _Search:
         beside: Sequence[str],
         folder: Path,
     ) -> None:
-        def config(searched: Mapping[str, Any]) -> RunConfig:
-            return RunConfig(model, dataset, config_files, settings, beside, searched)
-
-        default = config({})
+        self.asked = RunRequest(model, dataset, config_files, settings, beside, tests=False)
+        default = self.config({})
         given = {k: v for k, v in default.external_config_dict.items() if k != "tuned"}
         self.space = read_search_space(model, dataset, config_files, settings).without(given)
-        self.config = config
         self.file = yaml_files.tuned_file(folder, model, dataset)
         self.trials_file = self.file.with_suffix(".json")
         self.identity: dict[str, Any] = {
@@ -158,6 +157,13 @@ class _Search:
         }
         self._check_ends(default)
         self._kept()  # found out before hours of the trials of those before it
+
+    def config(self, searched: Mapping[str, Any]) -> RunConfig:
+        """The configuration of a trial with the settings ``searched``."""
+        asked = self.asked
+        return RunConfig(
+            asked.model, asked.dataset, asked.config_files, asked.settings, asked.beside, searched
+        )
 
     def __str__(self) -> str:
         return f"{self.identity['model']} on {self.identity['dataset']}"
@@ -212,7 +218,8 @@ class _Search:
         return {"number": len(earlier) + 1, "settings": settings, **outcome, "seconds": seconds}
 
     def _validated(self, settings: Mapping[str, Any], folder: Path) -> Trial:
-        result = one_run.validate_one(self.config(settings), folder)
+        planned = plan(replace(self.asked, own=settings, folder=folder))
+        result = execution.execute(planned).to_json()
         if not result["best_valid_result"]:
             raise SettingError(
                 f"{self}: no epoch was validated, and validation chooses; set eval_step to 1."

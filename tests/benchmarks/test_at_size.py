@@ -17,7 +17,7 @@ from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.run.execution import split_dataset
+from recbole_idiomoe.runs.execution import split_dataset
 
 ROOT = Path(__file__).parents[2]
 USERS, ITEMS, INTERACTIONS = 120, 60, 1000

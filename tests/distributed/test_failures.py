@@ -59,7 +59,7 @@ def test_catalogues_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def _with_own_titles(line: list[str]) -> int:
-    from recbole_idiomoe.run import execution as one_run
+    from recbole_idiomoe.runs import execution as one_run
 
     original = one_run.read_catalog
 

@@ -19,7 +19,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_trainer
 from recbole_idiomoe.protocol.cold_start import evaluate_apart, leave_out_items
 from recbole_idiomoe.protocol.seen_items import mask_seen_items
-from recbole_idiomoe.run import execution as one_run
+from recbole_idiomoe.runs import execution as one_run
 from tests.helpers import SMALL_ML_100K
 from tests.training.cycle import TINY, titles_of, write_cycle
 

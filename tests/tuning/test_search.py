@@ -16,7 +16,7 @@ from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Grid, cells_of
-from recbole_idiomoe.run import execution as one_run
+from recbole_idiomoe.runs import execution as one_run
 from recbole_idiomoe.tuning import table, trials, tune
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY, titles_of

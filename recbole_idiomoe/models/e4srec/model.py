@@ -33,6 +33,8 @@ from recbole.data.dataset import Dataset
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.text_encoder import read_vectors
 from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
+from recbole_idiomoe.models.e4srec.first_stage import IdEncoderStage
+from recbole_idiomoe.models.first_stage import FirstStage
 from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
 
 
@@ -44,6 +46,7 @@ class E4SRec(LanguageModelRecommender):
     """
 
     architecture = "e4srec"
+    first_stage: ClassVar[FirstStage] = IdEncoderStage()
     forced_settings: ClassVar[dict[str, Any]] = {
         "use_text": False,
         "item_tokens": "atomic",

@@ -10,18 +10,52 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from recbole.model.sequential_recommender.s3rec import S3Rec
 
 SHORTEST = 8
 """Rows of up to so many places are computed together: passes for each length gain little more."""
 
 
-def speed_up(model: Any) -> None:
-    """Have a model of RecBole's, in the stage ``pretrain``, make tensors and losses as here.
+class PretrainingS3Rec(S3Rec):  # type: ignore[misc]
+    """RecBole's S3Rec in the stage ``pretrain``, with tensors and losses computed as here.
 
-    Both replace methods of this one model, so that ``calculate_loss`` and the trainer take them.
+    Weights and their names are those of RecBole's class, which fine-tunes them.
     """
-    model.reconstruct_pretrain_data = PretrainingTensors(model)
-    _leave_out_padding(model)
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self._tensors = PretrainingTensors(self)
+        self.position_embedding.register_forward_pre_hook(self._counted_from_the_end)
+
+    def reconstruct_pretrain_data(
+        self, item_seq: torch.Tensor, item_seq_len: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """See :meth:`PretrainingTensors.__call__`."""
+        return self._tensors(item_seq, item_seq_len)
+
+    def pretrain(self, features: torch.Tensor, masked: torch.Tensor, *others: torch.Tensor) -> Any:
+        """RecBole's loss, with rows of similar length computed together without common padding.
+
+        The four losses are sums over rows, padding has no part in any of them, and nothing
+        attends to it. So the loss and its gradients are RecBole's but for rounding, and for which
+        activations dropout draws.
+        """
+        lengths = (masked > 0).sum(1).cpu()
+        shortest, longest = min(SHORTEST, self.max_seq_length), self.max_seq_length
+        # Powers of two: at most half of what is computed is padding.
+        widths = lengths.log2().ceil().exp2().int().clamp(shortest, longest)
+        tensors = (features, masked, *others)
+        return sum(
+            super(PretrainingS3Rec, self).pretrain(
+                *(tensor[widths == width][:, -width:].contiguous() for tensor in tensors)
+            )
+            for width in widths.unique().tolist()
+        )
+
+    def _counted_from_the_end(self, _: Any, args: tuple[torch.Tensor]) -> torch.Tensor:
+        """Positions of rows without their padding: the last is always ``max_seq_length - 1``."""
+        (places,) = args
+        return places + (self.max_seq_length - places.size(1))
 
 
 class PretrainingTensors:
@@ -106,30 +140,3 @@ class PretrainingTensors:
 def _drawn_below(bounds: torch.Tensor) -> torch.Tensor:
     """Whole numbers from 0 to below ``bounds``, as likely as each other; 0 where those are 0."""
     return torch.randint_like(bounds, 2**62) % bounds.clamp(min=1)
-
-
-def _leave_out_padding(model: Any) -> None:
-    """Have ``S3Rec.pretrain`` compute rows of like length together, without the padding of all.
-
-    Its four losses are sums over rows, padding has no part in any of them, and nothing attends to
-    it. So the loss and its gradients are the same but for rounding, and for which activations
-    dropout draws. Places are numbered from the left, the last one always ``max_seq_length - 1``.
-    """
-    whole, longest = model.pretrain, model.max_seq_length
-
-    def counted_from_the_end(_: Any, args: tuple[torch.Tensor]) -> torch.Tensor:
-        (places,) = args
-        return places + (longest - places.size(1))
-
-    def pretrain(features: torch.Tensor, masked: torch.Tensor, *others: torch.Tensor) -> Any:
-        lengths = (masked > 0).sum(1).cpu()
-        # Powers of two: at most half of what is computed is padding.
-        widths = lengths.log2().ceil().exp2().int().clamp(min(SHORTEST, longest), longest)
-        tensors = (features, masked, *others)
-        return sum(
-            whole(*(tensor[widths == width][:, -width:].contiguous() for tensor in tensors))
-            for width in widths.unique().tolist()
-        )
-
-    model.position_embedding.register_forward_pre_hook(counted_from_the_end)
-    model.pretrain = pretrain

@@ -1,0 +1,112 @@
+"""The data of a run, split and ready to be evaluated under the protocol that all models share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from recbole.config import Config
+from recbole.data import data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader
+
+from recbole_idiomoe.base.errors import DataError, SettingError
+from recbole_idiomoe.data.cold_start import unseen_items
+from recbole_idiomoe.protocol.loader import CandidateLoader
+from recbole_idiomoe.protocol.ranks import item_counts
+from recbole_idiomoe.protocol.seen_items import SeenItemMask, SeenItems
+from recbole_idiomoe.protocol.users_at_once import limit_users
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set and RecBole's loaders of its three parts."""
+
+    dataset: Any
+    counts: dict[str, int]
+    """``users``, ``items`` and ``interactions`` of the data set before it was split."""
+    item_counts: np.ndarray
+    """Interactions of every item before the split, shape ``(item_num,)``."""
+    train: Any
+    valid: Any
+    test: Any
+
+    @property
+    def unseen(self) -> np.ndarray:
+        """Rows of the items that a cold start took out of all histories; empty without one."""
+        return unseen_items(self.dataset)
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """Training interactions of every item, shape ``(item_num,)``."""
+        held_out = [
+            np.asarray(loader._dataset.inter_feat[self.dataset.iid_field])
+            for loader in (self.valid, self.test)
+        ]
+        taken = np.bincount(np.concatenate(held_out), minlength=len(self.item_counts))
+        popularity: np.ndarray = self.item_counts - taken
+        return popularity
+
+    @property
+    def is_fully_ranked(self) -> bool:
+        """Whether the test ranks the whole catalogue, and not sampled candidates."""
+        return isinstance(self.test, CandidateLoader)
+
+
+def counts_of(dataset: Any) -> dict[str, int]:
+    """``users``, ``items`` and ``interactions`` of a loaded data set."""
+    return {
+        "users": dataset.user_num - 1,
+        "items": dataset.item_num - 1,
+        "interactions": dataset.inter_num,
+    }
+
+
+def split_dataset(config: Config, dataset: Any) -> Splits:
+    """Split ``dataset`` as ``eval_args`` says, and mask what is no candidate.
+
+    With ``mask_seen`` that is at validation the training history, at test the validation item
+    too, and in a split by ratio also the user's earlier targets in the same part. In a cold start
+    the unseen items are no candidates at validation. Each evaluation loader gives only as many
+    users at once as leaves memory for their scores.
+
+    Args:
+        config: of the run.
+        dataset: filtered and not split yet; the split changes it.
+
+    Raises:
+        DataError: a part is empty.
+        SettingError: ``mask_seen`` with sampled candidates.
+    """
+    counts, counted = counts_of(dataset), item_counts(dataset)
+    train, *evaluated = data_preparation(config, dataset)
+    loaders = []
+    for name, loader in zip(("validation", "test"), evaluated, strict=True):
+        if len(loader._dataset) == 0:
+            raise DataError(
+                f"{config['dataset_label']}: nothing is left for {name}; users need at least 4 "
+                "interactions to be validated on, 3 to be tested on."
+            )
+        if isinstance(loader, FullSortEvalDataLoader):
+            loader = CandidateLoader(config, loader._dataset, loader._sampler)
+        limit_users(loader)
+        loaders.append(loader)
+    splits = Splits(dataset, counts, counted, train, *loaders)
+    if config["mask_seen"]:
+        _mask_seen_items(config, splits)
+    if config["cold_start"]:
+        splits.valid.leave_out(splits.unseen)
+    return splits
+
+
+def _mask_seen_items(config: Config, splits: Splits) -> None:
+    seen = SeenItems([splits.train._dataset])
+    for loader in (splits.valid, splits.test):
+        if not isinstance(loader, CandidateLoader):
+            raise SettingError(
+                "mask_seen=True needs the full ranking, eval_args.mode: full; the candidates here "
+                f"are {config['eval_args']['mode']}. Set mask_seen=False to keep them."
+            )
+        loader.mask(SeenItemMask(seen, loader._dataset))
+        seen = seen.with_split(loader._dataset)

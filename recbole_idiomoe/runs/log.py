@@ -1,0 +1,69 @@
+"""The log of a run, which RecBole writes wherever it is started."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from recbole.utils import init_logger
+
+from recbole_idiomoe import compat
+from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
+from recbole_idiomoe.base.files import FULL, refusal
+from recbole_idiomoe.config.run_config import RunConfig
+
+LOG, CURVES = Path("log"), Path("log_tensorboard")
+
+
+def start_log(config: RunConfig) -> None:
+    """RecBole's log to the terminal and a new file; all the settings go into the file alone.
+
+    Raises:
+        IdiomoeError: the log cannot be written, now or, as :class:`DiskFullError`, in its midst.
+    """
+    root = logging.getLogger()
+    for handler in root.handlers[:]:  # of the run before: basicConfig would keep them
+        root.removeHandler(handler)
+        handler.close()
+    for folder in (LOG, CURVES):
+        if reason := refusal(folder):
+            raise IdiomoeError(f"the log cannot be written ({reason}); run in another folder.")
+    # RecBole looks first and makes then: of several runs that start together, one would fail.
+    (LOG / config["model"]).mkdir(parents=True, exist_ok=True)
+    init_logger(config)
+    record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
+    for handler in root.handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            file = _LogFile(handler.baseFilename)
+            file.setLevel(handler.level)
+            file.setFormatter(handler.formatter)
+            root.removeHandler(handler)
+            handler.close()
+            root.addHandler(file)
+            file.handle(record)
+
+
+def start_no_log(config: RunConfig) -> None:
+    """For a process that is not to write or print."""
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.ERROR)
+    compat.leave_out_tensorboard()
+    config["show_progress"] = config["log_wandb"] = False
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that stops the run when its disk is full.
+
+    ``logging`` by itself would print a traceback for every line.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise DiskFullError(
+                f"{LOG.absolute()} cannot be written: the disk is full; make room and try again "
+                "(a run goes on with --resume)."
+            ) from error
+        super().handleError(record)

@@ -1,0 +1,65 @@
+"""What will be run: settings resolved, data found, and everything refused that can be refused."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import get_local_time
+
+from recbole_idiomoe.base import distributed
+from recbole_idiomoe.base.run_folder import new_folder
+from recbole_idiomoe.config.checks import check_text_file
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.data.loading import find_data
+from recbole_idiomoe.runs.request import RunRequest
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run that can be executed.
+
+    Attributes:
+        config: resolved and checked; it points at the data set's files.
+        settings: complete, as they were before the run changes any.
+        folder: the folder that the run writes.
+        resume: the folder of the unfinished run to go on with; None: a new run.
+        tests: evaluate the test split.
+    """
+
+    config: RunConfig
+    settings: dict[str, Any]
+    folder: Path
+    resume: Path | None
+    tests: bool
+
+
+def plan(request: RunRequest) -> RunPlan:
+    """Resolve the settings of ``request``, find its data and name its folder.
+
+    Raises:
+        IdiomoeError: a setting, a file or a machine that cannot be; the message is one line.
+    """
+    config = RunConfig(
+        request.model,
+        request.dataset,
+        request.config_files,
+        request.settings,
+        request.beside,
+        request.own,
+    )
+    if config["language_file"]:
+        check_text_file("language_file", config["language_file"])
+    settings = config.complete_settings()
+    folder = request.folder or request.resume or _new_folder(config)
+    find_data(config)
+    return RunPlan(config, settings, folder, request.resume, request.tests)
+
+
+def _new_folder(config: RunConfig) -> Path:
+    # Other runs may start in the same second.
+    name = f"{config['model']}-{config['dataset']}-{get_local_time()}-{os.getpid()}"
+    parent = Path(config["checkpoint_dir"])
+    return distributed.from_main(lambda: new_folder(parent, name))

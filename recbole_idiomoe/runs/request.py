@@ -1,0 +1,71 @@
+"""What a user asks for: one run, not checked yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_idiomoe.base.errors import SettingError
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One run as it was asked for; :func:`~recbole_idiomoe.runs.plan.plan` checks and completes it.
+
+    Attributes:
+        model: a name that the registry knows.
+        dataset: the name of a data set.
+        config_files: YAML files or result files, of which later ones win.
+        settings: settings by name, which win over the files.
+        beside: other models that the same command runs. A setting that only they know is left
+            out here.
+        own: settings for this model alone, which win over all others.
+        resume: the folder of an unfinished run to go on with; None: a new run.
+        folder: the folder to write; None: ``resume``, or a new one under ``checkpoint_dir``.
+        tests: evaluate the test split. A search for settings does not, so that it cannot choose
+            by the test.
+    """
+
+    model: str
+    dataset: str
+    config_files: Sequence[str | Path] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    beside: Collection[str] = ()
+    own: Mapping[str, Any] = field(default_factory=dict)
+    resume: Path | None = None
+    folder: Path | None = None
+    tests: bool = True
+
+
+def names_of(
+    models: str | Sequence[str] | None,
+    datasets: str | Sequence[str] | None,
+    layers: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[str]]:
+    """Names of the models and data sets to run.
+
+    Args:
+        models: names, as a list or separated by commas; None: what ``layers`` name, else IDIOMoE.
+        datasets: names in the same forms; None: what ``layers`` name, else ml-100k.
+        layers: settings, of which later ones win.
+
+    Raises:
+        SettingError: an empty list.
+    """
+    named = {"model": "IDIOMoE", "dataset": "ml-100k"}
+    for content in layers:
+        named.update({key: content[key] for key in named.keys() & content.keys()})
+    return (
+        _names("model", named["model"] if models is None else models),
+        _names("dataset", named["dataset"] if datasets is None else datasets),
+    )
+
+
+def _names(kind: str, names: str | Sequence[str]) -> list[str]:
+    listed = names.split(",") if isinstance(names, str) else list(names)
+    found = [name.strip() for name in listed if name.strip()]
+    if not found:
+        raise SettingError(f"no {kind} is named; --list_{kind}s names those there are.")
+    return found

@@ -1,0 +1,114 @@
+"""What every trainer here adds to RecBole's: one evaluation, observers and a learning curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.trainer import Trainer
+
+from recbole_idiomoe.base.errors import CheckpointError
+from recbole_idiomoe.protocol.clock import Clock, EvaluationTime
+from recbole_idiomoe.protocol.evaluation import Evaluation, Observer, Rescore
+from recbole_idiomoe.protocol.finite_scores import FiniteScores
+from recbole_idiomoe.protocol.sharing import SharedCollector
+
+
+class ObservedTrainer(Trainer):  # type: ignore[misc]
+    """RecBole's ``Trainer``, evaluated by :class:`Evaluation`.
+
+    Attributes:
+        clock: adds up the seconds of evaluations; the run adds those of its training.
+        learning_curve: what each validation found: ``epoch`` from 1, ``train_loss``, and
+            ``valid``, the value of ``valid_metric``.
+        observers: of every evaluation.
+    """
+
+    def __init__(self, config: Config, model: Any) -> None:
+        super().__init__(config, model)
+        self.eval_collector = SharedCollector(config)
+        self.clock = Clock()
+        self.learning_curve: list[dict[str, float]] = []
+        self.observers: list[Observer] = []
+
+    def join_run(self, file: Path, dataset: Any, clock: Clock) -> None:
+        """Become the trainer of a run.
+
+        Args:
+            file: the checkpoint of the best epoch; its folder is the run's.
+            dataset: the training split, which knows users by their ids.
+            clock: of the run.
+        """
+        self.saved_model_file = str(file)
+        self.clock = clock
+        self.observers = [FiniteScores(self.config["model"], dataset), EvaluationTime(clock)]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the run writes."""
+        return Path(self.saved_model_file).parent
+
+    def load_best_model(self, file: str | Path | None = None) -> None:
+        """Load the best epoch of the training.
+
+        Args:
+            file: another checkpoint than ``saved_model_file``.
+
+        Raises:
+            CheckpointError: the file is damaged or pickled.
+        """
+        path = file or self.saved_model_file
+        try:
+            checkpoint = torch.load(path, map_location=self.device, weights_only=True)
+        except UnpicklingError as error:
+            raise CheckpointError(f"{path} is damaged or pickled; train the model anew.") from error
+        self.model.load_state_dict(checkpoint["state_dict"])
+        self.model.load_other_parameter(checkpoint.get("other_parameter"))
+        self.logger.info(f"Loading model structure and parameters from {path}")
+
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | Path | None = None,
+        show_progress: bool = False,
+        observers: Sequence[Observer] = (),
+        rescore: Rescore | None = None,
+    ) -> dict[str, float] | None:
+        """The metrics of the model on ``eval_data``, as RecBole's ``Trainer`` gives them.
+
+        Args:
+            eval_data: loader of validation or test data; None: nothing is evaluated.
+            load_best_model: evaluate the best epoch instead of the weights as they are.
+            model_file: see :meth:`load_best_model`.
+            show_progress: show a progress bar.
+            observers: of this evaluation, beside those of all.
+            rescore: see :class:`Evaluation`.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            self.load_best_model(model_file)
+        evaluation = Evaluation(
+            self.model,
+            eval_data,
+            self.config,
+            collector=self.eval_collector,
+            observers=[*self.observers, *observers],
+            rescore=rescore,
+        )
+        result = evaluation.run(show_progress)
+        self.wandblogger.log_eval_metrics(result, head="eval")
+        return result
+
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
+        score, result = super()._valid_epoch(*args, **kwargs)
+        if losses := self.train_loss_dict:
+            epoch = max(losses)
+            point = {"epoch": epoch + 1, "train_loss": float(losses[epoch]), "valid": float(score)}
+            self.learning_curve.append(point)
+        return score, result
