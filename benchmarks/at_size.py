@@ -42,8 +42,6 @@ SLICES = {"full": (4, 256), "tiny": (1, 16)}
 
 def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: int) -> None:
     """The stages of the package, in this process."""
-    from recbole.data.dataloader import FullSortEvalDataLoader
-    from recbole_idiomoe.protocol.score_memory import bound_scores
     from training_sides import FirstSteps
 
     from recbole_idiomoe.config.run_config import RunConfig
@@ -51,18 +49,21 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     from recbole_idiomoe.data.catalog import read_catalog
     from recbole_idiomoe.data.text_tokens import text_tokens
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
-    from recbole_idiomoe.models.registry import get_model, get_trainer
-    from recbole_idiomoe.runs import execution as one_run
+    from recbole_idiomoe.models.registry import get_model
+    from recbole_idiomoe.protocol.loader import CandidateLoader
+    from recbole_idiomoe.protocol.seen_items import SeenItemMask
+    from recbole_idiomoe.protocol.splits import split_dataset
+    from recbole_idiomoe.protocol.users_at_once import limit_users
+    from recbole_idiomoe.training.trainers import get_trainer
 
     config = RunConfig("IDIOMoE", name, settings=settings)
     with stage("rows checked"):
-        loading.locate(config)
-        loading.check_atomic_files(config)
-    loading.check_atomic_files = lambda config: None
+        loading.find_data(config)
     with stage("files to tables"):
-        dataset = loading.load_dataset(config)
+        dataset = loading.read_dataset(config)
     with stage("rows and split"):
-        train, _, test = one_run.split_dataset(config, dataset)
+        splits = split_dataset(config, dataset)
+    train, test = splits.train, splits.test
     with stage("catalogue"):
         catalog = read_catalog(train._dataset, config.settings)
 
@@ -96,11 +97,9 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
         f"{sum(int(lengths.sum()) for lengths in first.lengths):,} tokens"
     )
     part = test._dataset.copy(test._dataset.inter_feat[:users])
-    loader = FullSortEvalDataLoader(config, part, None)
-    loader.collate_fn = type(test.collate_fn)(
-        loader.collate_fn, test.collate_fn.seen, loader.uid_field
-    )
-    bound_scores(loader)
+    loader = CandidateLoader(config, part)
+    loader.mask(SeenItemMask(test.seen.seen, part))
+    limit_users(loader)
     trainer.eval_collector.data_collect(train)
     with stage("evaluation slice"):
         trainer.evaluate(loader, load_best_model=False)

@@ -32,15 +32,16 @@ from measuring import (
     take_settings,
     where,
 )
-from recbole.data import data_preparation
-from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.models.registry import get_model, get_trainer
-from recbole_idiomoe.protocol import score_memory
-from recbole_idiomoe.protocol.seen_items import SeenItemMask, mask_seen_items
+from recbole_idiomoe.models.registry import get_model
+from recbole_idiomoe.protocol import users_at_once
+from recbole_idiomoe.protocol.loader import CandidateLoader
+from recbole_idiomoe.protocol.seen_items import SeenItemMask
+from recbole_idiomoe.protocol.splits import split_dataset
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
+from recbole_idiomoe.training.trainers import get_trainer
 
 EVERYTHING = 2**62  # scores held at once where nothing bounds them
 
@@ -48,14 +49,12 @@ EVERYTHING = 2**62  # scores held at once where nothing bounds them
 def prepare(model: str, dataset: str, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     """A trainer of an untrained model, the test split's loader, and the configuration."""
     config = RunConfig(model, dataset, settings=settings)
-    train, valid, test = data_preparation(config, load_dataset(config))
-    mask_seen_items(config, train, valid, test)
-    score_memory.bound_scores(test)
-    network = get_model(model)(config, train._dataset).to(config["device"])
+    splits = split_dataset(config, load_dataset(config))
+    network = get_model(model)(config, splits.train._dataset).to(config["device"])
     trainer = get_trainer(model)(config, network)
     if isinstance(trainer, IdiomoeTrainer):
         trainer._make_fast()  # before it trains, and so before it evaluates
-    return trainer, test, config
+    return trainer, splits.test, config
 
 
 class Clocks:
@@ -138,7 +137,7 @@ def write_catalogue(folder: Path, items: int, users: int, length: int) -> str:
 def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: Path) -> str:
     """A table of what evaluating more and more of a synthetic data set's users takes."""
     counts = [128, 256, 512] if given.tiny else [512, 1024, 2048]
-    bound = score_memory.SCORES if given.items > 100_000 else given.items * 16
+    bound = users_at_once.SCORES if given.items > 100_000 else given.items * 16
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]}
     settings = settings | {"load_col": columns, "item_text_fields": None, "use_text": False}
     settings |= {"user_inter_num_interval": None, "item_inter_num_interval": None}
@@ -148,11 +147,11 @@ def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: 
 
     def memory(users: int, scores: int) -> float:
         """MiB: on a GPU all beyond the model, else the largest tensor."""
-        score_memory.SCORES = scores
+        users_at_once.SCORES = scores
         part = test._dataset.copy(test._dataset.inter_feat[:users])
-        loader = FullSortEvalDataLoader(config, part, None)
-        loader.collate_fn = SeenItemMask(loader.collate_fn, test.collate_fn.seen, part)
-        score_memory.bound_scores(loader)
+        loader = CandidateLoader(config, part)
+        loader.mask(SeenItemMask(test.seen.seen, part))
+        users_at_once.limit_users(loader)
 
         def evaluate() -> None:
             trainer.evaluate(loader, load_best_model=False)

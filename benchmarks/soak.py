@@ -33,7 +33,7 @@ from measuring import markdown, take_settings, where
 from scipy.stats import theilslopes
 
 from recbole_idiomoe import load, run
-from recbole_idiomoe.protocol.learning_curve import LearningCurve
+from recbole_idiomoe.training.observed import ObservedTrainer
 
 Reading = dict[str, float]
 
@@ -162,7 +162,7 @@ def soak_epochs(
 ) -> list[Reading]:
     """A reading after each epoch of ``train``, which starts a run with the settings it is given."""
     readings: list[Reading] = []
-    validated, start = LearningCurve._note, time.perf_counter()
+    validated, start = ObservedTrainer._valid_epoch, time.perf_counter()
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         nonlocal start
@@ -174,7 +174,7 @@ def soak_epochs(
         return result
 
     endless = {"epochs": 10**6, "stopping_step": 10**6, "item_warmup": 0.0, "text_ramp": 0.0}
-    with patch.object(LearningCurve, "_note", noted), suppress(KeyboardInterrupt):
+    with patch.object(ObservedTrainer, "_valid_epoch", noted), suppress(KeyboardInterrupt):
         train(endless)
     return readings
 

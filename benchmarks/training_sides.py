@@ -40,8 +40,9 @@ from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.data.sequence import SequenceBuilder
 from recbole_idiomoe.lm import encode_text
-from recbole_idiomoe.models.registry import get_model, get_trainer
+from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.training.sharding import placed
+from recbole_idiomoe.training.trainers import get_trainer
 
 SETTINGS: dict[str, Any] = {
     "item_warmup": 0.0,  # text from the first epoch on

@@ -12,11 +12,11 @@ from recbole_idiomoe.base.version import __version__
 
 if TYPE_CHECKING:
     from recbole_idiomoe.api import run
-    from recbole_idiomoe.recommend.recommender import load
+    from recbole_idiomoe.recommend import load
 
 __all__ = ["__version__", "load", "run"]
 
-_LAZY = {"run": "recbole_idiomoe.api", "load": "recbole_idiomoe.recommend.recommender"}
+_LAZY = {"run": "recbole_idiomoe.api", "load": "recbole_idiomoe.recommend"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,11 @@ import recbole_idiomoe
 from recbole_idiomoe import api
 from recbole_idiomoe.base import environment
 from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
+from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs import execution as one_run
+from recbole_idiomoe.runs import plan as plans
+from recbole_idiomoe.runs.plan import RunPlan
+from recbole_idiomoe.runs.result import RunResult
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
 
@@ -295,9 +299,13 @@ def test_what_is_run_when_nothing_or_a_file_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     runs = []
-    monkeypatch.setattr(
-        api, "run_one", lambda config, _: runs.append((config["model"], config["dataset"]))
-    )
+
+    def execute(plan: RunPlan) -> RunResult:
+        runs.append((plan.config["model"], plan.config["dataset"]))
+        return RunResult(*runs[-1])
+
+    monkeypatch.setattr(execution, "execute", execute)
+    monkeypatch.setattr(plans, "find_data", lambda config: None)
     api.run()
     file = tmp_path / "mine.yaml"
     file.write_text("model: SASRec\ndataset: amazon-toys\n")

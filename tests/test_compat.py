@@ -18,6 +18,7 @@ import torch
 from recbole_idiomoe import compat
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.models import registry
+from recbole_idiomoe.training.trainers import get_trainer
 from tests.bad_input.traps import Trap
 
 TESTS = Path(__file__).parent
@@ -63,7 +64,7 @@ def train(config: RunConfig) -> tuple[Any, Any]:
 
     train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
     model = registry.get_model(config["model"])(config, train_data.dataset)
-    trainer = registry.get_trainer(config["model"])(config, model)
+    trainer = get_trainer(config["model"])(config, model)
     trainer.fit(train_data, valid_data, verbose=False)
     return trainer, test_data
 

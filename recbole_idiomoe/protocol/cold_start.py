@@ -8,6 +8,7 @@ are RecBole's own, so with epsilon 1 they equal those of its evaluation to the l
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -19,6 +20,9 @@ from recbole.evaluator.collector import DataStruct
 
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch, plain_metrics
 from recbole_idiomoe.protocol.sharing import in_order
+from recbole_idiomoe.protocol.splits import Splits
+
+logger = logging.getLogger(__name__)
 
 
 class ColdStartSplit(Observer):
@@ -84,6 +88,36 @@ class ColdStartSplit(Observer):
             by_list[k] = plain_metrics(self.evaluator.evaluate(struct))
         names = by_list[self.topk[0]]
         return {name: by_list[int(name.partition("@")[2])][name] for name in names}
+
+
+def evaluate_cold_start(
+    trainer: Any, splits: Splits, *, load_best_model: bool = True, show_progress: bool = False
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Test a trained model under the rule.
+
+    A model without a true ``ranks_unseen_items`` has no unseen items among its candidates.
+
+    Args:
+        trainer: of the model.
+        splits: of the run.
+        load_best_model: test the best epoch instead of the weights as they are.
+        show_progress: show a progress bar.
+
+    Returns:
+        Metrics of all targets, and what ``cold_start`` in the result of a run says.
+    """
+    can_rank = bool(getattr(trainer.model, "ranks_unseen_items", False))
+    if not can_rank:
+        splits.test.leave_out(splits.unseen)
+        name = trainer.config["model"]
+        logger.info(f"{name} cannot rank unseen items: they are left out of its candidates")
+    apart = ColdStartSplit(trainer.config, splits.unseen)
+    trainer.evaluate(splits.test, load_best_model, None, show_progress, observers=[apart])
+    rule = {
+        "share": trainer.config["cold_start"],
+        "epsilon": trainer.config["cold_start_epsilon"],
+    }
+    return apart.all_result, rule | apart.result(can_rank)
 
 
 def _under_rule(scores: torch.Tensor, unseen: torch.Tensor, k: int, epsilon: float) -> torch.Tensor:

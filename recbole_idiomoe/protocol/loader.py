@@ -34,14 +34,14 @@ class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
     """
 
     def __init__(self, config: Config, dataset: Any, sampler: Any = None) -> None:
-        self._seen: SeenItemMask | None = None
+        self.seen: SeenItemMask | None = None
         self._left_out = torch.zeros(0, dtype=torch.int64)
         super().__init__(config, dataset, sampler)
         self.batch_sampler.sampler = _OwnRows(self)
 
     def mask(self, seen: SeenItemMask) -> None:
         """Mask from now on what each user had before."""
-        self._seen = seen
+        self.seen = seen
 
     def leave_out(self, items: np.ndarray) -> None:
         """Mask from now on ``items`` for every user, even where they are the target."""
@@ -58,7 +58,7 @@ class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
         return interaction, self._masked(index, targets), rows, targets
 
     def _masked(self, index: Any, targets: torch.Tensor) -> Masked | None:
-        parts = [] if self._seen is None else [self._seen.pairs(index, targets)]
+        parts = [] if self.seen is None else [self.seen.pairs(index, targets)]
         if count := len(self._left_out):
             users = torch.arange(len(targets)).repeat_interleave(count)
             parts.append((users, self._left_out.repeat(len(targets))))

@@ -7,36 +7,24 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 
-from recbole_idiomoe.base.command_line import Parser, ended
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.run_folder import read_run, write_run
-from recbole_idiomoe.config.settings import Settings
-from recbole_idiomoe.data.catalog import Catalog, check_history, read_history
-from recbole_idiomoe.protocol.score_memory import users_at_once
-from recbole_idiomoe.report.tables import WIDTH
+from recbole_idiomoe.base.run_folder import write_run
+from recbole_idiomoe.data.catalog import Catalog, check_history
+from recbole_idiomoe.protocol.users_at_once import users_at_once
+from recbole_idiomoe.recommend.recommendation import Recommendation, Scorer
+from recbole_idiomoe.recommend.session import Session
 
 if TYPE_CHECKING:
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM
-    from recbole_idiomoe.recommend.session import Session
 
 logger = logging.getLogger(__name__)
-Scorer = Callable[..., torch.Tensor]
-
-
-class Recommendation(NamedTuple):
-    """One recommended item."""
-
-    item_id: str
-    title: str
-    score: float
 
 
 class Recommender:
@@ -123,7 +111,6 @@ class Recommender:
         Raises:
             DataError: items that are not in the catalogue, which are named.
         """
-        from recbole_idiomoe.recommend.session import Session
 
         return Session(self, history)
 
@@ -238,136 +225,3 @@ class Recommender:
             raise CheckpointError(f"{folder} is there already; name a new folder to save to.")
         self.catalog_lm.save(folder)
         write_run(folder, {**self.run, "folder": str(folder)})
-
-
-def load(
-    folder: str | Path, device: torch.device | str | None = None, *, compile: bool = False
-) -> Recommender:
-    """A recommender from the folder of a run, whichever model it trained.
-
-    A language model needs nothing but the folder. RecBole's models and baselines are built from
-    their dataset, whose files must still be where they were.
-
-    Args:
-        folder: what a run printed and its result names, under ``saved/``.
-        device: where to run; by default a GPU if there is one.
-        compile: compile a language model's blocks, as the setting does for training, where
-            ``device`` is a GPU: a service that goes on for long waits for it once.
-
-    Raises:
-        CheckpointError: the folder is not that of a finished run.
-    """
-    from recbole_idiomoe.models.registry import LANGUAGE_MODELS
-
-    folder = Path(folder)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run = read_run(folder)
-    max_history = run["settings"]["MAX_ITEM_LIST_LENGTH"]
-    if run["model"] in LANGUAGE_MODELS:
-        from recbole_idiomoe.lm.compilation import compile_blocks
-        from recbole_idiomoe.models.language.catalog_lm import CatalogLM
-
-        settings = Settings.from_mapping(run["settings"])
-        catalog_lm = CatalogLM.load(folder, settings, device)
-        if compile and device.type == "cuda":
-            compile_blocks(catalog_lm.lm.backbone)
-        return Recommender(catalog_lm.catalog, catalog_lm.scores, max_history, run, catalog_lm)
-    scorer = _recbole_scorer(run, folder, device)
-    return Recommender(Catalog.load(folder), scorer, max_history, run)
-
-
-def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
-    """The scores of a model of RecBole's or a baseline, rebuilt from dataset and saved weights.
-
-    A model that reads the user beside the history (FPMC, HGN) is given RecBole's padding user.
-    """
-    from recbole.data.interaction import Interaction
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from recbole_idiomoe.config.run_config import RunConfig
-    from recbole_idiomoe.data.catalog import read_catalog
-    from recbole_idiomoe.data.loading import load_dataset
-    from recbole_idiomoe.models.registry import get_model
-
-    settings = {**run["settings"], "trust_remote_code": False}  # that is not the folder's to ask
-    config = RunConfig(run["model"], run["dataset"], settings=settings)
-    config["device"] = device
-    if "train_stage" in config:
-        config["train_stage"] = "pretrain"  # S3Rec would look for its first stage's file
-    dataset = load_dataset(config).build()[0]
-    if read_catalog(dataset, config.settings).fingerprint != Catalog.load(folder).fingerprint:
-        raise CheckpointError(
-            f"{folder} was trained on another catalogue than {run['dataset']} now is; put back "
-            "the files that it was trained on."
-        )
-    model = get_model(run["model"])(config, dataset).to(device)
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors", device=str(device)))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} holds no complete model ({type(error).__name__}); let its run finish."
-        ) from error
-    model.eval()
-    width = config["MAX_ITEM_LIST_LENGTH"]
-
-    @torch.no_grad()
-    def scores(histories: Sequence[np.ndarray]) -> torch.Tensor:
-        items = torch.zeros(len(histories), width, dtype=torch.int64)
-        lengths = torch.tensor([len(history) for history in histories])
-        for row, history in zip(items, histories, strict=True):
-            row[: len(history)] = torch.from_numpy(history)
-        users = torch.zeros(len(histories), dtype=torch.int64)
-        interaction = Interaction(
-            {
-                model.USER_ID: users,
-                model.ITEM_SEQ: items,
-                model.ITEM_SEQ_LEN: lengths,
-            }
-        )
-        return model.full_sort_predict(interaction.to(device)).view(len(histories), -1)
-
-    return scores
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m recbole_idiomoe.recommend``: print a table of recommendations."""
-    return ended(lambda: _main(arguments))
-
-
-def _main(arguments: Sequence[str] | None) -> None:
-    parser = Parser(
-        prog="python -m recbole_idiomoe.recommend",
-        description="Print what a trained model recommends after a history.",
-    )
-    parser.add_argument("folder", help="folder of a run, under saved/")
-    parser.add_argument(
-        "--history",
-        default="",
-        help="item ids, oldest first: ID,ID,...; those with a comma in quotes, as in a CSV file",
-    )
-    parser.add_argument("--query", help="what the user asks for, in words")
-    parser.add_argument("--k", type=int, default=10, help="how many items")
-    parser.add_argument(
-        "--include_seen", action="store_true", help="rank the items of the history too"
-    )
-    options = parser.parse_args(arguments)
-    history = read_history(options.history, "--history")
-    found = load(options.folder).recommend(
-        history, options.k, exclude_seen=not options.include_seen, query=options.query
-    )
-    ids = [_printable(item.item_id) for item in found]
-    width = max(map(len, ["item", *ids]))
-    print(f"{'#':>3}  {'item':<{width}}  {'score':>8}  title")
-    for rank, (item_id, item) in enumerate(zip(ids, found, strict=True), start=1):
-        start = f"{rank:>3}  {item_id:<{width}}  {item.score:>8.3f}  "
-        room = max(20, WIDTH - len(start))
-        title = item.title if len(item.title) <= room else item.title[: room - 1] + "…"
-        print(start + _printable(title))
-
-
-def _printable(text: str) -> str:
-    """``text`` with escapes for what a terminal would act upon, and for what it cannot show."""
-    shown = text if text.isprintable() else repr(text)[1:-1]
-    encoding = sys.stdout.encoding or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from recbole_idiomoe.recommend.recommender import Recommendation, Recommender
+from recbole_idiomoe.recommend.recommendation import Ranker, Recommendation
 
 
 class Session:
@@ -23,7 +21,7 @@ class Session:
         DataError: items that are not in the catalogue.
     """
 
-    def __init__(self, recommender: Recommender, history: Sequence[str] = ()) -> None:
+    def __init__(self, recommender: Ranker, history: Sequence[str] = ()) -> None:
         recommender.catalog.rows(history)
         self.history = list(history)
         self._recommender = recommender

@@ -33,7 +33,7 @@ from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import read_dataset
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.protocol.clock import Clock
-from recbole_idiomoe.protocol.cold_start import ColdStartSplit
+from recbole_idiomoe.protocol.cold_start import evaluate_cold_start
 from recbole_idiomoe.protocol.description import protocol
 from recbole_idiomoe.protocol.evaluation import Observer
 from recbole_idiomoe.protocol.mixing import evaluate_mix, load_counter
@@ -214,27 +214,13 @@ def _test(
     plan: RunPlan, splits: Splits, trained: Trained
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
     """Metrics of the best model on the test split, and what a cold start measures apart."""
-    config, trainer = plan.config, trained.trainer
+    config, trainer, bar = plan.config, trained.trainer, plan.config["show_progress"]
+    if config["cold_start"]:  # the rank of a target depends on the list's length: none is kept
+        return evaluate_cold_start(trainer, splits, show_progress=bar)
     observers: list[Observer] = []
-    apart = None
-    can_rank = bool(getattr(trained.model, "ranks_unseen_items", False))
-    if config["cold_start"]:
-        # The rank of a target depends on how long the list is, so none is kept.
-        apart = ColdStartSplit(config, splits.unseen)
-        observers.append(apart)
-        if not can_rank:
-            splits.test.leave_out(splits.unseen)
-            name = config["model"]
-            logger.info(f"{name} cannot rank unseen items: they are left out of its candidates")
-    elif splits.is_fully_ranked:
+    if splits.is_fully_ranked:
         observers.append(RankRecorder(plan.folder / RANKS_FILE, splits.popularity))
-    result = trainer.evaluate(
-        splits.test, show_progress=config["show_progress"], observers=observers
-    )
-    if apart is None:
-        return result, None
-    rule = {"share": config["cold_start"], "epsilon": config["cold_start_epsilon"]}
-    return apart.all_result, rule | apart.result(can_rank)
+    return trainer.evaluate(splits.test, show_progress=bar, observers=observers), None
 
 
 def _mix(plan: RunPlan, splits: Splits, trained: Trained) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_idiomoe.recommend import recommender as recommend
+from recbole_idiomoe.recommend import __main__ as recommend
 from tests.bad_input.stranger import Stranger, both
 
 

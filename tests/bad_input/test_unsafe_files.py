@@ -20,7 +20,7 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.location import locate
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.lm.bundled import verified_folder
-from recbole_idiomoe.recommend import recommender as recommend
+from recbole_idiomoe.recommend import __main__ as recommend
 from tests.bad_input.stranger import Stranger, both
 from tests.bad_input.traps import Trap, zip_with
 

@@ -22,7 +22,7 @@ from recbole_idiomoe.base.files import (
     write_text,
     written_aside,
 )
-from recbole_idiomoe.protocol.learning_curve import LearningCurve
+from recbole_idiomoe.training.observed import ObservedTrainer
 from tests.training.cycle import TINY, write_cycle
 
 LARGE = {"a": torch.zeros(500_000), "b": torch.ones(500_000)}  # 4 MB
@@ -177,7 +177,7 @@ def test_a_disk_that_is_full_for_the_log_alone_is_one_line(
             while file.write(bytes(512)):
                 pass
 
-    note = LearningCurve._note
+    note = ObservedTrainer._valid_epoch
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         fill()
@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_for_the_log_alone_is_one_line(
 
     if full_from == "the start":
         fill()
-    monkeypatch.setattr(LearningCurve, "_note", noted)
+    monkeypatch.setattr(ObservedTrainer, "_valid_epoch", noted)
     words = [f"--model={model}", "--dataset=cycle", f"--config_files={tmp_path / 'tiny.yaml'}"]
     assert cli.main([*words, "--epochs=40", f"--checkpoint_dir={tmp_path / 'saved'}"]) == 2
     said = capsys.readouterr().err

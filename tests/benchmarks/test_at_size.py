@@ -17,7 +17,7 @@ from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.runs.execution import split_dataset
+from recbole_idiomoe.protocol.splits import split_dataset
 
 ROOT = Path(__file__).parents[2]
 USERS, ITEMS, INTERACTIONS = 120, 60, 1000
@@ -84,7 +84,8 @@ def test_both_kinds_of_models_load_it(model: str, scripts: Any, books: Path) -> 
     dataset = load_dataset(config)
     counts = (dataset.user_num - 1, dataset.item_num - 1, dataset.inter_num)
     assert counts == (USERS, ITEMS, INTERACTIONS)
-    train, valid, test = split_dataset(config, dataset)
+    splits = split_dataset(config, dataset)
+    train, valid, test = splits.train, splits.valid, splits.test
     assert len(valid._dataset) == len(test._dataset) == USERS
     assert len(train._dataset) == INTERACTIONS - 3 * USERS
     texts = read_catalog(train._dataset, config.settings).texts[1:]

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ def write_part_of_ml_100k(folder: Path) -> Path:
     return write_dataset(folder, newest, items)
 
 
+def cpu() -> str:
+    """The instructions that torch uses here, and the CPU's maker, where the system tells it."""
+    lines = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    makers = [line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *makers[:1]])
+
+
 def metrics_of(model: str, data_path: Path) -> dict[str, float]:
     """Test metrics of a run of ``model`` on the part, one thread at work."""
     threads = torch.get_num_threads()
@@ -121,7 +131,8 @@ def main() -> None:
         metrics = {model: metrics_of(model, path) for model in OWN}
     content = {
         "versions": versions(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": cpu(),
+        "clustered": {},
         "metrics": metrics,
     }
     write_text(FILE, json.dumps(content, indent=1) + "\n")

@@ -16,6 +16,10 @@ from recbole_idiomoe.data import location
 from recbole_idiomoe.grid import running as grid_runs
 from recbole_idiomoe.grid import worker as grid_cell
 from recbole_idiomoe.grid.cells import Grid
+from recbole_idiomoe.runs import execution
+from recbole_idiomoe.runs import plan as plans
+from recbole_idiomoe.runs.plan import RunPlan
+from recbole_idiomoe.runs.result import RunResult
 from tests.helpers import TINY_IDIOMOE, write_dataset
 from tests.training.cycle import TINY, write_cycle
 
@@ -134,20 +138,20 @@ def test_the_same_call_goes_on_after_a_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ran = []
-    run_one = api.run_one
+    execute = execution.execute
 
-    def counted(config: Any) -> Any:
-        ran.append(config["model"])
-        return run_one(config)
+    def counted(plan: Any) -> Any:
+        ran.append(plan.config["model"])
+        return execute(plan)
 
-    def failing(config: Any) -> Any:
-        if config["model"] == "SASRec":
+    def failing(plan: Any) -> Any:
+        if plan.config["model"] == "SASRec":
             raise fault
-        return counted(config)
+        return counted(plan)
 
     settings = given(data)
     with monkeypatch.context() as patch:
-        patch.setattr(api, "run_one", failing)
+        patch.setattr(execution, "execute", failing)
         with pytest.raises(IdiomoeError) as error:
             api.run(datasets="cycle", settings=settings, result_file="grid.json")
     said = str(error.value)
@@ -156,7 +160,7 @@ def test_the_same_call_goes_on_after_a_failure(
     assert ran == ["IDIOMoE"] and not Path("grid.json").exists()
     assert "run 2 of 2, half on cycle, seed 2020\n" in capsys.readouterr().err
 
-    monkeypatch.setattr(api, "run_one", counted)
+    monkeypatch.setattr(execution, "execute", counted)
     (result,) = api.run(datasets="cycle", settings=settings, result_file="grid.json")
     assert ran == ["IDIOMoE", "SASRec"]
     assert [metrics(run) for run in result["runs"]] == [metrics(run) for run in here["runs"][::2]]
@@ -181,14 +185,14 @@ def test_other_settings_do_not_find_what_is_kept(
 ) -> None:
     ran = []
 
-    def failing(config: Any) -> Any:
-        ran.append(config["epochs"])
+    def failing(plan: Any) -> Any:
+        ran.append(plan.config["epochs"])
         raise IdiomoeError("stopped")
 
     Path("grid.json.runs").mkdir()
     settings = given(data, variants={"half": ROWS["half"]})
     (result,) = api.run(datasets="cycle", settings=settings, result_file="a.json")
-    monkeypatch.setattr(api, "run_one", failing)
+    monkeypatch.setattr(execution, "execute", failing)
     with pytest.raises(IdiomoeError, match="stopped"):
         api.run(datasets="cycle", settings=settings | {"epochs": 2}, result_file="a.json")
     assert ran == [2]
@@ -205,14 +209,15 @@ def test_a_run_in_two_rows_is_run_once(data: Path) -> None:
 def test_seeds_alone_repeat_every_model_on_every_data_set(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_one(config: Any) -> dict[str, Any]:
-        return {
-            "dataset": config["dataset"], "seed": config["seed"], "best_valid_result": {},
-            "test_result": {"ndcg@10": 0.5}, "epochs": 1, "parameters": {"total": 1},
-            "train_seconds": 1.0, "protocol": {}, "device": "CPU", "versions": {},
-        }  # fmt: skip
+    def execute(plan: RunPlan) -> RunResult:
+        config = plan.config
+        return RunResult(
+            config["model"], config["dataset"], seed=config["seed"], test_result={"ndcg@10": 0.5},
+            epochs=1, parameters={"total": 1}, train_seconds=1.0, device="CPU",
+        )  # fmt: skip
 
-    monkeypatch.setattr(api, "run_one", run_one)
+    monkeypatch.setattr(execution, "execute", execute)
+    monkeypatch.setattr(plans, "find_data", lambda config: None)
     monkeypatch.setattr(grid_runs, "locate", lambda config: None)
     (result,) = api.run("SASRec,IDIOMoE", "ml-100k,amazon-toys", settings={"seeds": 3})
     assert result["variants"] == {"SASRec": {"model": "SASRec"}, "IDIOMoE": MODEL}

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from recbole_idiomoe.base.errors import IdiomoeError
-from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS
 from recbole_idiomoe.protocol.description import protocol
 from recbole_idiomoe.protocol.ranks import NamedRanks
+from recbole_idiomoe.runs.plan import RunPlan
+from recbole_idiomoe.runs.result import RunResult
 
 USERS = 60
 METRICS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
@@ -21,7 +22,7 @@ SHIFT = {"SASRec": 12, "GRU4Rec": 16, "IDIOMoE": 6, "IDTransformer": 9, "Transit
 
 
 class Runner:
-    """Stands in for ``api.run_one``: a result at once, from the model's name and seed.
+    """Stands in for ``execute``: a result at once, from the model's name and seed.
 
     Attributes:
         ran: model, data set and seed of every run.
@@ -35,7 +36,8 @@ class Runner:
         self.interrupted: int | None = None
         self.candidates = "all 40 items"
 
-    def __call__(self, config: RunConfig) -> dict[str, Any]:
+    def __call__(self, plan: RunPlan) -> RunResult:
+        config = plan.config
         model, seed = config["model"], config["seed"]
         if len(self.ran) == self.interrupted:
             raise KeyboardInterrupt
@@ -71,7 +73,7 @@ class Runner:
                 "untouched_nll": 4.0,
                 "nll_change": change,
             }
-        return besides | {
+        content = besides | {
             "model": model,
             "dataset": config["dataset"],
             "seed": seed,
@@ -92,6 +94,7 @@ class Runner:
             "folder": str(folder),
             "settings": config.complete_settings(),
         }
+        return RunResult.from_json(content)
 
 
 def ranks_by_chance(name: str, most: int) -> NamedRanks:

@@ -11,6 +11,8 @@ import pytest
 from recbole_idiomoe import api
 from recbole_idiomoe.grid import running as grid_runs
 from recbole_idiomoe.leaderboard import plots
+from recbole_idiomoe.runs import execution
+from recbole_idiomoe.runs import plan as plans
 from tests.leaderboard.boards import Runner
 
 Lead = Callable[..., dict[str, Any]]
@@ -25,7 +27,8 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     made = Runner()
-    monkeypatch.setattr(api, "run_one", made)
+    monkeypatch.setattr(execution, "execute", made)
+    monkeypatch.setattr(plans, "find_data", lambda config: None)
     monkeypatch.setattr(grid_runs, "locate", lambda config: None)  # it reads no data
     return made
 

@@ -10,6 +10,7 @@ import pytest
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import IdiomoeError, SettingError
 from recbole_idiomoe.leaderboard.__main__ import main
+from recbole_idiomoe.runs import execution
 from tests.helpers import write_dataset
 from tests.leaderboard.boards import Runner
 from tests.leaderboard.conftest import Lead
@@ -194,14 +195,16 @@ def test_a_folder_of_something_else_is_refused(lead: Lead, runner: Runner) -> No
     assert runner.ran == [] and not Path("board/runs").exists()
 
 
-def test_two_at_once_are_refused(lead: Lead, runner: Runner) -> None:
+def test_two_at_once_are_refused(
+    lead: Lead, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Beside(Runner):
-        def __call__(self, config: Any) -> dict[str, Any]:
+        def __call__(self, plan: Any) -> Any:
             with pytest.raises(SettingError, match="board is being written by another process"):
                 lead("GRU4Rec")
-            return super().__call__(config)
+            return super().__call__(plan)
 
-    api.run_one = Beside()  # type: ignore[assignment]  # undone by `runner`
+    monkeypatch.setattr(execution, "execute", Beside())
     assert len(rows(lead("SASRec"))) == 1
 
 

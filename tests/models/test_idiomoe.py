@@ -12,8 +12,9 @@ from recbole.data.interaction import Interaction
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.lm import encode_text, load_backbone
-from recbole_idiomoe.models.registry import get_model, get_trainer
+from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
+from recbole_idiomoe.training.trainers import get_trainer
 from tests.helpers import TINY_BACKBONE
 from tests.training.cycle import TINY, write_cycle
 

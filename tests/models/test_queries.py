@@ -11,7 +11,8 @@ import recbole_idiomoe
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.models.language.catalog_lm import MAX_QUERY_TOKENS
-from recbole_idiomoe.recommend.recommender import Recommender, main
+from recbole_idiomoe.recommend.__main__ import main
+from recbole_idiomoe.recommend.recommender import Recommender
 from tests.helpers import write_dataset
 from tests.models.test_catalog_lm import HISTORIES, build, make_catalog
 from tests.models.test_controls import FEWER

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recbole.data import data_preparation
 
 from recbole_idiomoe import api, load
 from recbole_idiomoe.base.errors import SettingError
@@ -16,10 +15,10 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.models.registry import get_trainer
-from recbole_idiomoe.protocol.cold_start import evaluate_apart, leave_out_items
-from recbole_idiomoe.protocol.seen_items import mask_seen_items
-from recbole_idiomoe.runs import execution as one_run
+from recbole_idiomoe.protocol.cold_start import evaluate_cold_start
+from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch
+from recbole_idiomoe.protocol.splits import split_dataset
+from recbole_idiomoe.training.trainers import get_trainer
 from tests.helpers import SMALL_ML_100K
 from tests.training.cycle import TINY, titles_of, write_cycle
 
@@ -46,9 +45,8 @@ class Start:
         self.config = RunConfig("SASRec", "ml-100k", settings=settings)
         self.config["checkpoint_dir"] = str(place)
         dataset = load_dataset(self.config)
-        self.unseen = unseen_items(dataset)
-        self.train, self.valid, self.test = data_preparation(self.config, dataset)
-        mask_seen_items(self.config, self.train, self.valid, self.test)
+        self.splits = split_dataset(self.config, dataset)
+        self.unseen, self.test = unseen_items(dataset), self.splits.test
         shape = (dataset.user_num, dataset.item_num)
         generator = torch.Generator().manual_seed(0)
         known = torch.rand(shape, generator=generator)
@@ -59,14 +57,8 @@ class Start:
         self.trainer = get_trainer("SASRec")(self.config, Fixed(self.known, **options))
 
     def evaluate(self, epsilon: float) -> tuple[dict[str, float], dict[str, Any]]:
-        load_best = self.trainer.evaluate
-        self.trainer.evaluate = lambda *args, **options: load_best(
-            *args, **options, load_best_model=False
-        )
-        try:
-            return evaluate_apart(self.trainer, self.test, self.unseen, epsilon)
-        finally:
-            del self.trainer.evaluate
+        self.config["cold_start_epsilon"] = epsilon
+        return evaluate_cold_start(self.trainer, self.splits, load_best_model=False)
 
     def ranks(self, k: int, epsilon: float) -> tuple[list[int | None], list[bool]]:
         """By hand: where each test target stands in its list of ``k``, and whether it is unseen."""
@@ -154,7 +146,8 @@ def test_a_model_that_cannot_rank_them_has_no_unseen_candidates(
 def test_a_masked_target_is_never_found_in_a_short_catalogue(tmp_path: Path) -> None:
     start = Start(tmp_path, ranks_unseen_items=False)
     seen = np.setdiff1d(np.arange(1, start.known.shape[1]), start.unseen)
-    leave_out_items(start.test, seen[5:])  # lists of 20, of which 5 can be filled
+    start.unseen = np.r_[start.unseen, seen[5:]]  # lists of 20, of which 5 can be filled
+    start.splits.dataset.unseen_items = start.unseen
     every, _ = start.evaluate(1.0)
     assert every["hit@20"] == every["hit@5"] < 0.05
 
@@ -166,20 +159,29 @@ def test_validation_does_not_know_unseen_items(mask_seen: bool, tmp_path: Path) 
     config["checkpoint_dir"] = str(tmp_path)
     dataset = load_dataset(config)
     unseen = unseen_items(dataset)
-    _, valid, test = one_run.split_dataset(config, dataset)
+    splits = split_dataset(config, dataset)
     trainer = get_trainer("SASRec")(config, Fixed(torch.rand(dataset.user_num, dataset.item_num)))
-    for loader, left_out in ((valid, True), (test, False)):
-        trainer.evaluate(loader, load_best_model=False)
-        checked = 0
-        for batch in loader:
-            _, scores, _, targets = trainer._full_sort_batch_eval(batch)
+    checked: dict[bool, int] = {True: 0, False: 0}
+
+    class Candidates(Observer):
+        def __init__(self, left_out: bool) -> None:
+            self.left_out = left_out
+
+        def ranked(self, batch: RankedBatch) -> None:
+            scores, targets = batch.scores, batch.targets
             found = scores[:, torch.from_numpy(unseen)]
-            assert (found == -torch.inf).all() if left_out else (found > -torch.inf).all()
+            if self.left_out:
+                assert (found == -torch.inf).all()
+            else:
+                assert (found > -torch.inf).all()
             assert torch.isfinite(scores[torch.arange(len(targets)), targets]).all()
             masked = (scores == -torch.inf).sum(dim=1)
-            assert (masked > 1 + left_out * len(unseen)).all() == mask_seen
-            checked += len(targets)
-        assert checked == len(loader._dataset)
+            assert (masked > 1 + self.left_out * len(unseen)).all() == mask_seen
+            checked[self.left_out] += len(targets)
+
+    for loader, left_out in ((splits.valid, True), (splits.test, False)):
+        trainer.evaluate(loader, load_best_model=False, observers=[Candidates(left_out)])
+        assert checked[left_out] == len(loader._dataset)
 
 
 @pytest.mark.parametrize(

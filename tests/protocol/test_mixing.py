@@ -11,6 +11,7 @@ from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.protocol import mixing
+from recbole_idiomoe.protocol.evaluation import RankedBatch
 from recbole_idiomoe.protocol.mixing import WEIGHTS, Mixture
 from recbole_idiomoe.protocol.ranks import NamedRanks
 from recbole_idiomoe.report.tables import table
@@ -166,10 +167,12 @@ def test_a_metric_where_less_is_better_chooses_the_least() -> None:
     trainer: Any = Trainer()
     trainer.eval_collector, trainer.evaluator = Collector(), Evaluator()
     scores = torch.tensor([[-inf, -60.0, 0.0]])  # expects nothing of what the counter does
-    trainer._full_sort_batch_eval = lambda batch: (batch, scores, None, None)
-    trainer.evaluate = lambda data, **_: trainer._full_sort_batch_eval(data)
     counter: Any = Counter()
-    weight, found = mixing.choose_weight(trainer, counter, None)
+    search = mixing.WeightSearch(trainer, counter)
+    search.started(None)
+    batch: Any = RankedBatch({}, scores, torch.tensor([0]), torch.tensor([1]), None)
+    search.ranked(batch)
+    weight, found = search.best()
     assert weight == 0.35 and found["averagepopularity@5"] == pytest.approx(0, abs=1e-6)
 
 

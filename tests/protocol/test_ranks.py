@@ -7,15 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recbole.data import data_preparation
 
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.models.registry import get_trainer
-from recbole_idiomoe.protocol.ranks import NamedRanks, Ranks, item_counts, ranks_among, ranks_kept
-from recbole_idiomoe.protocol.seen_items import mask_seen_items
+from recbole_idiomoe.protocol.ranks import (
+    NamedRanks,
+    RankRecorder,
+    Ranks,
+    item_counts,
+    ranks_among,
+)
+from recbole_idiomoe.protocol.splits import split_dataset
+from recbole_idiomoe.training.trainers import get_trainer
 from tests.helpers import DATASET_SETTINGS, write_dataset
 from tests.training.cycle import TINY, write_cycle
 
@@ -63,22 +68,19 @@ def test_metrics_of_ranks_are_recboles_however_ties_fall(
     levels: int | None, mask_seen: bool, data: Path, tmp_path: Path
 ) -> None:
     settings = SMALL | {"data_path": str(data), "checkpoint_dir": str(tmp_path)}
+    settings["mask_seen"] = mask_seen
     config = RunConfig("SASRec", "cycle", settings=settings)
     dataset = load_dataset(config)
-    counts = item_counts(dataset)
-    train, valid, test = data_preparation(config, dataset)
-    if mask_seen:
-        mask_seen_items(config, train, valid, test)
+    splits = split_dataset(config, dataset)
     scores = torch.rand(dataset.user_num, dataset.item_num, generator=torch.manual_seed(0))
     scores = scores if levels is None else (scores * levels).floor()
     trainer = get_trainer("SASRec")(config, Fixed(scores))
-    with ranks_kept(tmp_path / "ranks.npz", trainer, test, counts, valid):
-        found = trainer.evaluate(test, load_best_model=False)
+    recorder = RankRecorder(tmp_path / "ranks.npz", splits.popularity)
+    found = trainer.evaluate(splits.test, load_best_model=False, observers=[recorder])
     ranks = NamedRanks.load(tmp_path / "ranks.npz")
     assert len(found) == len(NAMES) * 3 and ranks.rank.min() >= 1 and len(ranks.rank) == 60
     assert {name: round(float(ranks.metric(name).mean()), 12) for name in found} == found
-    # The recorder is gone.
-    assert "eval_batch_collect" not in vars(trainer.eval_collector)
+    assert trainer.evaluate(splits.test, load_best_model=False) == found
 
 
 def test_what_a_user_had_alone_is_no_training_interaction(tmp_path: Path) -> None:

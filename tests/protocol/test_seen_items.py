@@ -6,21 +6,24 @@ from typing import Any
 import numpy as np
 import pytest
 from recbole.data import create_dataset, data_preparation
+from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.config.run_config import RunConfig
-from recbole_idiomoe.models.registry import get_dataset_class, get_model, get_trainer
+from recbole_idiomoe.models.registry import get_dataset_class, get_model
 from recbole_idiomoe.protocol import seen_items
-from recbole_idiomoe.protocol.seen_items import SeenItems, mask_seen_items
+from recbole_idiomoe.protocol.seen_items import SeenItems
+from recbole_idiomoe.protocol.splits import split_dataset
 from tests.helpers import SMALL_ML_100K
 
 
 def loaders(model: str, **settings: Any) -> tuple[Any, ...]:
     config = RunConfig(model, "ml-100k", settings=SMALL_ML_100K | settings)
     dataset = get_dataset_class(model)(config)
-    return config, *data_preparation(config, dataset)
+    splits = split_dataset(config, dataset)
+    return splits.train, splits.valid, splits.test
 
 
 def raw_histories() -> dict[int, list[int]]:
@@ -35,8 +38,7 @@ def raw_histories() -> dict[int, list[int]]:
 
 @pytest.mark.parametrize("model", ["SASRec", "IDIOMoE"])
 def test_exactly_the_earlier_items_are_masked(model: str) -> None:
-    config, train, valid, test = loaders(model)
-    mask_seen_items(config, train, valid, test)
+    _, valid, test = loaders(model)
     histories = raw_histories()
     for loader, held_out in ((valid, 2), (test, 1)):
         checked = 0
@@ -53,8 +55,7 @@ def test_exactly_the_earlier_items_are_masked(model: str) -> None:
 @pytest.mark.parametrize("group_by", ["user", "none"])
 def test_of_a_split_by_ratio_earlier_targets_are_masked_too(model: str, group_by: str) -> None:
     by_ratio = {"split": {"RS": [6, 2, 2]}, "group_by": group_by}
-    config, *splits = loaders(model, eval_args=by_ratio, MAX_ITEM_LIST_LENGTH=3)
-    mask_seen_items(config, *splits)
+    splits = loaders(model, eval_args=by_ratio, MAX_ITEM_LIST_LENGTH=3)
     histories = raw_histories()
     checked = 0
     for loader in splits[1:]:
@@ -68,7 +69,7 @@ def test_of_a_split_by_ratio_earlier_targets_are_masked_too(model: str, group_by
 
 
 def test_the_mask_reaches_beyond_the_longest_history_that_is_read() -> None:
-    _, train, valid, _ = loaders("SASRec", MAX_ITEM_LIST_LENGTH=3)
+    train, valid, _ = loaders("SASRec", MAX_ITEM_LIST_LENGTH=3)
     seen = SeenItems([train._dataset])
     histories = raw_histories()
     for user in valid._dataset.inter_feat["user_id"].tolist():
@@ -77,7 +78,7 @@ def test_the_mask_reaches_beyond_the_longest_history_that_is_read() -> None:
 
 @pytest.mark.parametrize("model", ["SASRec", "IDIOMoE"])
 def test_pieces_and_splits_make_the_whole(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, train, valid, _ = loaders(model, MAX_ITEM_LIST_LENGTH=3)
+    train, valid, _ = loaders(model, MAX_ITEM_LIST_LENGTH=3)
     splits = [train._dataset, valid._dataset]
     whole = SeenItems(splits)
     monkeypatch.setattr(seen_items, "ROWS", 7)
@@ -87,9 +88,8 @@ def test_pieces_and_splits_make_the_whole(model: str, monkeypatch: pytest.Monkey
 
 
 def test_sampled_candidates_are_refused() -> None:
-    config, *splits = loaders("SASRec", eval_args={"mode": "uni100"})
     with pytest.raises(SettingError, match="mask_seen=True needs the full ranking"):
-        mask_seen_items(config, *splits)
+        loaders("SASRec", eval_args={"mode": "uni100"})
 
 
 def test_off_gives_recboles_stock_numbers_to_the_last_digit(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_off_gives_recboles_stock_numbers_to_the_last_digit(tmp_path: Path) -> N
     train, valid, test = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], config["reproducibility"])
     model = get_model("SASRec")(config, train._dataset)
-    trainer = get_trainer("SASRec")(config, model)
+    trainer = Trainer(config, model)
     _, stock_valid = trainer.fit(train, valid)
     stock_test = trainer.evaluate(test)
 

@@ -18,9 +18,11 @@ from recbole_idiomoe.base.errors import CheckpointError, DataError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.models.registry import get_model, get_trainer
+from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol import score_memory
-from recbole_idiomoe.recommend.recommender import Recommender, main
+from recbole_idiomoe.recommend.__main__ import main
+from recbole_idiomoe.recommend.recommender import Recommender
+from recbole_idiomoe.training.trainers import get_trainer
 from tests.models.test_host_syncs import Operators
 from tests.training.cycle import TINY, titles_of, write_cycle
 

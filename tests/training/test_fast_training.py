@@ -15,7 +15,7 @@ from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import backbone_ffns
 from recbole_idiomoe.lm.training import halve_frozen
-from recbole_idiomoe.recommend.recommender import load
+from recbole_idiomoe.recommend import load
 from recbole_idiomoe.training import trainer
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.lm.decoders import ITEMS, decoder

@@ -16,9 +16,10 @@ from recbole.utils import init_seed
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model, get_trainer
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model
 from recbole_idiomoe.protocol.clock import Clock
-from recbole_idiomoe.training.stages import pretrain
+from recbole_idiomoe.training.stages import run_first_stage
+from recbole_idiomoe.training.trainers import get_trainer
 from tests.golden.runs import COMMON, OWN
 from tests.helpers import write_dataset
 
@@ -54,7 +55,7 @@ def learnt_from(model: str, rows: Rows, place: Path) -> list[Any]:
     config = RunConfig(model, "toy", settings=settings)
     init_seed(config["seed"], config["reproducibility"])
     train, valid, _ = data_preparation(config, load_dataset(config))
-    pretrain(config, train, valid, place / "stage", Clock())
+    run_first_stage(config, train, valid, place / "stage", Clock())
     init_seed(config["seed"], config["reproducibility"])
     built = get_model(model)(config, train._dataset)
     trainer = get_trainer(model)(config, built)
@@ -110,7 +111,7 @@ def language_model(model: str, place: Path) -> Any:
     dataset = load_dataset(config)
     if model == "E4SRec":
         train, valid, _ = data_preparation(config, dataset)
-        pretrain(config, train, valid, place / "stage", Clock())
+        run_first_stage(config, train, valid, place / "stage", Clock())
         dataset = train._dataset
     else:
         dataset = dataset.build()[0]

@@ -11,6 +11,7 @@ import torch
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.models.registry import get_model
+from recbole_idiomoe.runs import execution
 from recbole_idiomoe.training import trainer as trainer_module
 from recbole_idiomoe.training.loss_watch import FILE_NAME
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
@@ -68,10 +69,10 @@ def test_a_grid_keeps_the_users_beside_its_runs(
     (file,) = Path("grid.json.runs").iterdir()
     kept(said, file)
 
-    def other(config: Any) -> Any:
+    def other(plan: Any) -> Any:
         raise IdiomoeError("no luck")
 
-    monkeypatch.setattr(api, "run_one", other)
+    monkeypatch.setattr(execution, "execute", other)
     failed(settings=of_a_table(data_path), result_file="grid.json")
     assert not file.exists()  # it was of an earlier try
 
@@ -152,7 +153,7 @@ def test_ours_names_the_users_of_the_first_bad_step(
 
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 @pytest.mark.parametrize("model", ["SASRec", "SASRecCE", "TIGER", "S3Rec", "E4SRec"])
-def test_recboles_trainers_do_likewise_in_every_stage(
+def test_recboles_trainers_stop_too_in_every_stage(
     model: str, bad: str, data_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S3Rec and E4SRec begin with a stage of RecBole's."""

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Grid, cells_of
-from recbole_idiomoe.runs import execution as one_run
+from recbole_idiomoe.runs import execution
+from recbole_idiomoe.runs import plan as plans
+from recbole_idiomoe.runs.plan import RunPlan
+from recbole_idiomoe.runs.request import RunRequest
+from recbole_idiomoe.runs.result import RunResult
 from recbole_idiomoe.tuning import table, trials, tune
 from tests.helpers import write_dataset
 from tests.training.cycle import TINY, titles_of
@@ -34,21 +39,23 @@ KEPT, BEST = Path("tuned/SASRec_ml-100k.json"), Path("tuned/SASRec_ml-100k.yaml"
 
 
 class Validate:
-    """Stands in for ``validate_one``: better with more layers; notes what it was called with."""
+    """Stands in for ``execute``: better with more layers; notes what it was called with."""
 
     def __init__(self) -> None:
         self.tried: list[tuple[str, float, int]] = []
         self.before: Callable[[RunConfig], object] = lambda config: None
 
-    def __call__(self, config: RunConfig, folder: Path) -> dict[str, Any]:
+    def __call__(self, plan: RunPlan) -> RunResult:
+        assert not plan.tests
+        config = plan.config
         self.before(config)
-        folder.mkdir(parents=True)
+        plan.folder.mkdir(parents=True)
         layers = config["n_layers"] or config["num_layers"]
         self.tried.append((config["model"], config["learning_rate"], layers))
-        return {
-            "best_valid_result": {"ndcg@10": layers / 10 - config["learning_rate"]},
-            "epochs": 3, "device": "CPU", "users": 1, "items": 2, "interactions": 3,
-        }  # fmt: skip
+        return RunResult(
+            config["model"], config["dataset"], users=1, items=2, interactions=3, epochs=3,
+            best_valid_result={"ndcg@10": layers / 10 - config["learning_rate"]}, device="CPU",
+        )  # fmt: skip
 
     def fail_at(self, trial: int, fault: BaseException) -> None:
         def before(config: RunConfig) -> None:
@@ -62,7 +69,8 @@ class Validate:
 @pytest.fixture
 def validate(monkeypatch: pytest.MonkeyPatch) -> Validate:
     stand_in = Validate()
-    monkeypatch.setattr(one_run, "validate_one", stand_in)
+    monkeypatch.setattr(execution, "execute", stand_in)
+    monkeypatch.setattr(plans, "find_data", lambda config: None)
     return stand_in
 
 
@@ -242,8 +250,8 @@ def test_a_lock_of_another_account_is_one_line(
 
 def test_other_data_end_the_search(validate: Validate, monkeypatch: pytest.MonkeyPatch) -> None:
     tune(**SASREC, settings=SPACE, trials=1)
-    fewer = lambda *args: validate(*args) | {"users": 0}  # noqa: E731
-    monkeypatch.setattr(one_run, "validate_one", fewer)
+    fewer = lambda plan: replace(validate(plan), users=0)  # noqa: E731
+    monkeypatch.setattr(execution, "execute", fewer)
     with pytest.raises(DataError, match="the data are others than those of the first trial"):
         tune(**SASREC, settings=SPACE, trials=2)
 
@@ -267,8 +275,8 @@ def test_trials_of_another_search_are_not_mixed_in(validate: Validate) -> None:
 def test_a_model_that_is_never_validated_cannot_be_tuned(
     validate: Validate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = lambda *args: validate(*args) | {"best_valid_result": {}}  # noqa: E731
-    monkeypatch.setattr(one_run, "validate_one", nothing)
+    nothing = lambda plan: replace(validate(plan), best_valid_result={})  # noqa: E731
+    monkeypatch.setattr(execution, "execute", nothing)
     with pytest.raises(SettingError, match="no epoch was validated"):
         tune(**SASREC, settings=SPACE, trials=2)
 
@@ -366,16 +374,17 @@ def test_the_test_split_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def __iter__(self) -> Any:
             raise AssertionError("the test split is read")
 
-    split = one_run.split_dataset
+    split = execution.split_dataset
 
     def closed(*args: Any) -> Any:
-        train, valid, test = split(*args)
-        return train, valid, Closed(test)
+        splits = split(*args)
+        return replace(splits, test=Closed(splits.test))
 
-    monkeypatch.setattr(one_run, "split_dataset", closed)
+    monkeypatch.setattr(execution, "split_dataset", closed)
     path = write_walks(tmp_path / "walks", False)
     settings = TINY | {"data_path": str(path), "epochs": 1, "n_layers": 1, "hidden_size": 16}
-    result = one_run.validate_one(RunConfig("SASRec", "walks", (), settings), tmp_path / "run")
+    asked = RunRequest("SASRec", "walks", settings=settings, folder=tmp_path / "run", tests=False)
+    result = execution.execute(plans.plan(asked)).to_json()
     assert result["best_valid_result"] and "test_result" not in result
     with pytest.raises(AssertionError, match="the test split is read"):
         api.run("SASRec", "walks", settings=settings)
