@@ -190,7 +190,7 @@ def _distance_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Ro
 
 
 def _item_rows(run: Run, histories: Sequence[np.ndarray]) -> tuple[list[Row], str]:
-    if run.catalog_lm.settings.item_tokens == "title":
+    if run.catalog_lm.item_codes.in_text:
         return [], f"{run.label} spells items in text, so that no token of a history is an item."
     layers, even = history_attention(run.catalog_lm, histories)
     rows: list[Row] = [

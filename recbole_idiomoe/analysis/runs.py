@@ -216,8 +216,8 @@ def _chosen(entries: list[str], level: int) -> str:
 
 def require_item_tokens(run: Run) -> None:
     """Raise a :class:`SettingError` unless every item of ``run`` has a token of its own."""
-    chosen = run.catalog_lm.settings.item_tokens
-    if chosen != "atomic":
+    if not run.catalog_lm.item_codes.one_token_each:
+        chosen = run.catalog_lm.settings.item_tokens
         raise SettingError(
             f"{run.label} spells items in several tokens (item_tokens={chosen}), so that none has "
             "a vector of its own; give a run with item_tokens=atomic."

@@ -14,7 +14,7 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from recbole_idiomoe.base.errors import BackboneError, SettingError, kind_of
+from recbole_idiomoe.base.errors import BackboneError, CheckpointError, SettingError, kind_of
 from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm.vocabulary import keep_no_words
@@ -65,6 +65,14 @@ def item_vectors(
     vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
     vectors[kept] = found
     return vectors
+
+
+def changed_encoder(encoder: str) -> CheckpointError:
+    """The error for a setting ``text_encoder`` that gives other vectors than in training."""
+    return CheckpointError(
+        f"text_encoder={encoder!r} no longer gives the vectors that the model was trained on; "
+        "restore its file, or the versions that run.json names."
+    )
 
 
 @one_thread()  # semantic IDs are made from these vectors, to the last bit

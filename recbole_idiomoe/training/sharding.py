@@ -105,7 +105,7 @@ def cut_items(model: CatalogLM) -> None:
         "a model with item tables of its own": type(table) is not ItemTable,
         "sharding=fsdp2": settings.sharding != "ddp",
         "cold_start": bool(settings.cold_start),
-        f"item_tokens={settings.item_tokens}": settings.item_tokens != "atomic",
+        f"item_tokens={settings.item_tokens}": not model.item_codes.one_token_each,
         "softmax=hybrid": settings.softmax != "item",
         "item_embedding_dim": table.up is not None,
     }

@@ -22,6 +22,7 @@ from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
 from recbole_idiomoe.lm.row_exchange import RowExchange
 from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
 from recbole_idiomoe.training import sharding, trainer
 from tests.distributed.ranks import interrupted_in_epoch, runs, started
 from tests.distributed.test_training import (
@@ -234,17 +235,21 @@ def test_a_run_goes_on_with_more_or_fewer_processes(
 )
 def test_what_needs_the_whole_table_is_refused(settings: dict[str, Any], named: str) -> None:
     table = ItemTable(7, WIDTH, settings.get("item_embedding_dim"))
-    model = SimpleNamespace(settings=Settings(**settings), lm=SimpleNamespace(item_table=table))
     with pytest.raises(SettingError, match=f"shard_items does not go with {named}; leave one"):
-        sharding.cut_items(cast(CatalogLM, model))
+        sharding.cut_items(model_of(Settings(**settings), table))
+
+
+def model_of(settings: Settings, table: ItemTable) -> CatalogLM:
+    """As much of a model as is looked at before its item table is cut."""
+    codes, lm = ITEM_CODES[settings.item_tokens], SimpleNamespace(item_table=table)
+    return cast(CatalogLM, SimpleNamespace(settings=settings, item_codes=codes, lm=lm))
 
 
 def test_other_kinds_of_tables_are_refused() -> None:
     table = ProjectedItemTable(7, WIDTH, 3, 0.02)
     settings = Settings(softmax="hybrid", item_embedding_dim=3)  # as such a model sets them
-    model = SimpleNamespace(settings=settings, lm=SimpleNamespace(item_table=table))
     with pytest.raises(SettingError, match="a model with item tables of its own"):
-        sharding.cut_items(cast(CatalogLM, model))
+        sharding.cut_items(model_of(settings, table))
 
 
 @given_any(item_num=st.integers(1, 40), ranks=st.integers(1, 9))

@@ -19,6 +19,7 @@ from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.models.language import soft_targets
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.soft_targets import Followers, Neighbours, SoftTargets
 from recbole_idiomoe.models.registry import get_model
 from tests.helpers import DATASET_SETTINGS, TINY_BACKBONE, write_dataset
@@ -129,7 +130,7 @@ def reference(model: CatalogLM, windows: list[np.ndarray], targets: np.ndarray) 
     """Mean cross entropy over the candidates, each with its probability."""
     sequences = [model.builder.build_training(w, model.settings.use_text) for w in windows]
     batch = collate(sequences, model.pad_token_id)
-    states = model._hidden_states(batch)[batch.predict_at]
+    states = hidden_states(model.lm, batch)[batch.predict_at]
     scores = model.lm.item_logits(states)
     scores[:, model.untrained] = -torch.inf
     if model.settings.softmax == "hybrid":
@@ -233,7 +234,7 @@ def test_where_all_tokens_are_learnt_those_of_items_are_soft(tmp_path: Path) -> 
     def moved() -> torch.Tensor:
         targets = dense_targets(model, windows)
         hard = np.eye(ITEMS + 1)[np.concatenate([window[1:] for window in windows])]
-        scores = model.lm.item_logits(model._hidden_states(batch)[batch.predict_at])[:, 1:]
+        scores = model.lm.item_logits(hidden_states(model.lm, batch)[batch.predict_at])[:, 1:]
         return -(torch.from_numpy(targets - hard).float()[:, 1:] * scores).sum() / batch.token_count
 
     wanted, wanted_gradients = loss_and_gradients(model, [moved()])

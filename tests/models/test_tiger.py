@@ -8,12 +8,16 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
+import recbole_idiomoe
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.lm.prefix_tree import PrefixTree
+from recbole_idiomoe.models import registry
 from recbole_idiomoe.models.tiger import t5_ranking
+from recbole_idiomoe.models.tiger.codes import CodeTable
+from recbole_idiomoe.models.tiger.model import TIGER
 from recbole_idiomoe.models.tiger.t5_packing import encode, pack
 from recbole_idiomoe.models.tiger.t5_ranking import code_tree, rank_leaves
 from tests.models.tiny_baselines import ITEMS, SMALL, build, interaction
@@ -302,3 +306,81 @@ def test_text_vectors_are_those_that_text_encoder_says(tmp_path: Path) -> None:
     np.savez(tmp_path / "vectors.npz", item_ids=names, vectors=groups)
     model = build("TIGER", tmp_path, text_encoder=str(tmp_path / "vectors.npz"))
     assert len(model.item_tokens[1:, :3].unique(dim=0)) == 4
+
+
+class OwnCodes(TIGER):
+    """Codes of one to four tokens, which items have in another order in every model."""
+
+    drawn = np.random.default_rng(0)
+
+    def item_codes(self, config: Any, dataset: Any) -> CodeTable:
+        codes = [[1], [2], *([3, n] for n in range(4, 12)), *([12, n, 3] for n in range(4, 12))]
+        codes += [[13 + n // 6, 4 + n % 6, 5, 1] for n in range(ITEMS - len(codes))]
+        return CodeTable.of([[], *(codes[n] for n in self.drawn.permutation(ITEMS))])
+
+
+@pytest.fixture
+def own_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry.MODELS["TIGER"]._replace(model=f"{__name__}:OwnCodes")
+    monkeypatch.setitem(registry.MODELS, "TIGER", entry)
+    monkeypatch.setattr(OwnCodes, "drawn", np.random.default_rng(0))
+
+
+@pytest.mark.usefixtures("own_codes")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_codes_of_other_lengths_rank_as_they_are_spelt_out(attention: str, tmp_path: Path) -> None:
+    model = loud(build("TIGER", tmp_path, n_layers=2, attn_implementation=attention))
+    assert {len(spelt(model, item)) for item in range(1, ITEMS + 1)} == {1, 2, 3, 4}
+    found = model.full_sort_predict(interaction(HISTORIES, users=USERS))
+    assert found.shape == (3, ITEMS + 1) and (found[:, 0] == -torch.inf).all()
+    for item in range(1, ITEMS + 1):
+        rows = interaction(HISTORIES, [item] * 3, USERS)
+        with torch.no_grad():
+            one = model.predict(rows)
+        torch.testing.assert_close(found[:, item], one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("own_codes")
+def test_weights_bring_their_codes(tmp_path: Path) -> None:
+    rows = interaction(HISTORIES, users=USERS)
+    saved, loaded = (loud(build("TIGER", tmp_path / name)) for name in ("one", "two"))
+    wanted, before = saved.full_sort_predict(rows), loaded.full_sort_predict(rows)
+    assert not torch.equal(saved.item_tokens, loaded.item_tokens)
+    assert not torch.allclose(before, wanted)
+    loaded.load_state_dict(saved.state_dict())
+    assert torch.equal(loaded.full_sort_predict(rows), wanted)
+
+
+@pytest.mark.usefixtures("own_codes")
+def test_a_run_learns_codes_of_other_lengths_and_its_folder_recommends(tmp_path: Path) -> None:
+    path = write_cycle(tmp_path / "cycle")
+    settings = TINY | SMALL["TIGER"] | {"epochs": 25, "dropout_prob": 0.0, "user_tokens": 0}
+    (result,) = api.run("TIGER", "cycle", settings=settings | {"data_path": str(path)})
+    assert result["test_result"]["ndcg@10"] > 0.25  # 0.11 by chance
+    first, again = (
+        recbole_idiomoe.load(result["folder"]).recommend(["i3", "i4"], k=5) for _ in range(2)
+    )
+    assert first == again and "i5" in {item.item_id for item in first}
+
+
+@pytest.mark.parametrize(
+    ("codes", "problem"),
+    [
+        ([[], [1], [1, 2]], "begins"),
+        ([[], [2, 1], [1], [2, 1, 3]], "begins"),
+        ([[], [1], []], "at least one token"),
+        ([[1], [2]], "row 0 must be empty"),
+        ([[], [1], [0, 2]], "must be between 1 and 2"),
+        ([[], [1], [5]], "must be between 1 and 3"),
+    ],
+)
+def test_codes_that_cannot_be_are_one_line(codes: list[list[int]], problem: str) -> None:
+    with pytest.raises(DataError, match=problem) as caught:
+        CodeTable.of(codes, token_num=4 if codes[-1] == [5] else None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_code_table_is_padded_and_counts_its_tokens() -> None:
+    table = CodeTable.of([[], [3], [1, 2, 2], [3]])
+    assert table.tokens.tolist() == [[0, 0, 0], [3, 0, 0], [1, 2, 2], [3, 0, 0]]
+    assert table.token_num == 4 and CodeTable.of([[], [3]], token_num=9).token_num == 9

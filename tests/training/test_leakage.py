@@ -16,6 +16,7 @@ from recbole.utils import init_seed
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.training.stages import run_first_stage
@@ -158,7 +159,7 @@ def test_the_text_of_no_item_outside_the_history_reaches_a_ranking(
 
 @torch.no_grad()
 def _states(catalog_lm: Any, batch: SequenceBatch) -> torch.Tensor:
-    states: torch.Tensor = catalog_lm._hidden_states(batch)
+    states: torch.Tensor = hidden_states(catalog_lm.lm, batch)
     return states
 
 

@@ -31,6 +31,7 @@ from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.lm.item_loss import summed_cross_entropy
 from recbole_idiomoe.lm.modeling import IGNORED
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
 
 
@@ -48,12 +49,12 @@ class CausalCatalogLM(CatalogLM):
         # Within a sequence they are the next tokens already; at its end, what it leads to.
         targets = following.index_copy(0, batch.predict_at, batch.targets)
         with self.autocast():
-            hidden_states = self._hidden_states(batch)
+            states = hidden_states(self.lm, batch)
             total = summed_cross_entropy(
-                self._token_scores, hidden_states, targets, self.lm.config.vocab_size
+                self._token_scores, states, targets, self.lm.config.vocab_size
             )
             if self.soft_targets is not None:
-                predicting = hidden_states[batch.predict_at]
+                predicting = states[batch.predict_at]
                 total = total + self._softening(self.soft_targets, predicting, batch)
         return total / batch.token_count
 

@@ -1,4 +1,4 @@
-"""A language model together with the catalogue that it speaks."""
+"""A language model together with the catalogue of the items that it predicts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
@@ -20,10 +18,8 @@ from recbole_idiomoe.base.files import folder_written_aside
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.item_codes import ItemCodes, load_item_codes, make_item_codes
 from recbole_idiomoe.data.loader import token_groups
 from recbole_idiomoe.data.sequence import NOTHING, SequenceBuilder, TokenSequence
-from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.data.text_tokens import text_tokens
 from recbole_idiomoe.lm import (
     ARCHITECTURES,
@@ -35,34 +31,34 @@ from recbole_idiomoe.lm import (
     with_random_weights,
 )
 from recbole_idiomoe.lm.item_shard import ItemTableShard
-from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.models.language.forward import hidden_states
+from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
+from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
 from recbole_idiomoe.models.language.soft_targets import Followers, SoftTargets, make_soft_targets
+from recbole_idiomoe.models.language.text_vectors import starting_vectors
 
 logger = logging.getLogger(__name__)
 
 MAX_QUERY_TOKENS = 64
 
-# Fewer tokens in a pass do not make it shorter: a GPU waits for the host to launch its kernels.
+# A pass over fewer tokens is not faster: a GPU then waits for the host to launch its kernels.
 BUSY_TOKENS = {"cpu": 1024, "cuda": 8192}
-
-# All but cuDNN's, which plans anew for every shape, and here every batch has its own length.
-ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class CatalogLM(nn.Module):
-    """Histories of item rows in, a loss or scores of the whole catalogue out.
+    """Computes a loss, or scores of the whole catalogue, from histories of item rows.
 
     Args:
         lm: the language model.
         tokenizer: its tokenizer, item tokens included.
         catalog: the items.
-        item_codes: the tokens that they are spelt in.
+        item_codes: the tokens of each item.
         settings: how a history becomes a sequence.
 
     Raises:
-        CheckpointError: the model has not as many item tokens as the catalogue needs.
+        CheckpointError: the model does not have as many item tokens as the catalogue needs.
     """
 
     untrained: torch.Tensor
@@ -86,25 +82,24 @@ class CatalogLM(nn.Module):
         self.tokenizer = tokenizer
         self.settings = settings
         self.soft_targets: SoftTargets | None = None
-        """Of training, where its targets are soft; not saved."""
+        """What softens the targets in training; None: targets are single items. Not saved."""
         self.passes_of_all: Callable[[int], int] | None = None
-        """From this process's forward passes to those of all, where all must do as many."""
+        """Maps the number of this process's forward passes to the largest number of any process.
+        Set where all processes must do equally many."""
         self.pad_token_id = tokenizer.pad_token_id or 0
         self.set_catalog(catalog, item_codes)
 
     def set_catalog(self, catalog: Catalog, item_codes: ItemCodes) -> None:
-        """Speak of ``catalog``, whose tokens the language model and the tokenizer know.
+        """Use ``catalog``, whose item tokens the language model and the tokenizer already have.
 
         Raises:
-            SettingError: ``max_tokens`` has no room for two items; nothing is changed then.
+            SettingError: ``max_tokens`` has no room for two items. Nothing is changed then.
         """
         self.builder = self._sequence_builder(catalog, item_codes)
         self.catalog = catalog
         self.item_codes = item_codes
-        self._tree: PrefixTree | None = None
-        self._described: set[Path] = set()  # folders that have been given tokenizer and items
-        # Tokens that items share are trained on, whichever item they are held out with.
-        rows = catalog.untrained if self.settings.item_tokens == "atomic" else []
+        self._described: set[Path] = set()  # folders that tokenizer and items are saved in
+        rows = item_codes.untrained_rows(catalog)
         untrained = torch.tensor(rows, dtype=torch.int64, device=self.lm.device)
         self.register_buffer("untrained", untrained, persistent=False)
 
@@ -123,31 +118,25 @@ class CatalogLM(nn.Module):
         """A new model for ``catalog``: a backbone, item experts, item tokens, an item table.
 
         Args:
-            architecture: what takes the place of the item experts, a name in
-                :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`.
-            pretrained: keep the backbone's weights, or only its sizes.
-            followers: for ``transition_smoothing``, of the training split.
+            seed: seed of everything random.
+            device: where item texts are encoded; the model itself is on the CPU.
+            architecture: name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES` of what
+                is added to the backbone.
+            pretrained: keep the backbone's weights; otherwise only its sizes.
+            followers: the items around each item in the training split; needed for
+                ``transition_smoothing``.
+
+        Raises:
+            BackboneError: the backbone cannot be loaded.
+            DataError: the settings need texts or titles, and no item has any.
         """
         backbone, tokenizer = untouched_backbone(settings, seed)
-        vectors = None
-        if _wants_vectors(catalog, settings):
-            vectors = item_vectors(
-                catalog,
-                settings.text_encoder,
-                dim=settings.item_embedding_dim or backbone.config.hidden_size,
-                backbone=(backbone, tokenizer),
-                device=device,
-                seed=seed,
-            )
-        if not pretrained:  # now: what its states say of a text is asked for new items, too
+        vectors = starting_vectors(catalog, settings, (backbone, tokenizer), device, seed)
+        if not pretrained:  # only now: new items' texts are encoded by its own weights too
             backbone = with_random_weights(backbone, seed)
-        item_codes = make_item_codes(
-            catalog, settings, tokenizer, backbone.config.vocab_size, vectors, seed
-        )
-        if item_codes.semantic_ids is not None:
-            vectors = item_codes.semantic_ids.token_vectors()
-        elif vectors is not None:
-            vectors[catalog.untrained] = 0  # nor does training know what they say
+        context = CodeContext(catalog, tokenizer, backbone.config.vocab_size, settings)
+        item_codes = ITEM_CODES[settings.item_tokens].make(context, vectors, seed)
+        vectors = item_codes.token_vectors(vectors, catalog)
         text_size = vectors.shape[1] if vectors is not None and settings.item_text_added else None
         lm = IdiomoeForCausalLM.from_backbone(
             backbone,
@@ -181,19 +170,20 @@ class CatalogLM(nn.Module):
         return model
 
     def loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """This batch's share of its step's mean loss: the shares of a step add up to the mean.
+        """The batch's part of the mean loss of its step, a scalar; the parts of a step add up.
 
-        Cross entropy of the items' tokens over all item tokens (over the text vocabulary where
-        items are their titles), their targets soft where the settings say so, plus
-        ``text_loss_weight`` times that of the text between them, plus what the architecture adds.
+        The loss is the cross entropy of the items' tokens over all item tokens (over the text
+        vocabulary if items are written as titles) with soft targets if the settings ask for them,
+        plus ``text_loss_weight`` times the cross entropy of the text between the items, plus the
+        architecture's auxiliary loss.
         """
         with self.autocast():
-            hidden_states = self._hidden_states(batch)
+            states = hidden_states(self.lm, batch)
             share = len(batch.targets) / batch.item_count
-            loss = share * self._item_loss(hidden_states[batch.predict_at], batch)
+            loss = share * self._item_loss(states[batch.predict_at], batch)
             if self.settings.text_loss_weight and len(batch.predict_text_at):
                 next_tokens = batch.input_ids.flatten()[batch.predict_text_at + 1]
-                text_loss = self.lm.text_loss(hidden_states[batch.predict_text_at], next_tokens)
+                text_loss = self.lm.text_loss(states[batch.predict_text_at], next_tokens)
                 share = len(next_tokens) / batch.text_count
                 loss = loss + self.settings.text_loss_weight * share * text_loss
             auxiliary_loss = self.lm.auxiliary_loss(batch.token_types, batch.is_real)
@@ -206,35 +196,36 @@ class CatalogLM(nn.Module):
         """Scores of every item as the next one, shape ``(len(histories), item_num)``, float32.
 
         Args:
-            histories: item rows, oldest first, each of shape ``(n,)``. The most recent ones that
+            histories: item rows, oldest first, each of shape ``(n,)``. The most recent items that
                 fit are read.
-            query: what the user asks for, in words; it stands behind the history.
+            query: what the user asks for, in words. It is read after the history.
 
         Raises:
-            DataError: a history is empty and nothing is asked for.
+            DataError: a history is empty and there is no query.
         """
         sequences = self.sequences(histories, query)
-        atomic = self.settings.item_tokens == "atomic"
-        # A piece of the tree stands behind each history.
-        lengths = [len(s.input_ids) + (0 if atomic else PIECE_SIZE) for s in sequences]
+        lengths = [len(s.input_ids) + self.item_codes.ranking_tokens for s in sequences]
         busy_tokens = BUSY_TOKENS["cpu" if self.lm.device.type == "cpu" else "cuda"]
         groups = token_groups(lengths, self.settings.max_batch_tokens, busy_tokens)
-        compute = self._last_states if atomic else self._leaf_scores
         passes = self.passes_of_all(len(groups)) if self.passes_of_all else len(groups)
         found = []
         for group in groups + groups[-1:] * (passes - len(groups)):
             batch = collate([sequences[i] for i in group], self.pad_token_id)
-            found.append(compute(batch.to(self.lm.device)))
-        computed = torch.cat(found[: len(groups)])
+            with self.autocast():
+                found.append(self.item_codes.batch_outputs(self.lm, batch.to(self.lm.device)))
+        outputs = torch.cat(found[: len(groups)])
         as_given = torch.from_numpy(np.argsort(np.concatenate(groups)))
-        computed = computed.index_select(0, as_given.to(computed.device, non_blocking=True))
-        # One product with the catalogue: its scores are then held once.
-        return self.lm.item_logits(computed) if atomic else computed
+        outputs = outputs.index_select(0, as_given.to(outputs.device, non_blocking=True))
+        return self.item_codes.scores(self.lm, outputs)
 
     def sequences(
         self, histories: Sequence[np.ndarray], query: str | None = None
     ) -> list[TokenSequence]:
-        """The tokens that :meth:`scores` reads of its arguments; raises as it does."""
+        """The token sequences that :meth:`scores` reads, one per history.
+
+        Raises:
+            DataError: a history is empty and there is no query.
+        """
         if query is None and any(len(history) == 0 for history in histories):
             raise DataError("a history is empty; at least one item is needed to go on from.")
         asked = NOTHING if query is None else self.encode_query(query)
@@ -242,7 +233,7 @@ class CatalogLM(nn.Module):
         return self.builder.build_all(histories, with_text, [asked] * len(histories))
 
     def encode_query(self, query: str) -> np.ndarray:
-        """Token ids of a query behind its prompt, at most 64 of its own."""
+        """Token ids of the query prompt and the first ``MAX_QUERY_TOKENS`` tokens of a query."""
         prompt, words = encode_text(
             self.tokenizer, [self.settings.query_prompt or "", f" {query.strip()}"]
         )
@@ -253,16 +244,17 @@ class CatalogLM(nn.Module):
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write a folder that ``AutoModelForCausalLM`` opens, with tokenizer and catalogue.
 
-        Each file is written aside and renamed; from one save to the next only the weights
-        change, so that an earlier model stays whole until a later one replaces it.
+        Each file is written under another name and then renamed. Only the weights change between
+        two saves, so an earlier model stays complete until a later one replaces it.
 
         Args:
-            weights: the language model's, where its own are cut into parts.
+            weights: weights to write in place of the language model's own; needed if its own are
+                distributed over processes.
         """
         with folder_written_aside(folder) as aside:
             with no_progress_bars():
                 self.lm.save_pretrained(aside, state_dict=weights)
-            if folder not in self._described:  # large as the catalogue, never changing
+            if folder not in self._described:  # they are large, and do not change
                 self.tokenizer.save_pretrained(aside)
                 self.catalog.save(folder)
                 self.item_codes.save(folder)
@@ -278,31 +270,34 @@ class CatalogLM(nn.Module):
         """
         catalog = Catalog.load(folder)
         try:
-            # Without it transformers would start from its defaults: a model of 7B.
+            # Without this file transformers would build its default, a model of 7B parameters.
             (folder / CONFIG_NAME).read_bytes()
             with no_progress_bars():
                 lm = IdiomoeForCausalLM.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (CheckpointError, MissingLibraryError):
             raise
-        except Exception as error:  # of a broken file, each library raises its own
+        except Exception as error:  # each library raises errors of its own
             raise CheckpointError(
                 f"{folder} holds no complete model ({type(error).__name__}); give a folder that "
                 "a finished run wrote."
             ) from error
-        offset = lm.config.item_token_offset
-        item_codes = load_item_codes(folder, catalog, settings, tokenizer, offset)
+        context = CodeContext(catalog, tokenizer, lm.config.item_token_offset, settings)
+        item_codes = ITEM_CODES[settings.item_tokens].load(context, folder)
         return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings)
 
+    def code_context(self, catalog: Catalog) -> CodeContext:
+        """What the item codes of ``catalog`` are made from."""
+        return CodeContext(catalog, self.tokenizer, self.lm.config.item_token_offset, self.settings)
+
     def load_item_codes(self, folder: Path) -> None:
-        """Take over the codes of a run's folder.
+        """Replace the item codes by the ones that are saved in a run's folder.
 
         Raises:
-            CheckpointError: they are missing, broken, of another catalogue, or of more or fewer
-                tokens than the model has.
+            CheckpointError: the codes are missing, broken, of another catalogue, or have more or
+                fewer tokens than the model.
         """
-        offset = self.lm.config.item_token_offset
-        codes = load_item_codes(folder, self.catalog, self.settings, self.tokenizer, offset)
+        codes = self.item_codes.load(self.code_context(self.catalog), folder)
         if len(codes.names) != self.lm.config.item_num:
             raise CheckpointError(
                 f"{folder} was trained with semantic IDs that are no longer made from the items' "
@@ -311,90 +306,46 @@ class CatalogLM(nn.Module):
         self.set_catalog(self.catalog, codes)
 
     def load_weights(self, folder: Path) -> None:
-        """Take over the weights that :meth:`save` wrote for this very model."""
+        """Load the weights that :meth:`save` wrote for this model."""
         with no_progress_bars():
             saved = IdiomoeForCausalLM.from_pretrained(folder)
         self.lm.load_state_dict(saved.state_dict())
 
-    def _item_loss(self, hidden_states: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
-        """Mean cross entropy of the batch's targets, from the states (N, d) that predict them."""
-        if self._in_text:
-            return self.lm.text_loss(hidden_states, batch.targets)
-        rows = batch.targets - self.lm.config.item_token_offset
+    def _item_loss(self, states: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
+        """Mean cross entropy of the batch's targets; ``states`` (N, d) are what predicts them."""
         if isinstance(self.lm.item_table, ItemTableShard):
+            rows = batch.targets - self.lm.config.item_token_offset
             items, weights = rows.unsqueeze(1), torch.ones(len(rows), 1, device=rows.device)
             if self.soft_targets is not None:
                 items, weights = self.soft_targets(rows, batch.previous)
-                weights[:, 0] += 1  # what the target gains, or loses, becomes what it has
-            return self.lm.item_table.cross_entropy(hidden_states, items, weights).mean()
-        loss = self.lm.item_loss(hidden_states, rows, excluded=self.untrained)
+                weights[:, 0] += 1  # from changes of probability to probabilities
+            return self.lm.item_table.cross_entropy(states, items, weights).mean()
+        loss = self.item_codes.loss(self.lm, states, batch.targets, self.untrained)
         if self.soft_targets is not None:
-            loss = loss + self._softening(self.soft_targets, hidden_states, batch) / len(rows)
+            softening = self._softening(self.soft_targets, states, batch)
+            loss = loss + softening / len(batch.targets)
         return loss
 
     def _softening(
-        self, soft_targets: SoftTargets, hidden_states: torch.Tensor, batch: SequenceBatch
+        self, soft_targets: SoftTargets, states: torch.Tensor, batch: SequenceBatch
     ) -> torch.Tensor:
-        """What soft targets add to the summed cross entropy of the batch's targets."""
+        """What soft targets add to the summed cross entropy of the batch's targets, a scalar."""
         rows = batch.targets - self.lm.config.item_token_offset
         items, gained = soft_targets(rows, batch.previous)
-        return -self.lm.item_table.mixed_logits(hidden_states, items, gained).sum()
-
-    def _last_states(self, batch: SequenceBatch) -> torch.Tensor:
-        """What the next item is predicted from after each sequence, ``(B, d)``."""
-        with self.autocast():
-            return self._hidden_states(batch)[batch.predict_at]
-
-    def _leaf_scores(self, batch: SequenceBatch) -> torch.Tensor:
-        """Scores of every item after each sequence, ``(B, item_num)``, by its whole code."""
-        device = batch.input_ids.device
-        if self._tree is None or self._tree.tokens.device != device:
-            self._tree = PrefixTree(self.item_codes.codes[1:], device)
-        history = batch.input_ids, batch.token_types, batch.lengths
-        with self.autocast(), sdpa_kernel(ATTENTION_KERNELS):
-            if self._in_text:
-                scores = rank_leaves(self.lm, self._tree, *history, self.lm.text_logits)
-            else:
-                offset = self.lm.config.item_token_offset
-                scores = rank_leaves(self.lm, self._tree, *history, self.lm.item_logits, offset)
-        return F.pad(scores, (1, 0), value=-torch.inf)
-
-    @property
-    def _in_text(self) -> bool:
-        """Whether items are spelt in text tokens."""
-        return self.settings.item_tokens == "title"
-
-    def _hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
-        """Final hidden states of all positions, flattened to ``(B * T, d)``."""
-        with sdpa_kernel(ATTENTION_KERNELS):
-            output = self.lm.hidden_states(
-                batch.input_ids,
-                token_types=batch.token_types,
-                segments=batch.segments,
-                item_count=batch.item_tokens,
-            )
-        hidden_states = output.last_hidden_state
-        assert hidden_states is not None
-        return hidden_states.flatten(0, 1)
+        return -self.lm.item_table.mixed_logits(states, items, gained).sum()
 
     @property
     def ranks_unseen_items(self) -> bool:
-        """Whether text alone says where an item belongs, so that one without history can rank."""
-        settings = self.settings
-        from_text = (
-            settings.item_init == "text"
-            or settings.item_text_added
-            or settings.item_tokens != "atomic"
-        )
-        return from_text and any(self.catalog.texts)
+        """Whether items that were not trained on can be ranked, by their text alone."""
+        return self.item_codes.ranks_untrained(self.settings) and any(self.catalog.texts)
 
     @property
     def uses_bf16(self) -> bool:
-        """Whether the decoder computes in bfloat16; item scores never do."""
+        """Whether the decoder computes in bfloat16. Item scores are always in float32."""
         return computes_in_bf16(self.settings, self.lm.device)
 
     def autocast(self) -> torch.autocast:
-        """Where the decoder is to compute in the precision that ``settings`` say."""
+        """A context in which the decoder computes in the precision that ``settings`` give."""
         return torch.autocast(self.lm.device.type, dtype=torch.bfloat16, enabled=self.uses_bf16)
 
     def _sequence_builder(self, catalog: Catalog, item_codes: ItemCodes) -> SequenceBuilder:
@@ -426,13 +377,13 @@ def computes_in_bf16(settings: Settings, device: torch.device) -> bool:
 
 
 def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:
-    """The decoder that ``settings`` names, as it was before any training here, and its tokenizer.
+    """The decoder that the setting ``backbone`` names, before any training here, and its tokenizer.
 
     Args:
-        seed: of an untrained one's weights.
+        seed: seed of the weights if the backbone is an untrained one.
 
     Raises:
-        BackboneError: it cannot be loaded.
+        BackboneError: the backbone cannot be loaded.
     """
     return load_backbone(
         settings.backbone,
@@ -440,24 +391,3 @@ def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:
         seed=seed,
         trust_remote_code=settings.trust_remote_code,
     )
-
-
-def _wants_vectors(catalog: Catalog, settings: Settings) -> bool:
-    """Whether the items' text vectors are of use.
-
-    Raises:
-        DataError: they are what the model is made of, and no item has text.
-    """
-    needed_by = {
-        "item_text_added": settings.item_text_added,
-        "item_tokens='semantic'": settings.item_tokens == "semantic",
-        "text_smoothing": settings.text_smoothing > 0,
-    }
-    described = any(catalog.texts)
-    for name, needed in needed_by.items():
-        if needed and not described:
-            raise DataError(
-                f"{name}: no item has text; name its columns in item_text_fields, or leave it out."
-            )
-    from_text = settings.item_init == "text" and settings.item_tokens != "title"
-    return described and (from_text or any(needed_by.values()))

@@ -1,4 +1,4 @@
-"""Scores after a history that grows, without computing any of its tokens twice."""
+"""Scores for a history that grows, computed without reading any of its tokens twice."""
 
 from __future__ import annotations
 
@@ -10,44 +10,48 @@ from torch.nn.attention import sdpa_kernel
 from transformers import DynamicCache
 
 from recbole_idiomoe.data.sequence import ITEM, NOTHING
-from recbole_idiomoe.models.language.catalog_lm import ATTENTION_KERNELS, CatalogLM
+from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.forward import ATTENTION_KERNELS
 
 
 class HistoryCache:
-    """One user's keys and values, kept from one call of :meth:`scores` to the next.
+    """Keys and values of one user's history, kept from one call of :meth:`scores` to the next.
 
-    A token sees those before it alone, so whatever two sequences begin with alike has the same
-    keys and values in both, and is not computed again. An item more, or another query, changes
-    the end. Where the start changes too, because the oldest item no longer fits or texts are
-    shortened, all behind the change is computed anew.
+    A token attends only to the tokens before it, so the tokens that two sequences have in common
+    at their start have the same keys and values in both and are not computed again. A further
+    item or another query changes only the end. If the start changes too, because the oldest item
+    no longer fits or texts are shortened, everything after the change is computed again.
 
     Args:
-        model: one that :meth:`serves`; its weights must stay as they are.
+        model: a model for which :meth:`serves` is true and whose weights do not change.
     """
 
     def __init__(self, model: CatalogLM) -> None:
         self.model = model
         self._tokens = NOTHING
-        # Without the backbone's configuration: layers of a sliding window would drop keys that a
-        # shorter sequence needs again. Their masks hide them all the same.
+        # The cache is made without the backbone's configuration: layers with a sliding window
+        # would drop keys that a shorter sequence needs again. Attention masks hide these anyway.
         self._cache = DynamicCache()
 
     @staticmethod
     def serves(model: CatalogLM) -> bool:
-        """Whether attention is causal, and an item is one token, scored by a product."""
-        return model.settings.item_tokens == "atomic" and model.lm.item_attention is None
+        """Whether ``model`` can be used: causal attention, and a token of its own for each item."""
+        return model.item_codes.one_token_each and model.lm.item_attention is None
 
     @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")  # its cache would compile every layer by itself
+    @torch.compiler.set_stance("force_eager")  # a cache would have every layer compiled by itself
     def scores(self, histories: Sequence[np.ndarray], query: str | None = None) -> torch.Tensor:
-        """As :meth:`CatalogLM.scores`, of one history: ``(1, item_num)``."""
+        """Scores of every item after the one given history, ``(1, item_num)``, float32.
+
+        The arguments and errors are the same as for :meth:`CatalogLM.scores`.
+        """
         model, lm = self.model, self.model.lm
         (sequence,) = model.sequences(histories, query)
         tokens = sequence.input_ids
-        # The last one's state is what predicts, and only keys and values are kept.
+        # The last token is always read again: its state predicts, and states are not kept.
         kept = min(_common_prefix(self._tokens, tokens), len(tokens) - 1)
         cache, cropped = self._cache, len(self._tokens) - kept
-        # Should what follows be interrupted, the cache is not whole.
+        # If the pass below is interrupted, the cache is incomplete and must not be used again.
         self._tokens, self._cache = NOTHING, DynamicCache()
         if cropped:
             cache.crop(-cropped)
@@ -66,7 +70,7 @@ class HistoryCache:
 
 
 def _common_prefix(one: np.ndarray, other: np.ndarray) -> int:
-    """How many elements two arrays begin with alike."""
+    """Number of equal elements at the start of two arrays."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
     return int(differ[0]) if len(differ) else length

@@ -1,9 +1,9 @@
-"""Items that a model was not trained on, placed by their text among those that it was.
+"""Items that a model was not trained on get a place among the trained items by their text.
 
-Where items are tokens of their own, a ridge regression learns, from those that were trained on,
-how the vector of an item's text becomes the item's row; it then gives the others theirs. Semantic
-IDs and titles say by themselves what an item is. It serves a cold start, whose unseen items are in
-the catalogue already, and items that are added to a trained model.
+If every item has a token of its own, a ridge regression is fitted on the trained items: it maps an
+item's text vector to the item's row. The other items get the rows that it predicts. Semantic IDs
+and titles need no regression, because they follow from the text alone. Used for a cold start,
+where the catalogue holds the unseen items already, and for items added to a trained model.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import torch
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import cross_val_predict
 
-from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
+from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog, text_fields
-from recbole_idiomoe.data.item_codes import codes_of
-from recbole_idiomoe.data.semantic_ids import SemanticIds
 from recbole_idiomoe.data.template import Template, clean
-from recbole_idiomoe.data.text_encoder import item_vectors
+from recbole_idiomoe.data.text_encoder import changed_encoder, item_vectors
 from recbole_idiomoe.lm import ItemTable
 from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
@@ -34,55 +32,60 @@ from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_back
 logger = logging.getLogger(__name__)
 
 ITEM_ID = "item_id"
-# Penalties to choose from, where text vectors have length 1.
+# Ridge penalties to choose from; text vectors have length 1.
 ALPHAS = np.logspace(-3, 3, 13)
 
 
 def place_unseen_items(model: CatalogLM, seed: int) -> None:
-    """Give the items of the catalogue that were not trained on the rows that their text suggests.
+    """Give the untrained items of the catalogue the rows that their text suggests.
+
+    Does nothing if items do not have a token each.
 
     Args:
-        seed: the run's, with which its text encoder was made.
+        seed: the seed of the run, with which its text encoder was made.
 
     Raises:
-        DataError: too few items to learn from.
+        DataError: there are too few items to learn from.
     """
     catalog = model.catalog
     unseen = torch.tensor(catalog.untrained, dtype=torch.int64)
-    if not len(unseen) or model.settings.item_tokens != "atomic":
+    if not len(unseen) or not model.item_codes.one_token_each:
         return
     directions = _directions(model, catalog, seed)
-    _tell_unread(catalog, unseen, directions)
+    _report_unread(catalog, unseen, directions)
     table = model.lm.item_table
     table.place(unseen, *parts_from_text(table, directions, catalog.untrained, unseen))
 
 
 def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -> None:
-    """Put new items behind those of a trained model, in place; no other item's score changes.
+    """Add new items after the items of a trained model, in place.
 
-    Except of an item whose semantic ID was its own until now and is a new item's too: a last token
-    then tells them apart.
+    Scores of the old items stay the same, with one exception: an old item whose semantic ID is
+    now a new item's too gets a further token that tells them apart.
 
     Args:
-        items: of each its ``item_id`` and, by the roles of ``item_text_fields``, its text.
+        items: for each item its ``item_id`` and its text by the roles of ``item_text_fields``.
         seed: as in :func:`place_unseen_items`.
 
     Raises:
-        DataError: items that cannot be; nothing is changed then.
-        SettingError: the encoder's file has no vector of an item.
+        DataError: an item cannot be added. Nothing is changed then.
+        SettingError: the text encoder's file has no vector of an item.
+        CheckpointError: the text encoder gives other vectors than in training.
     """
     before = model.catalog
     catalog = _extended(before, items, model.settings)
     if catalog.item_num == before.item_num:
         return
     added = torch.arange(before.item_num, catalog.item_num)
-    ids = model.item_codes.semantic_ids
-    if ids is not None:
-        ids = _longer_ids(model, ids, catalog, added, seed)
-    elif model.settings.item_tokens == "atomic":
+    if model.item_codes.one_token_each:
         _add_rows(model, catalog, added, seed)
-    offset = model.lm.config.item_token_offset
-    codes = codes_of(catalog, model.settings, model.tokenizer, offset, ids)
+
+    def vectors() -> np.ndarray:
+        found = _vectors(model, catalog, seed)
+        _report_unread(catalog, added, torch.from_numpy(found), model.settings.text_encoder)
+        return found
+
+    codes = model.item_codes.with_items(model.code_context(catalog), vectors)
     model.set_catalog(catalog, codes)
 
 
@@ -90,20 +93,20 @@ def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -
 def parts_from_text(
     table: ItemTable, directions: torch.Tensor, untrained: Sequence[int], wanted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What :meth:`ItemTable.place` wants of the items ``wanted`` (m,): rows, and text vectors.
+    """Rows (m, d) and text vectors (m, k) of the items ``wanted`` (m,), for ItemTable.place.
 
-    The ridge penalty is the one with the least leave-one-out error. What a regression predicts
-    lies nearer to the mean than what it learnt from, and an item near the mean is never ranked
-    first; so items are brought as far from the mean as trained ones are, by one factor that
-    the trained ones decide.
+    The ridge penalty is the one with the smallest leave-one-out error. Predictions of a regression
+    lie nearer to the mean than the rows that it was fitted on, and an item near the mean is never
+    ranked first. So predictions are moved away from the mean by a factor, which is chosen so that
+    cross-validated predictions for trained items are as far from it as their own vectors.
 
     Args:
-        directions: (n, k), the items' text as :func:`text_directions` gives it, zero where there
-            is none; n may exceed the table's items.
-        untrained: items that nothing is learnt from.
+        directions: (n, k), text vectors from :func:`text_directions`, zero for items without
+            text; n may be larger than the table.
+        untrained: items that are left out of the fit.
 
     Raises:
-        DataError: fewer than two items to learn from.
+        DataError: there are fewer than two items to learn from.
     """
     trained = directions.any(dim=1)
     trained[list(untrained)] = False
@@ -115,7 +118,7 @@ def parts_from_text(
     learnt = table.rows.detach().cpu().double()[trained[: table.item_num]]
     text, new_text = directions[trained].double(), directions[wanted].double()
     regression = RidgeCV(ALPHAS).fit(text.numpy(), learnt.numpy())
-    # Each item's row as it would be predicted had it not been trained on.
+    # Rows predicted for each trained item by a regression that was fitted without it.
     folds = min(5, len(text))
     again = cross_val_predict(Ridge(regression.alpha_), text.numpy(), learnt.numpy(), cv=folds)
 
@@ -133,9 +136,9 @@ def parts_from_text(
 
 
 def _add_rows(model: CatalogLM, catalog: Catalog, added: torch.Tensor, seed: int) -> None:
-    """Rows and tokens for the items ``added``."""
+    """Give the items ``added`` rows in the item table and tokens in the tokenizer."""
     directions = _directions(model, catalog, seed)
-    _tell_unread(catalog, added, directions, model.settings.text_encoder)
+    _report_unread(catalog, added, directions, model.settings.text_encoder)
     table = model.lm.item_table
     parts = parts_from_text(table, directions, catalog.untrained, added)
     table.grow(catalog.item_num)
@@ -144,25 +147,11 @@ def _add_rows(model: CatalogLM, catalog: Catalog, added: torch.Tensor, seed: int
     append_item_tokens(model.tokenizer, item_tokens(catalog.item_ids)[int(added[0]) :])
 
 
-def _longer_ids(
-    model: CatalogLM, ids: SemanticIds, catalog: Catalog, added: torch.Tensor, seed: int
-) -> SemanticIds:
-    """``ids`` with those of the items ``added``."""
-    vectors = _vectors(model, catalog, seed)
-    _tell_unread(catalog, added, torch.from_numpy(vectors), model.settings.text_encoder)
-    known = np.arange(1, ids.item_num)
-    if vectors.shape[1] != len(ids.mean) or (
-        (ids.encode(vectors[known]) != ids.codes[known]).any(axis=1).mean() > 0.001
-    ):
-        raise _other_vectors(model)
-    return ids.with_items(vectors[added.numpy()])
-
-
 def _vectors(model: CatalogLM, catalog: Catalog, seed: int) -> np.ndarray:
-    """Text vectors of ``catalog``, ``(item_num, k)``, from the encoder that training had."""
+    """Text vectors of ``catalog``, ``(item_num, k)``, from the encoder used in training."""
     settings, config = model.settings, model.lm.config
     backbone = None
-    if settings.text_encoder == "backbone":  # the model's own has been trained since
+    if settings.text_encoder == "backbone":  # the model's own decoder has been trained since
         backbone = untouched_backbone(settings, seed)
     return item_vectors(
         catalog,
@@ -175,7 +164,11 @@ def _vectors(model: CatalogLM, catalog: Catalog, seed: int) -> np.ndarray:
 
 
 def _directions(model: CatalogLM, catalog: Catalog, seed: int) -> torch.Tensor:
-    """Text vectors as :func:`text_directions` gives them, ``(item_num, k)``, as in training."""
+    """Text vectors of ``catalog`` as :func:`text_directions` centres them, ``(item_num, k)``.
+
+    Raises:
+        CheckpointError: they differ from the text vectors that the item table was trained with.
+    """
     vectors = _vectors(model, catalog, seed)
     directions = text_directions(vectors, catalog.item_num, catalog.untrained)
     table = model.lm.item_table
@@ -185,24 +178,17 @@ def _directions(model: CatalogLM, catalog: Catalog, seed: int) -> torch.Tensor:
         if found.shape[1] != directions.shape[1] or (
             (found - directions[trained]).abs().max() > 0.01
         ):
-            raise _other_vectors(model)
+            raise changed_encoder(model.settings.text_encoder)
     return directions
 
 
-def _other_vectors(model: CatalogLM) -> CheckpointError:
-    return CheckpointError(
-        f"text_encoder={model.settings.text_encoder!r} no longer gives the vectors that the model "
-        "was trained on; restore its file, or the versions that run.json names."
-    )
-
-
-def _tell_unread(
+def _report_unread(
     catalog: Catalog, items: torch.Tensor, directions: torch.Tensor, encoder: str = ""
 ) -> None:
-    """Name the items whose text says nothing: an average row is all that they can get.
+    """Log which of ``items`` have no usable text and so get no better place than the average.
 
     Raises:
-        SettingError: ``encoder`` is a file of vectors, which can be mended.
+        SettingError: ``encoder`` is a file of vectors, to which the missing ones can be added.
     """
     unread = [catalog.item_ids[row] for row in items[~directions[items].any(dim=1)].tolist()]
     if not unread:
@@ -214,7 +200,7 @@ def _tell_unread(
 
 
 def _extended(catalog: Catalog, items: Sequence[Mapping[str, str]], settings: Settings) -> Catalog:
-    """``catalog`` with ``items`` behind its own; raises as :func:`add_items`."""
+    """``catalog`` with ``items`` after its own; it raises what :func:`add_items` documents."""
     roles = list(text_fields(settings))
     template = Template(settings.item_template, roles)
     if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
@@ -243,7 +229,11 @@ def _extended(catalog: Catalog, items: Sequence[Mapping[str, str]], settings: Se
 
 
 def _checked(number: int, item: Any, roles: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """An item's id and its text by role, empty where it has none."""
+    """The id and the text by role of ``items[number]``; a text that is not given is empty.
+
+    Raises:
+        DataError: the item is malformed.
+    """
     if not isinstance(item, Mapping):
         raise DataError(f"items[{number}]={item!r:.60} is no item; give {_example(roles)}.")
     if not item.get(ITEM_ID):

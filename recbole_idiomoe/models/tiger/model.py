@@ -9,11 +9,11 @@ What differs here:
 
 - Every item is ranked, by the exact log-probability of its code. There, a beam search finds the
   likeliest codes, and those that are no item's are dropped.
-- Codes are those of :mod:`recbole_idiomoe.data.semantic_ids`, a residual quantiser of the text
-  vectors themselves, which are what ``text_encoder`` says. There, vectors are Sentence-T5's, and an
-  autoencoder around the quantiser is trained with it (RQ-VAE).
-- The code that tells apart items of one semantic ID is left out where no two share it. There, it is
-  0 then, and a decoder learns that from the three before.
+- Codes are the semantic IDs of :mod:`recbole_idiomoe.data.semantic_ids`: a residual quantiser of
+  the text vectors themselves, which the setting ``text_encoder`` chooses. There, vectors are from
+  Sentence-T5, and the quantiser is trained inside of an autoencoder (RQ-VAE).
+- The token that tells apart items with the same semantic ID is left out if no two items share it.
+  There, such items have the token 0, which the decoder learns from the three tokens before.
 - Adam at one learning rate with early stopping. There, the rate falls with the root of the steps,
   100,000 of them on Toys and 200,000 on the others.
 
@@ -24,10 +24,8 @@ ours learn from the same targets, many of them in one row.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
@@ -38,30 +36,31 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import read_catalog
-from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.lm.prefix_tree import PrefixTree
+from recbole_idiomoe.models.language.catalog_lm import untouched_backbone
+from recbole_idiomoe.models.language.item_codes.semantic import semantic_ids_of
+from recbole_idiomoe.models.tiger.codes import PADDING, CodeTable
 from recbole_idiomoe.models.tiger.t5_fusing import fuse
 from recbole_idiomoe.models.tiger.t5_packing import encode
 from recbole_idiomoe.models.tiger.t5_ranking import code_tree, rank_leaves
 
-logger = logging.getLogger(__name__)
-
-_PADDING = 0  # also what the decoder starts from, as in T5
 _NO_LABEL = -100
-# Of TF-IDF, and the bundled decoder's: with it, IDIOMoE's semantic IDs are the same. Other text
-# encoders bring their own.
+# Width of TF-IDF vectors; other text encoders have a width of their own. It is the width of the
+# bundled decoder, with which IDIOMoE has the same semantic IDs.
 _TEXT_WIDTH = 256
 
 
 class TIGER(SequentialRecommender):
-    """A T5 that reads the semantic IDs of a history and spells that of the next item.
+    """A T5 that reads the codes of a history's items and generates the code of the next item.
 
-    In front of the last ``history_items`` stands a token for the user, one of ``user_tokens``
-    that users share by the remainder of their number (0: none); a user who is not of the data
-    has none.
+    In front of the last ``history_items`` items it reads a token for the user, one of
+    ``user_tokens`` tokens (0: none), chosen by the remainder of the user's number. A user who is
+    not in the data has no token.
+
+    A subclass overrides :meth:`item_codes` to bring codes of its own, and ``ranks_unseen_items``
+    if these codes do not come from the items' text.
     """
 
     input_type = InputType.POINTWISE
@@ -72,33 +71,63 @@ class TIGER(SequentialRecommender):
         super().__init__(config, dataset)
         self.history_items, self.user_tokens = config["history_items"], config["user_tokens"]
         self.half_precision = bool(config["enable_amp"])
-        ids = _semantic_ids(dataset, config.settings, config["seed"])
-        logger.info(ids.describe())
-        # Kept with the weights: what they mean are these codes.
-        self.register_buffer("item_tokens", torch.from_numpy(ids.tokens))
-        self.first_user_token = ids.table_size
+        codes = self.item_codes(config, dataset)
+        # Saved with the weights, which are of use for these codes alone.
+        self.register_buffer("item_tokens", torch.from_numpy(codes.tokens))
+        self.register_load_state_dict_post_hook(_forget_tree)
+        self.first_user_token = codes.token_num
         self.t5 = T5ForConditionalGeneration(
             T5Config(
-                vocab_size=ids.table_size + self.user_tokens,
+                vocab_size=codes.token_num + self.user_tokens,
                 d_model=config["hidden_size"],
                 d_kv=config["head_size"],
                 d_ff=config["inner_size"],
                 num_layers=config["n_layers"],
                 num_heads=config["n_heads"],
                 dropout_rate=config["dropout_prob"],
-                pad_token_id=_PADDING,
+                pad_token_id=PADDING,
                 use_cache=False,
             )
         )
-        self.t5.config.decoder_start_token_id = _PADDING
+        self.t5.config.decoder_start_token_id = PADDING
         self.t5.set_attn_implementation(config.settings.attn_implementation)
         fuse(self.t5)
         self._tree: PrefixTree | None = None
 
-    def encoder_input(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the encoder reads, (rows, tokens), and which of it is there, bool.
+    def item_codes(self, config: Config, dataset: Any) -> CodeTable:
+        """The codes of all items: here semantic IDs, which trained items alone give a meaning.
 
-        Every item takes as many places, the last of which may be empty.
+        Called once, when the model is built.
+
+        Args:
+            config: the run's; our own settings are in ``config.settings``.
+            dataset: the training split.
+
+        Raises:
+            DataError: no item has text.
+        """
+        settings, seed = config.settings, config["seed"]
+        catalog = read_catalog(dataset, settings)
+        needs_backbone = settings.text_encoder == "backbone"
+        vectors = item_vectors(
+            catalog,
+            settings.text_encoder,
+            dim=_TEXT_WIDTH,
+            backbone=untouched_backbone(settings, seed) if needs_backbone else None,
+            seed=seed,
+        )
+        if not vectors.any():
+            raise DataError(
+                "TIGER: no item has text; name its columns in item_text_fields, or give a file of "
+                "vectors as text_encoder."
+            )
+        ids = semantic_ids_of(catalog, settings, vectors, seed)
+        return CodeTable(ids.tokens, ids.table_size)
+
+    def encoder_input(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens that the encoder reads, (rows, tokens), and a mask that is false at padding.
+
+        Every item takes as many places as the longest code, so there may be gaps after an item.
         """
         items, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         longest = min(int(lengths.max()), self.history_items)
@@ -110,9 +139,9 @@ class TIGER(SequentialRecommender):
         if self.user_tokens:
             users = interaction[self.USER_ID]
             token = self.first_user_token + users % self.user_tokens
-            token = token.masked_fill(users == 0, _PADDING)
+            token = token.masked_fill(users == 0, PADDING)
             tokens = torch.cat((token.unsqueeze(1), tokens), dim=1)
-        return tokens, tokens != _PADDING
+        return tokens, tokens != PADDING
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Mean cross entropy of the tokens of the rows' targets, a scalar."""
@@ -122,11 +151,11 @@ class TIGER(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Log-probability of all items, shape ``(batch, item_num)``, float32.
 
-        RecBole trains in half precision with ``enable_amp``; items are ranked as they are learnt.
+        Items are ranked in the precision of training: half precision with RecBole's ``enable_amp``.
         """
         if self._tree is None or self._tree.tokens.device != self.item_tokens.device:
-            codes = [row[row != _PADDING] for row in self.item_tokens[1:].cpu().numpy()]
-            self._tree = code_tree(codes, _PADDING, self.item_tokens.device)
+            codes = [row[row != PADDING] for row in self.item_tokens[1:].cpu().numpy()]
+            self._tree = code_tree(codes, PADDING, self.item_tokens.device)
         with torch.autocast(self.item_tokens.device.type, enabled=self.half_precision):
             scores = rank_leaves(self.t5, self._tree, *self.encoder_input(interaction))
         return functional.pad(scores, (1, 0), value=-torch.inf)
@@ -139,40 +168,14 @@ class TIGER(SequentialRecommender):
         ).sum(dim=1)
 
     def _spelt(self, interaction: Interaction, field: str) -> tuple[Any, torch.Tensor]:
-        """T5's own output for the items of ``field``, and their tokens."""
+        """T5's output for the items of ``field``, and their tokens, -100 at padding."""
         tokens, mask = self.encoder_input(interaction)
         labels = self.item_tokens[interaction[field]]
-        labels = labels.masked_fill(labels == _PADDING, _NO_LABEL)
+        labels = labels.masked_fill(labels == PADDING, _NO_LABEL)
         encoded = BaseModelOutput(last_hidden_state=encode(self.t5, tokens, mask))
         return self.t5(encoder_outputs=encoded, attention_mask=mask, labels=labels), labels
 
 
-def _semantic_ids(dataset: Any, settings: Settings, seed: int) -> SemanticIds:
-    """Semantic IDs of all items; only those that are trained on decide what a code means.
-
-    Raises:
-        DataError: no item has text.
-    """
-    catalog = read_catalog(dataset, settings)
-    backbone = None
-    if settings.text_encoder == "backbone":
-        from recbole_idiomoe.models.language.catalog_lm import untouched_backbone
-
-        backbone = untouched_backbone(settings, seed)
-    vectors = item_vectors(
-        catalog, settings.text_encoder, dim=_TEXT_WIDTH, backbone=backbone, seed=seed
-    )
-    if not vectors.any():
-        raise DataError(
-            "TIGER: no item has text; name its columns in item_text_fields, or give a file of "
-            "vectors as text_encoder."
-        )
-    fitted = np.ones(catalog.item_num, dtype=bool)
-    fitted[catalog.untrained] = False
-    return fit_semantic_ids(
-        vectors,
-        levels=settings.semantic_levels,
-        codebook_size=settings.semantic_codebook_size,
-        fitted=fitted,
-        seed=seed,
-    )
+def _forget_tree(model: TIGER, _: Any) -> None:
+    """Drop the tree of the codes that the model had before it loaded others."""
+    model._tree = None

@@ -1,0 +1,26 @@
+"""The language model's pass over a batch of sequences."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from recbole_idiomoe.data.batch import SequenceBatch
+from recbole_idiomoe.lm import IdiomoeForCausalLM
+
+# cuDNN's kernel is left out: it plans anew for every shape, and every batch has its own length.
+ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def hidden_states(lm: IdiomoeForCausalLM, batch: SequenceBatch) -> torch.Tensor:
+    """Final hidden states of all positions of (B, T) tokens, flattened to ``(B * T, d)``."""
+    with sdpa_kernel(ATTENTION_KERNELS):
+        output = lm.hidden_states(
+            batch.input_ids,
+            token_types=batch.token_types,
+            segments=batch.segments,
+            item_count=batch.item_tokens,
+        )
+    states = output.last_hidden_state
+    assert states is not None
+    return states.flatten(0, 1)

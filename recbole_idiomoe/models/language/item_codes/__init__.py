@@ -1,0 +1,1 @@
+"""The ways to write an item in tokens (setting ``item_tokens``)."""

@@ -1,0 +1,57 @@
+"""One token for each item (paper, section 3.2.1)."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+from recbole_idiomoe.config.settings import Settings
+from recbole_idiomoe.data.batch import SequenceBatch
+from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.vocabulary import item_tokens
+from recbole_idiomoe.models.language.forward import hidden_states
+from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
+
+
+class AtomicCodes(ItemCodes):
+    """Every item is a single token of its own, and a product with the item table ranks them all.
+
+    The codes of new items are theirs alone too; the caller gives them rows in the item table.
+    """
+
+    one_token_each = True
+    ranking_tokens = 0
+
+    @classmethod
+    def make(cls, context: CodeContext, vectors: np.ndarray | None = None, seed: int = 0) -> Self:
+        first, item_num = context.item_token_offset, context.catalog.item_num
+        tokens = np.arange(first, first + item_num)
+        codes = Ragged.joined(tokens, np.ones_like(tokens))
+        return cls(codes, item_tokens(context.catalog.item_ids))
+
+    def token_vectors(self, vectors: np.ndarray | None, catalog: Catalog) -> np.ndarray | None:
+        """The items' text vectors, with zeros for untrained items, whose text training ignores."""
+        if vectors is None:
+            return None
+        known = vectors.copy()
+        known[catalog.untrained] = 0
+        return known
+
+    def untrained_rows(self, catalog: Catalog) -> list[int]:
+        return catalog.untrained
+
+    def ranks_untrained(self, settings: Settings) -> bool:
+        """Only if an item's row comes from its text: it has no other source without training."""
+        return settings.item_init == "text" or settings.item_text_added
+
+    def batch_outputs(self, lm: IdiomoeForCausalLM, batch: SequenceBatch) -> Tensor:
+        """The hidden state that predicts the next item of each sequence, ``(B, d)``."""
+        return hidden_states(lm, batch)[batch.predict_at]
+
+    def scores(self, lm: IdiomoeForCausalLM, outputs: Tensor) -> Tensor:
+        # One product for all batches, so that the scores are held in memory once.
+        return lm.item_logits(outputs)
