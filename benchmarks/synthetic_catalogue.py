@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from recbole_idiomoe.base.files import new_folder
+from recbole_idiomoe.base.files import atomic_new_folder
 from recbole_idiomoe.lm.bundled import verified_folder
 
 NAME = "synthetic-books"
@@ -77,7 +77,7 @@ def write(
     order = np.lexsort((time, user))
     user, item, time = user[order], item[order], time[order]
     user_ids, item_ids = draw_ids(rng, users, 28, "A"), draw_ids(rng, items, 10, "B0")
-    with new_folder(folder) as aside:
+    with atomic_new_folder(folder) as aside:
         with open(aside / f"{folder.name}.inter", "w", encoding="utf-8") as file:
             file.write("user_id:token\titem_id:token\ttimestamp:float\n")
             for start in range(0, interactions, _ROWS):

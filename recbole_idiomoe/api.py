@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.base import distributed, yaml_files
-from recbole_idiomoe.base.command_line import interruption_told
+from recbole_idiomoe.base.command_line import resume_hint
 from recbole_idiomoe.base.environment import versions
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.base.files import refusal
+from recbole_idiomoe.base.files import unwritable_reason
 from recbole_idiomoe.base.run_folder import RUN_FILE, read_run
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Grid, read_grid
@@ -68,7 +68,7 @@ def run(
         check_writable(result_file)
     if resume is not None:
         earlier = read_run(Path(resume))
-        if distributed.is_main() and (reason := refusal(Path(resume))):
+        if distributed.is_main() and (reason := unwritable_reason(Path(resume))):
             raise SettingError(
                 f"resume={resume} cannot be written ({reason}); go on with a copy of it."
             )
@@ -92,7 +92,7 @@ def run(
         if result_file is not None:
             raise SettingError("leaderboard has files of its own; leave result_file out.")
         rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
-        with interruption_told("the same command goes on"):
+        with resume_hint("the same command goes on"):
             return [
                 run_leaderboard(
                     rows, labels, config_files, settings, run_one, folder=leaderboard, jobs=jobs
@@ -100,7 +100,7 @@ def run(
             ]
     if grid:
         again = "the same command goes on" if result_file else "with --result_file runs are kept"
-        with interruption_told(again):
+        with resume_hint(again):
             return [
                 run_grid(
                     grid,

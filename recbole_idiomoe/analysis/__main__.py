@@ -17,7 +17,7 @@ from recbole_idiomoe.analysis import report
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import out_folder, plain_text, write_outputs
 from recbole_idiomoe.analysis.settings import ReportSettings
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.spelling import did_you_mean
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0 if given else 2
-    return ended(lambda: print(_analysed(given)))
+    return run_program(lambda: print(_analysed(given)))
 
 
 def _analysed(given: list[str]) -> str:

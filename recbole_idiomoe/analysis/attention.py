@@ -24,7 +24,7 @@ from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
 from recbole_idiomoe.base.environment import device_name, versions
-from recbole_idiomoe.base.errors import DataError, kind_of
+from recbole_idiomoe.base.errors import DataError, short_reason
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import read_history
 from recbole_idiomoe.data.sequence import ITEM
@@ -144,7 +144,7 @@ def _given_histories(path: str) -> list[list[str]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"--histories_file={path} cannot be read ({kind_of(error)}); name a text file "
+            f"--histories_file={path} cannot be read ({short_reason(error)}); name a text file "
             "with item ids on each line: ID,ID."
         ) from error
     where = f"--histories_file={path}, line"

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.base.errors import DataError, MissingLibraryError, SettingError, reason_of
+from recbole_idiomoe.base.errors import (
+    DataError,
+    MissingLibraryError,
+    SettingError,
+    one_line_reason,
+)
 from recbole_idiomoe.base.spelling import did_you_mean
 
 BATCH_SIZE = 8
@@ -86,7 +91,7 @@ class Benchmarks:
             self._manager.load(self.names)
         except Exception as error:  # of whatever library reads a task's data
             raise DataError(
-                f"--lm_eval={','.join(self.names)} cannot be loaded ({reason_of(error)}); put the "
+                f"--lm_eval={','.join(self.names)} cannot be loaded ({one_line_reason(error)}); put the "
                 "data where the task looks for them, or leave it out."
             ) from error
 

@@ -16,7 +16,7 @@ from recbole_idiomoe.analysis.canvas import image
 from recbole_idiomoe.analysis.pictures import PICTURES
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.base.errors import IdiomoeError
-from recbole_idiomoe.base.files import refusal, write_text, written_aside
+from recbole_idiomoe.base.files import atomic_write, unwritable_reason, write_text
 from recbole_idiomoe.report.plot_style import WITHOUT, can_draw
 from recbole_idiomoe.report.tables import WIDTH, aligned, wrapped
 
@@ -34,7 +34,7 @@ def out_folder(given: str, folders: Sequence[Path]) -> Path:
     folder = Path(given) if given else folders[0] / "analysis"
     if folder.exists() and not folder.is_dir():
         raise IdiomoeError(f"--out={folder} is a file; name a folder.")
-    if reason := refusal(folder):
+    if reason := unwritable_reason(folder):
         raise IdiomoeError(f"--out={folder} cannot be written ({reason}); name another.")
     return folder
 
@@ -59,7 +59,7 @@ def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
                 continue
             for kind in FORMATS:
                 path = folder / f"{analysis.name}-{picture.name}.{kind}"
-                with written_aside(path) as aside:
+                with atomic_write(path) as aside:
                     aside.write_bytes(image(picture, analysis, kind))
                 written.append(path)
     return written

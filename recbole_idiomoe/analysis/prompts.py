@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_idiomoe.base.errors import DataError, kind_of
+from recbole_idiomoe.base.errors import DataError, short_reason
 
 PROMPTS = (
     "The old harbour was quiet in the morning. Two men mended nets on the wall, and a dog slept "
@@ -44,7 +44,7 @@ def text_file(path: str) -> str:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"--text={path} cannot be read ({kind_of(error)}); name a text file in UTF-8."
+            f"--text={path} cannot be read ({short_reason(error)}); name a text file in UTF-8."
         ) from error
     if not text.strip():
         raise DataError(f"--text={path} is empty; name a file with text in it.")

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from recbole_idiomoe.base.errors import IdiomoeError, SettingError
 
 
-def ended(
+def run_program(
     program: Callable[[], int | None],
     complain: Callable[..., None] = print,
     interrupted: str = "interrupted",
@@ -25,7 +25,7 @@ def ended(
     Args:
         complain: prints an error, as ``print`` does.
         interrupted: what is said of an interruption that does not say it, as those that
-            :func:`interruption_told` raises do.
+            :func:`resume_hint` raises do.
     """
     try:
         code = program() or 0
@@ -44,7 +44,7 @@ def ended(
 
 
 @contextmanager
-def interruption_told(how: str) -> Iterator[None]:
+def resume_hint(how: str) -> Iterator[None]:
     """Have an interruption say how to go on; of several around it, the outermost knows."""
     try:
         yield

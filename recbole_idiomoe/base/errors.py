@@ -56,13 +56,13 @@ class DiskFullError(IdiomoeError):
     """There is no room for a file; what it would have replaced is still there."""
 
 
-def kind_of(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """What kept a file from being read, in brackets: the system's words, else the error's class."""
     system = error.strerror if isinstance(error, OSError) else None
     return system or type(error).__name__
 
 
-def reason_of(error: Exception) -> str:
+def one_line_reason(error: Exception) -> str:
     """One line on what went wrong: our own message, or another error's last line with its class."""
     if isinstance(error, IdiomoeError):
         return str(error)

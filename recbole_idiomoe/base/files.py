@@ -12,13 +12,13 @@ from pathlib import Path
 
 from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
 
-ASIDE = ".aside"
+TEMPORARY_SUFFIX = ".aside"
 """How the names end under which files and folders are written."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
-def refusal(folder: Path) -> str | None:
+def unwritable_reason(folder: Path) -> str | None:
     """Why nothing can be written under ``folder``, which need not exist yet; None: it can."""
     folder = folder.absolute()
     while not folder.exists():
@@ -34,11 +34,13 @@ def refusal(folder: Path) -> str | None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well."""
     with _full_disk_told(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
+        )
         os.close(handle)
         aside = Path(name)
         try:
@@ -54,12 +56,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def folder_written_aside(folder: Path) -> Iterator[Path]:
+def atomic_folder_update(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files move into ``folder`` when the block ends well.
 
     They move one by one, in the order in which they were written, and only when all of them are
@@ -78,7 +80,7 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def atomic_new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its place when the block ends well.
 
     Raises:
@@ -96,9 +98,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         _flush_names(folder.parent)
 
 
-def remove_asides(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove what a killed process was writing into ``folder``; nobody else may be, now."""
-    for path in folder.glob(f".*{ASIDE}"):
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -110,7 +112,7 @@ def _folder_aside(prefix: str, parent: Path) -> Iterator[Path]:
     """A temporary folder in ``parent``."""
     with (
         _full_disk_told(parent),
-        tempfile.TemporaryDirectory(prefix=prefix, suffix=ASIDE, dir=parent) as name,
+        tempfile.TemporaryDirectory(prefix=prefix, suffix=TEMPORARY_SUFFIX, dir=parent) as name,
         _full_disk_told(Path(name)),
     ):
         yield Path(name)
@@ -153,12 +155,12 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
 def _is_full(error: Exception, folder: Path) -> bool:
     """Whether ``error`` came of a full disk; torch's does not say, so that a write is tried."""
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno in DISK_FULL_ERRNOS
     if os.strerror(errno.ENOSPC) in str(error):
         return True
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(1 << 20))
     except OSError as refused:
-        return refused.errno in FULL
+        return refused.errno in DISK_FULL_ERRNOS
     return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError, kind_of
+from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError, short_reason
 from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.cold_start import unseen_items
@@ -98,7 +98,7 @@ class Catalog:
             catalog = cls(**content)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
-                f"{path} is no catalogue ({kind_of(error)}); give the folder of a model "
+                f"{path} is no catalogue ({short_reason(error)}); give the folder of a model "
                 "that this package saved."
             ) from error
         if catalog.fingerprint != fingerprint:

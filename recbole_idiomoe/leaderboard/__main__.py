@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.leaderboard.board import opened, read_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files of the leaderboard that is named, and print its table."""
-    return ended(lambda: _main(arguments))
+    return run_program(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:

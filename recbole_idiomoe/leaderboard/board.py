@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.base.errors import IdiomoeError, SettingError, kind_of
-from recbole_idiomoe.base.files import refusal, write_text
+from recbole_idiomoe.base.errors import IdiomoeError, SettingError, short_reason
+from recbole_idiomoe.base.files import unwritable_reason, write_text
 from recbole_idiomoe.base.run_folder import MIX_RANKS_FILE, RANKS_FILE
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Cell, Grid
@@ -237,7 +237,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         return run
     except (OSError, ValueError) as error:
         raise IdiomoeError(
-            f"{path} cannot be read ({kind_of(error)}); the command that made it runs it "
+            f"{path} cannot be read ({short_reason(error)}); the command that made it runs it "
             "anew once it is deleted."
         ) from error
 
@@ -252,7 +252,7 @@ def opened(folder: Path) -> Iterator[Board]:
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_new:
         read_board(folder)
-    if reason := refusal(folder):
+    if reason := unwritable_reason(folder):
         raise SettingError(f"leaderboard={folder} cannot be written ({reason}); name another.")
     if is_new:
         Board(folder).save()
@@ -290,7 +290,7 @@ def read_board(folder: str | Path) -> Board:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(
             f"leaderboard={folder} is no leaderboard: its {INDEX} cannot be read "
-            f"({kind_of(error)}); name another folder, or one that is not there yet."
+            f"({short_reason(error)}); name another folder, or one that is not there yet."
         ) from error
 
 

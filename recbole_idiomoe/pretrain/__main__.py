@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from transformers import HfArgumentParser
 
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.pretrain.pipeline import pretrain
 from recbole_idiomoe.pretrain.settings import PretrainSettings
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    return ended(
+    return run_program(
         lambda: _main(given),
         interrupted="interrupted; the same command goes on from its last checkpoint",
     )

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, Qwen2Config
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.files import folder_written_aside, refusal
+from recbole_idiomoe.base.files import atomic_folder_update, unwritable_reason
 from recbole_idiomoe.lm.backbone import random_decoder
 from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
@@ -110,7 +110,7 @@ def _check_folder(folder: Path) -> None:
     foreign = (folder / "config.json").exists() and not last_checkpoint(folder)
     if finished or foreign:
         raise CheckpointError(f"{folder} already holds a model; give another --out or delete it.")
-    if reason := refusal(folder):
+    if reason := unwritable_reason(folder):
         raise SettingError(f"--out: {reason}; give a folder that can be written.")
 
 
@@ -158,7 +158,7 @@ def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> 
 
 def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
     """Put the finished model into ``folder``, the sums last, and remove the checkpoints."""
-    with folder_written_aside(folder) as aside, no_progress_bars():
+    with atomic_folder_update(folder) as aside, no_progress_bars():
         decoder.to(torch.bfloat16).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         sums = [

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 import torch
 
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.base.run_folder import read_run, write_run
 from recbole_idiomoe.config.settings import Settings
@@ -332,7 +332,7 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m recbole_idiomoe.recommend``: print a table of recommendations."""
-    return ended(lambda: _main(arguments))
+    return run_program(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:

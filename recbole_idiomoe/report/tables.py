@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_idiomoe.base.command_line import Parser, ended
-from recbole_idiomoe.base.errors import IdiomoeError, kind_of
-from recbole_idiomoe.base.files import refusal, write_text
+from recbole_idiomoe.base.command_line import Parser, run_program
+from recbole_idiomoe.base.errors import IdiomoeError, short_reason
+from recbole_idiomoe.base.files import unwritable_reason, write_text
 from recbole_idiomoe.report.extra_rows import language_notes, mix_notes, with_mixes
 
 WIDTH = 80
@@ -95,7 +95,7 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IdiomoeError(f"result_file={path} is a folder; name a file in it.")
-    if reason := refusal(path.parent):
+    if reason := unwritable_reason(path.parent):
         raise IdiomoeError(f"result_file={path} cannot be written ({reason}); name another.")
     if path.exists() and not os.access(path, os.W_OK):
         raise IdiomoeError(f"result_file={path} is there and write-protected; name another.")
@@ -383,7 +383,7 @@ def wrapped(line: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m recbole_idiomoe.report FILE.json ...``: the table of grids, in Markdown."""
-    return ended(lambda: _main(arguments))
+    return run_program(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:
@@ -399,7 +399,9 @@ def _read_grid(path: Path) -> dict[str, Any]:
     try:
         grid = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise IdiomoeError(f"{path} cannot be read as a result file ({kind_of(error)}).") from error
+        raise IdiomoeError(
+            f"{path} cannot be read as a result file ({short_reason(error)})."
+        ) from error
     if not isinstance(grid, dict) or not {"baseline", "protocol", "runs"} <= grid.keys():
         raise IdiomoeError(
             f"{path} is not the result file of variants or seeds; name one of those."

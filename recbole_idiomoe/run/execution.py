@@ -25,7 +25,7 @@ from recbole_idiomoe.base.environment import (
     versions,
 )
 from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
-from recbole_idiomoe.base.files import remove_asides, written_aside
+from recbole_idiomoe.base.files import atomic_write, remove_temporary_files
 from recbole_idiomoe.base.run_folder import (
     CHECKPOINT_FILE,
     MIX_RANKS_FILE,
@@ -79,7 +79,7 @@ def _run_one(config: RunConfig, resume: Path | None) -> dict[str, Any]:
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])
     if resume is not None and distributed.is_main():
-        remove_asides(resume)
+        remove_temporary_files(resume)
     try:
         return _run_into(folder, config, resume)
     except KeyboardInterrupt as error:
@@ -350,5 +350,5 @@ def _save_weights(model: torch.nn.Module, folder: Path) -> None:
         name: each.cpu().clone(memory_format=torch.contiguous_format)
         for name, each in model.state_dict().items()
     }
-    with written_aside(folder / "model.safetensors") as aside:
+    with atomic_write(folder / "model.safetensors") as aside:
         save_file(weights, str(aside))

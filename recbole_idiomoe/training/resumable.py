@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from recbole.utils import set_color
 
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.training.state import (
     is_out_of_patience,
     other_architecture,
@@ -94,7 +94,7 @@ class _Resumable:
         if epoch < 0 and self.start_epoch > 0:
             return  # RecBole's loop has no epoch left, and would put the last weights for the best
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             super()._save_checkpoint(  # type: ignore[misc]
                 epoch, verbose=False, saved_model_file=aside, **kwargs
             )

@@ -12,7 +12,7 @@ from recbole.trainer import S3RecTrainer
 from recbole.utils import init_seed
 
 from recbole_idiomoe.base import distributed, yaml_files
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.models.registry import get_model, get_trainer
 from recbole_idiomoe.models.s3rec import pretraining as s3rec_pretraining
@@ -100,7 +100,7 @@ def _train_id_encoder(
     trainer.resume_checkpoint(trainer.saved_model_file)  # the best epoch's weights
     item_ids = histories.field2id_token[histories.iid_field].astype(str)
     vectors = model.items.weight.detach().cpu().numpy()
-    with written_aside(folder / ID_VECTORS_FILE) as aside, aside.open("wb") as file:
+    with atomic_write(folder / ID_VECTORS_FILE) as aside, aside.open("wb") as file:
         np.savez(file, item_ids=item_ids[1:], vectors=vectors[1:])
     getLogger().info(f"E4SRec, stage 2 of 2: the language model; stage 1 validated at {result}")
 

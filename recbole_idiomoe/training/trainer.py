@@ -24,7 +24,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.files import new_folder
+from recbole_idiomoe.base.files import atomic_new_folder
 from recbole_idiomoe.base.run_folder import read_run, write_run
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.loader import WindowLoader
@@ -386,7 +386,7 @@ class IdiomoeTrainer(Trainer):
 
             def write() -> None:
                 shutil.rmtree(self.folder / name, ignore_errors=True)  # of one that was broken off
-                with new_folder(self.folder / name) as aside:
+                with atomic_new_folder(self.folder / name) as aside:
                     self.catalog_lm.save(aside, weights)
                     write_run(aside, read_run(self.folder))
                 kept = sorted(self.folder.glob(f"{EPOCH_FOLDER}*"))

@@ -21,15 +21,15 @@ from recbole.utils import get_local_time
 
 from recbole_idiomoe import api
 from recbole_idiomoe.base import distributed, yaml_files
-from recbole_idiomoe.base.command_line import interruption_told
+from recbole_idiomoe.base.command_line import resume_hint
 from recbole_idiomoe.base.errors import (
     BackboneError,
     DataError,
     MissingLibraryError,
     SettingError,
-    reason_of,
+    one_line_reason,
 )
-from recbole_idiomoe.base.files import refusal
+from recbole_idiomoe.base.files import unwritable_reason
 from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import read_grid
@@ -101,7 +101,7 @@ def tune(
     folder = next((layer["tuned"] for layer in reversed(layers) if layer.get("tuned")), FOLDER)
     if not isinstance(folder, str | Path):
         raise SettingError(f"tuned={folder!r} must name a folder.")
-    if reason := refusal(Path(folder)):
+    if reason := unwritable_reason(Path(folder)):
         raise SettingError(f"tuned={folder} cannot be written ({reason}); name another.")
     # The folder is written to, not read.
     settings = {**(settings or {}), "tuned": None}
@@ -111,7 +111,7 @@ def tune(
         for model in names
     ]
     with (
-        interruption_told("the same command goes on"),
+        resume_hint("the same command goes on"),
         ExitStack() as locks,
     ):  # all of them, before hours of the trials of the first
         for file in dict.fromkeys(search.trials_file for search in searches):
@@ -205,7 +205,7 @@ class _Search:
             if not earlier:
                 raise
             logging.getLogger().exception(f"a trial of {self} failed")
-            outcome = {"failed": reason_of(error)}
+            outcome = {"failed": one_line_reason(error)}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         seconds = round(time.perf_counter() - start, 1)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from recbole_idiomoe.base.errors import CheckpointError, SettingError, kind_of
+from recbole_idiomoe.base.errors import CheckpointError, SettingError, short_reason
 from recbole_idiomoe.base.files import write_text
 
 Trial = dict[str, Any]
@@ -57,7 +57,7 @@ def _opened(path: Path) -> TextIO:
         return open(path, "a+", encoding="utf-8")
     except OSError as error:
         raise SettingError(
-            f"{path} cannot be written ({kind_of(error)}); remove it if its search has ended, or "
+            f"{path} cannot be written ({short_reason(error)}); remove it if its search has ended, or "
             "name another folder with --tuned."
         ) from error
 
@@ -81,7 +81,7 @@ def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
         theirs, ours = ({**each, **each["settings"]} for each in (kept, search))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as the trials of a search ({kind_of(error)}); remove it, "
+            f"{file} cannot be read as the trials of a search ({short_reason(error)}); remove it, "
             "or name another folder with --tuned."
         ) from error
     compared = (theirs.keys() | ours.keys()) - _NOT_COMPARED - {"settings", "trials"}

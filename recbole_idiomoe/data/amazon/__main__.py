@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_idiomoe.base import yaml_files
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
 from recbole_idiomoe.data.amazon.fetching import fetch
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Convert as the arguments say; the exit status."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    return ended(
+    return run_program(
         lambda: print(_run(_parser().parse_args(arguments))),
         interrupted="interrupted; the same command goes on with what is fetched",
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.base.files import new_folder
+from recbole_idiomoe.base.files import atomic_new_folder
 from recbole_idiomoe.data.amazon.interactions import Interactions
 from recbole_idiomoe.data.amazon.reading import Dump, Item
 
@@ -133,7 +133,7 @@ def _described(dump: Dump, wanted: set[str]) -> dict[str, Item]:
 def _write(folder: Path, kept: Interactions, items: dict[str, Item], summary: Summary) -> None:
     name = folder.name
     try:
-        with new_folder(folder) as aside:
+        with atomic_new_folder(folder) as aside:
             with open(aside / f"{name}.inter", "w", encoding="utf-8", newline="\n") as file:
                 file.write(INTER_HEADER)
                 file.writelines(_inter_lines(kept))
