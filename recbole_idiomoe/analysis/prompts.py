@@ -1,4 +1,4 @@
-"""Texts to read: a file's, or, where none is given, a few registers of plain English."""
+"""Texts to measure on: a file, or by default prompts in several registers of English."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ PROMPTS = (
 
 
 def text_file(path: str) -> str:
-    """What the file that ``--text`` names holds.
+    """Read the file of ``--text``.
 
     Raises:
-        DataError: it is not there, is no text, or holds none.
+        DataError: the file cannot be read, is not UTF-8, or is empty.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ RANKS_FILE = "ranks.npz"
 """The rank of every test target: :class:`recbole_idiomoe.protocol.ranks.Ranks`."""
 
 MIX_RANKS_FILE = "mix-ranks.npz"
-"""Likewise under the run's mix."""
+"""The rank of every test target under the run's mix."""
 
 CHECKPOINT_FILE = "checkpoint.pth"
 """RecBole's own checkpoint, for RecBole's models."""

@@ -25,7 +25,7 @@ from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.location import locate
 from recbole_idiomoe.grid.cells import Cell, Grid, cells_of, files_of, grid_result, shared_settings
-from recbole_idiomoe.report.tables import write_result
+from recbole_idiomoe.report.result_files import write_result
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 
 RunOne = Callable[[RunConfig], dict[str, Any]]

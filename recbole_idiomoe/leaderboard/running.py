@@ -1,4 +1,4 @@
-"""Running what a leaderboard lacks."""
+"""Running the runs that a leaderboard lacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recbole_idiomoe.grid.running import (
     outcomes_of,
     scratch_folder,
 )
-from recbole_idiomoe.leaderboard.board import RUNS, Board, opened
+from recbole_idiomoe.leaderboard.board import RUNS, Board, open_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
 
 
@@ -34,32 +34,31 @@ def run_leaderboard(
     folder: str | Path,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Run those of ``grid`` that the leaderboard lacks, and write its tables and its page.
+    """Run the runs of ``grid`` that the leaderboard lacks, and write its files.
 
-    Rows that are there already stay. Every finished run is kept at once, so that the same call
-    goes on after an interruption; one that was cut off starts over.
+    Existing rows stay. Every finished run is kept at once, so that the same call resumes after an
+    interruption; only the run that was interrupted starts again.
 
     Args:
-        grid: rows to add, or to give more seeds; their baseline has no say, since rows are
+        grid: rows to add, or to give more seeds. Its ``baseline`` is ignored, since rows are
             compared with the best baseline.
-        datasets: each row runs on each.
-        config_files: YAML files or result files, for all rows.
-        settings: for all rows; they win over the files.
-        run_one: trains and tests one configuration; used where ``jobs`` is 1.
-        folder: a leaderboard's, or one that is not there yet.
-        jobs: runs at a time, each in a process of its own if more than one.
+        datasets: data sets; every row runs on each of them.
+        config_files: YAML files or result files with settings for all rows.
+        settings: settings for all rows; they override ``config_files``.
+        run_one: trains and tests one configuration in this process; used if ``jobs`` is 1.
+        folder: folder of the leaderboard, which is created if needed.
+        jobs: number of runs at a time, each in its own process if more than one.
 
     Returns:
-        ``leaderboard``, its folder, ``table``, its text, and ``rows``: what the tables say.
+        ``leaderboard``, its folder, ``table``, its text for a terminal, and ``rows``, its values.
 
     Raises:
-        IdiomoeError: what is asked for cannot be run or does not compare with what is there, or
-            some runs failed; the others have been run then, the tables are written, and the
-            message names what failed.
+        IdiomoeError: a run cannot be run or compared with the existing ones; or some runs failed,
+            after all others have run and the files are written.
     """
     check_jobs(jobs)
     cells = cells_with_data(grid, datasets, config_files, settings)
-    with opened(Path(folder)) as board:
+    with open_board(Path(folder)) as board:
         for row in dict.fromkeys(board.enter(grid, cells)):
             _say(f"{row} has other settings now; its earlier runs leave the table")
         failures = _run_missing(board, cells, run_one, jobs)
@@ -75,7 +74,7 @@ def run_leaderboard(
 
 
 def _run_missing(board: Board, cells: Sequence[Cell], run_one: RunOne, jobs: int) -> list[str]:
-    """Run what is not kept; returns what failed, and why."""
+    """Run the cells that are not kept; returns a line for each failure."""
     every = {cell.key: cell for cell in cells}
     left = [cell for cell in every.values() if not board.has(cell)]
     done, failures, start = len(every) - len(left), [], time.perf_counter()
@@ -91,7 +90,7 @@ def _run_missing(board: Board, cells: Sequence[Cell], run_one: RunOne, jobs: int
             if not isinstance(outcome, Failure):
                 try:
                     board.keep(cell, outcome, alone=jobs == 1)
-                except SettingError as error:  # such as other candidates than the others'
+                except SettingError as error:  # for example another number of candidates
                     outcome = Failure(str(error))
             if isinstance(outcome, Failure):
                 board.fail(cell, outcome.reason)

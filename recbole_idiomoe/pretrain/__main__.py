@@ -16,11 +16,11 @@ from recbole_idiomoe.pretrain.settings import PretrainSettings
 
 
 class _Parser(Parser, HfArgumentParser):
-    """Settings in a dataclass, errors in a line."""
+    """Parses settings into a dataclass and reports errors in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train a model as the arguments say; the exit status."""
+    """Train a model with the settings in the arguments; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)

@@ -21,7 +21,7 @@ from recbole_idiomoe.base.run_folder import read_run, write_run
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog, check_history, read_history
 from recbole_idiomoe.protocol.score_memory import users_at_once
-from recbole_idiomoe.report.tables import WIDTH
+from recbole_idiomoe.report.formatting import WIDTH
 
 if TYPE_CHECKING:
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM

@@ -17,7 +17,7 @@ from recbole_idiomoe.data.amazon.writing import convert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert as the arguments say; the exit status."""
+    """Convert dumps as the arguments say; returns the exit code."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
     return run_program(
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> str:
-    """The report on what was written."""
+    """Convert, and return the report to print."""
     if given.core < 1 or not 0 <= given.max_malformed <= 1:
         raise SettingError("--core must be at least 1, and --max_malformed between 0 and 1.")
     if bool(given.reviews) != bool(given.metadata):
