@@ -17,7 +17,7 @@ import yaml
 
 from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.command_line import run_program
-from recbole_idiomoe.base.errors import DiskFullError, SettingError, one_line_reason
+from recbole_idiomoe.base.errors import DiskFullError, SettingError, error_line
 from recbole_idiomoe.base.files import DISK_FULL_ERRNOS
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.names import list_datasets
@@ -145,7 +145,7 @@ def _main(arguments: Sequence[str], answer: Callable[..., None]) -> int:
         if not _is_out_of_memory(error):
             raise
         print(
-            f"error: memory ran out ({one_line_reason(error):.200}); lower train_batch_size, "
+            f"error: memory ran out ({error_line(error):.200}); lower train_batch_size, "
             "eval_batch_size, max_batch_tokens or MAX_ITEM_LIST_LENGTH.",
             file=sys.stderr,
         )

@@ -23,7 +23,7 @@ from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
-from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import DataError, short_reason
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import read_history
@@ -81,7 +81,6 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
         tables=tables,
         notes=notes,
         device=device,
-        versions=versions(),
     )
 
 

@@ -174,9 +174,7 @@ def text_attention(
         distances: the largest distance d of the profile, in tokens.
     """
     means = Means()
-    with reading_attention(
-        model, lambda layer, found: read_text(found[0], layer, means, distances)
-    ):
+    with reading_attention(model, lambda layer, a: read_text(a[0], layer, means, distances)):
         for prompt in prompts:
             model.base_model(torch.tensor([list(prompt)], device=model.device), use_cache=False)
     return [TextAttention(**means.layer(layer)) for layer in range(means.depth)]

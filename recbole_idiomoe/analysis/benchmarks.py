@@ -8,12 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.base.errors import (
-    DataError,
-    MissingLibraryError,
-    SettingError,
-    one_line_reason,
-)
+from recbole_idiomoe.base.errors import DataError, MissingLibraryError, SettingError, error_line
 from recbole_idiomoe.base.spelling import did_you_mean
 
 BATCH_SIZE = 8
@@ -91,7 +86,7 @@ class Benchmarks:
             self._manager.load(self.names)
         except Exception as error:  # any library may read a task's data
             raise DataError(
-                f"--lm_eval={','.join(self.names)} cannot be loaded ({one_line_reason(error)}); "
+                f"--lm_eval={','.join(self.names)} cannot be loaded ({error_line(error)}); "
                 "put the data where the task looks for them, or leave it out."
             ) from error
 

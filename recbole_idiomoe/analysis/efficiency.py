@@ -18,7 +18,7 @@ from torch.utils.benchmark import Timer
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import EfficiencySettings
-from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
@@ -115,7 +115,6 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
         tables={name: rows for name, rows in tables.items() if rows},
         notes=[_how(settings), *notes],
         device=device,
-        versions=versions(),
     )
 
 

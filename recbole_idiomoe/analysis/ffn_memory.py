@@ -23,7 +23,7 @@ from recbole_idiomoe.analysis.neurons import (
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import FfnMemorySettings
-from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import decoder_layers
 from recbole_idiomoe.lm.decoder import ffn_names
@@ -70,7 +70,6 @@ def ffn_memory(folders: Sequence[Path], settings: FfnMemorySettings) -> Analysis
         tables=tables,
         notes=notes,
         device=device,
-        versions=versions(),
         long_tables={"all": every},
     )
 

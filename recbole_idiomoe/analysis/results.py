@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from recbole_idiomoe.base.environment import versions
+
 Row = dict[str, str | int | float | None]
 
 
@@ -27,7 +29,7 @@ class Analysis:
     notes: list[str]
     """Paragraphs on how the values were measured."""
     device: str
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=versions)
     command: str = ""
     """The command that the user typed."""
     long_tables: dict[str, list[Row]] = field(default_factory=dict)

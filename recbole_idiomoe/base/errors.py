@@ -61,7 +61,7 @@ def short_reason(error: Exception) -> str:
     return system or type(error).__name__
 
 
-def one_line_reason(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The message of an :class:`IdiomoeError`; for other errors, their class and message."""
     if isinstance(error, IdiomoeError):
         return str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
 
-TEMPORARY_SUFFIX = ".aside"
+_SUFFIX = ".aside"
 """The end of the temporary names of files and folders."""
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
@@ -38,9 +38,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which replaces ``path`` if the block succeeds."""
     with _disk_full_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
-        )
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -100,7 +98,7 @@ def atomic_new_folder(folder: Path) -> Iterator[Path]:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove temporary files that a killed process left in ``folder``, which nobody is writing."""
-    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+    for path in folder.glob(f".*{_SUFFIX}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -112,7 +110,7 @@ def _temporary_folder(prefix: str, parent: Path) -> Iterator[Path]:
     """A temporary folder in ``parent``, removed after the block."""
     with (
         _disk_full_error(parent),
-        tempfile.TemporaryDirectory(prefix=prefix, suffix=TEMPORARY_SUFFIX, dir=parent) as name,
+        tempfile.TemporaryDirectory(prefix=prefix, suffix=_SUFFIX, dir=parent) as name,
         _disk_full_error(Path(name)),
     ):
         yield Path(name)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from recbole.utils import get_local_time
 
-from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError, one_line_reason
+from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError, error_line
 from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
@@ -215,11 +215,11 @@ def _run_here(cells: Iterable[Cell], run_one: RunOne, scratch: Path, logs: Path)
             with users_kept(_users_file(cell, scratch, logs)):
                 outcome = run_one(RunConfig(cell.model, cell.dataset, settings=settings))
         except IdiomoeError as error:
-            outcome = Failure(one_line_reason(error))
+            outcome = Failure(error_line(error))
         # The other runs are worth having, whatever ends this one.
         except Exception as error:
             logging.getLogger().exception(f"{cell} failed")
-            outcome = Failure(one_line_reason(error))
+            outcome = Failure(error_line(error))
         yield cell, outcome
         shutil.rmtree(folder, ignore_errors=True)
 

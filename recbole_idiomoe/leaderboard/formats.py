@@ -12,13 +12,7 @@ from functools import partial
 from typing import Any
 
 from recbole_idiomoe.leaderboard.tables import DEVICE, MARKS, Table, is_cost
-from recbole_idiomoe.report.formatting import (
-    aligned,
-    fits_terminal,
-    protocol_line,
-    wrap_names,
-    wrapped,
-)
+from recbole_idiomoe.report.formatting import aligned, fits, protocol_line, wrap_names, wrapped
 
 
 def protocol_notes(protocols: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -94,7 +88,7 @@ def _fitting(table: Table) -> list[list[str]]:
     shown = table.with_columns(lambda title: not title.startswith(_LEFT_OUT))
     metrics = [title for title in shown.header if "@" in title]
     for least_wanted in (*reversed(metrics[2:]), "params", "train s"):
-        if fits_terminal(_texts(shown)):
+        if fits(_texts(shown)):
             break
         shown = shown.with_columns(partial(operator.ne, least_wanted))
     return _texts(shown)

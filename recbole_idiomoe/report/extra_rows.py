@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Result = Mapping[str, Any]
+from recbole_idiomoe.report.result_files import Result
 
 NLL_CHANGE = "ΔNLL"
 """Title of the change in a text's likelihood by training; see the setting ``language_file``."""

@@ -77,7 +77,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines[:high], "-" * max(map(len, lines)), *lines[high:]]
 
 
-def fits_terminal(rows: Sequence[Sequence[str]]) -> bool:
+def fits(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the rows fit into :data:`WIDTH` columns once :func:`wrap_names` has wrapped them."""
     return table_width([["", *row[1:]] for row in rows]) + NAME_WIDTH <= WIDTH
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from recbole_idiomoe.report.extra_rows import (
-    Result,
-    language_notes,
-    mix_notes,
-    unable_note,
-    with_mixes,
-)
+from recbole_idiomoe.report.extra_rows import language_notes, mix_notes, unable_note, with_mixes
 from recbole_idiomoe.report.formatting import (
     aligned,
     compact_number,
@@ -21,6 +15,7 @@ from recbole_idiomoe.report.formatting import (
     wrap_names,
     wrapped,
 )
+from recbole_idiomoe.report.result_files import Result
 
 
 def markdown(grid: Result) -> str:

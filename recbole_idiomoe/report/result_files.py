@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.base.errors import IdiomoeError, short_reason
 from recbole_idiomoe.base.files import unwritable_reason, write_text
-from recbole_idiomoe.report.extra_rows import Result
+
+Result = Mapping[str, Any]
 
 
 def check_writable(path: str | Path) -> None:

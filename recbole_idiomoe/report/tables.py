@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recbole_idiomoe.report.extra_rows import (
-    Result,
-    language_notes,
-    mix_notes,
-    unable_note,
-    with_mixes,
-)
+from recbole_idiomoe.report.extra_rows import language_notes, mix_notes, unable_note, with_mixes
 from recbole_idiomoe.report.formatting import (
     WIDTH,
     aligned,
@@ -23,6 +17,7 @@ from recbole_idiomoe.report.formatting import (
     wrapped,
 )
 from recbole_idiomoe.report.grid_tables import grid_lines
+from recbole_idiomoe.report.result_files import Result
 
 
 def table(results: Sequence[Result]) -> str:

@@ -27,7 +27,7 @@ from recbole_idiomoe.base.errors import (
     DataError,
     MissingLibraryError,
     SettingError,
-    one_line_reason,
+    error_line,
 )
 from recbole_idiomoe.base.files import unwritable_reason
 from recbole_idiomoe.base.run_folder import new_folder
@@ -205,7 +205,7 @@ class _Search:
             if not earlier:
                 raise
             logging.getLogger().exception(f"a trial of {self} failed")
-            outcome = {"failed": one_line_reason(error)}
+            outcome = {"failed": error_line(error)}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         seconds = round(time.perf_counter() - start, 1)
