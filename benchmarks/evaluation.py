@@ -111,7 +111,7 @@ def measure_time(given: argparse.Namespace, settings: dict[str, Any]) -> str:
         (
             f"{given.dataset}: {users:,} users x {items:,} items",
             markdown(header, [row[: len(header)] for row in rows]),
-            "The parts are those of a second run, which waits for the device after each of them. "
+            "The parts are from a second run, which waits for the device after each of them. "
             f"SASRec's whole evaluation takes {runs['SASRec'] / whole:.3f} of IDIOMoE's.",
         )
     )

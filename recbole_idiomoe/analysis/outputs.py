@@ -94,7 +94,8 @@ def _fitted(rows: Sequence[Row]) -> list[str]:
     first columns do, with a table for each of their values; at last, words are cut shorter.
     """
     names = list(rows[0])
-    alike = [n for n in range(len(names)) if len({_first(row, n) for row in rows}) < len(rows)]
+    values = [tuple(row.values()) for row in rows]
+    alike = [n for n in range(len(names)) if len({row[:n] for row in values}) < len(rows)]
     most = max([1, *alike])  # a run's name may head a single row
     same = [name for name in names if len(rows) > 1 and len({row[name] for row in rows}) == 1]
     layouts = [same[:n] for n in range(len(same) + 1)]
@@ -119,10 +120,6 @@ def _fitted(rows: Sequence[Row]) -> list[str]:
         if max(map(len, lines)) <= WIDTH:
             break
     return lines
-
-
-def _first(row: Row, n: int) -> tuple[Any, ...]:
-    return tuple(row.values())[:n]
 
 
 def as_text(rows: Sequence[Row], longest: int = WORD) -> list[list[str]]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from recbole.utils import url as recbole_url
 
 from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.base.recbole_package import recbole_folder
 from recbole_idiomoe.base.spelling import did_you_mean
 from recbole_idiomoe.data.amazon.building import Dumps, build
 from recbole_idiomoe.data.amazon.fetching import Unavailable
@@ -73,7 +74,7 @@ def locate(config: DataSettings) -> None:
                 f"{name}; {fix}."
             )
     if label == "ml-100k":
-        _set_place(config, label, _bundled_ml_100k())
+        _set_place(config, label, recbole_folder() / "dataset_example" / "ml-100k")
         return
     dumps = Dumps.from_setting(config["dumps"]) if config["dumps"] else None
     failures = []
@@ -154,12 +155,6 @@ def _inter_files(config: DataSettings, folder: Path, name: str) -> list[Path]:
 
 def _set_place(config: DataSettings, name: str, folder: Path) -> None:
     config["dataset"], config["data_path"] = name, str(folder)
-
-
-def _bundled_ml_100k() -> Path:
-    import recbole
-
-    return Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 
 
 def _download(name: str, root: Path) -> None:

@@ -158,11 +158,7 @@ class Board:
         return self._with_ranks(kept, _RANKS)
 
     def mixes(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
-        """The mixes of the kept runs of ``row``, as runs, with their ranks.
-
-        Raises:
-            IdiomoeError: a run cannot be read.
-        """
+        """The mixes of :meth:`results`, as runs, with their ranks; it raises the same errors."""
         read = ((path, mix_of(_read_run(path))) for path in self._run_files(row))
         return self._with_ranks([(path, run) for path, run in read if run], _MIX_RANKS)
 
@@ -228,11 +224,7 @@ class Board:
 
     def _run_files(self, row: Row) -> list[Path]:
         """The JSON files of the runs of ``row``, in the order of their seeds."""
-        return [self._run_file(key) for _, key in sorted(row.runs.items(), key=_by_seed)]
-
-
-def _by_seed(run: tuple[str, str]) -> int:
-    return int(run[0])
+        return [self._run_file(row.runs[seed]) for seed in sorted(row.runs, key=int)]
 
 
 def _read_run(path: Path) -> dict[str, Any]:

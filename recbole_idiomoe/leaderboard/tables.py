@@ -178,10 +178,6 @@ def _parameters(standing: Standing) -> Cell:
     return Cell(compact_number(total), total)
 
 
-def _seeds(standing: Standing) -> Cell:
-    return Cell(str(len(standing.runs)), len(standing.runs))
-
-
 def _settings(standing: Standing) -> Cell:
     kind = "tuned" if standing.row.tuned else "own" if standing.row.own else "default"
     return Cell(kind, kind)
@@ -212,7 +208,7 @@ _COSTS: dict[str, Callable[[Standing], Cell]] = {
     "epochs": _cost("epochs", lambda _, value: f"{value:.0f}"),
     "params": _parameters,
     "MiB": _cost("peak_memory_mib", lambda _, value: f"{value:,.0f}"),
-    "seeds": _seeds,
+    "seeds": lambda standing: Cell(str(len(standing.runs)), len(standing.runs)),
 }
 
 
