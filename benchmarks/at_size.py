@@ -1,15 +1,15 @@
-"""From files to a step of training and a slice of evaluation, with 500,000 items.
+"""Time and memory from files to training and evaluation, with 500,000 items.
 
     python benchmarks/at_size.py --data_path=DATA            # --scale=0.1: a tenth of everything
 
-Files of 800,000 users, 500,000 items and 9.5 million reviews (synthetic_catalogue.py, which makes
-them in DATA if they are not there) are loaded, tokenised, trained on for a few steps and ranked
-for a few users, with the bundled backbone and the package's own settings but for smaller steps.
-Every stage has its seconds and the highest resident memory of its process. Beside it RecBole's own
-loading of the same files for its SASRec, as installed (stock_loading.py), in the same call.
+Files of 800,000 users, 500,000 items and 9.5 million reviews, which synthetic_catalogue.py creates
+in DATA if needed, are loaded, tokenized, trained on for a few steps and ranked for a few users. The
+backbone is the bundled one, with the package's default settings but smaller steps. Each stage has
+its seconds and its peak resident memory. For comparison, the same call measures RecBole's own
+loading of the files for SASRec (stock_loading.py).
 
-The way from files to three loaders is compared: ours checks every row and masks seen items, which
-RecBole's does not. A side that needs more than --most_gib is stopped, and the table says so.
+The comparison is from files to the three loaders. Ours also checks every row and masks seen items.
+A side that needs more than --most_gib is stopped, which the table reports.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from stages import Stage, Stopped, stage
 
 HERE = Path(__file__).parent
 TO_LOADERS = ("rows checked", "files to tables", "rows and split")
-SMALL_STEPS: dict[str, Any] = {  # what a CPU does in seconds
+SMALL_STEPS: dict[str, Any] = {  # steps that a CPU does in seconds
     "train_batch_size": 32,
     "max_batch_tokens": 8192,
     "item_warmup": 0.0,  # text from the first epoch on
     "text_ramp": 0.0,
 }
 SLICES = {"full": (4, 256), "tiny": (1, 16)}
-"""Steps of training, and users that are ranked."""
+"""Numbers of training steps, and of users to rank."""
 
 
 def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: int) -> None:
@@ -111,7 +111,7 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
 
 
 def data_set(data_path: Path, scale: float) -> str:
-    """The name of the files of this size, which are made if they are not there."""
+    """The name of the data set of this size, which is created if it does not exist."""
     name = synthetic_catalogue.NAME + ("" if scale == 1 else f"-{scale:g}")
     if not (data_path / name).exists():
         full = (
@@ -124,7 +124,7 @@ def data_set(data_path: Path, scale: float) -> str:
 
 
 def table(mine: Sequence[Stage], theirs: Sequence[Stage], stopped: dict[str, str]) -> str:
-    """All stages of both sides, and their ways from files to loaders beside each other."""
+    """A table of all stages of both sides, and a comparison from files to loaders."""
     header = ["", "seconds", "peak GiB"]
     rows = [[one.name, f"{one.seconds:.2f}", f"{one.gib:.2f}"] for one in mine]
     rows += [[f"RecBole: {one.name}", f"{one.seconds:.2f}", f"{one.gib:.2f}"] for one in theirs]
@@ -160,7 +160,7 @@ def main() -> None:
         settings |= {"data_path": str(data_path), "gpu_id": "", "show_progress": False}
         settings |= {"token_cache": str(given.here / "tokens")}
         settings |= {"checkpoint_dir": str(given.here)}
-        with contextlib.chdir(given.here):  # RecBole writes logs where it stands
+        with contextlib.chdir(given.here):  # RecBole writes logs into the working directory
             ours(given.here, name, settings, *SLICES["tiny" if given.tiny else "full"])
         return
     found: dict[str, list[Stage]] = {"ours": [], "recbole": []}

@@ -1,11 +1,11 @@
-"""Time to learn on a CPU: the README's default command, and RecBole's SASRec as the yardstick.
+"""Training time on a CPU: the README's default command compared with RecBole's SASRec.
 
     python benchmarks/cpu.py
 
-Both train on RecBole's ml-100k one after the other on the same threads. What counts is the time,
-validation included, until validation NDCG@10 is as good as SASRec ever gets. IDIOMoE's run is
-whole. SASRec needs dozens of epochs, all alike: a few are timed, and multiplied by how many its
-whole runs took to their best (results/backbone-ml-100k-SASRec.json, three seeds on a GPU).
+Both train on ml-100k, one after the other on the same threads. The measure is the time, including
+validation, until validation NDCG@10 reaches SASRec's best. IDIOMoE runs to its end. SASRec needs
+dozens of equal epochs: a few are timed and multiplied by the number that whole runs took to their
+best epoch (results/backbone-ml-100k-SASRec.json, three seeds on a GPU).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from measuring import markdown, where
 from recbole_idiomoe import api
 
 WHOLE_RUNS = Path(__file__).parents[1] / "results" / "backbone-ml-100k-SASRec.json"
-# RecBole's default stops a run when this many evaluations in a row were no better.
+# By default, RecBole stops a run after this many evaluations in a row without an improvement.
 WITHOUT_BETTER = 11
 
 
 def train(model: str, **settings: Any) -> dict[str, Any]:
-    """The result of one run, whose files are not kept."""
+    """The result of one run in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         settings |= {"checkpoint_dir": folder, "gpu_id": "", "show_progress": False}
         (result,) = api.run(model, "ml-100k", settings=settings)

@@ -1,12 +1,12 @@
-"""Evaluation on the whole catalogue: how long it takes, and that its memory does not grow.
+"""Time and memory of evaluation on the whole catalogue.
 
     python benchmarks/evaluation.py --data_path=DATA --tokenizer=QWEN2.5 --device=cuda
 
-First, the test of a real data set at Qwen2.5-0.5B's shape (random weights: what is measured does
-not depend on them), from the loader to the metrics, beside RecBole's SASRec on the same users.
-The model is made fast as it is for training: --setting compile False shows what that is worth.
-Then memory with a synthetic catalogue and more and more users, beside evaluation without a bound on
-the scores that are held at once. Without --tokenizer the bundled one is taken, of 16,384 tokens.
+First, the time of a whole test at Qwen2.5-0.5B's shape, from the loader to the metrics, compared
+with RecBole's SASRec on the same users. Weights are random, as times do not depend on them. The
+model is compiled as for training: compare with --setting compile False. Then the memory for more
+and more users of a synthetic catalogue, with and without the bound on scores held at a time.
+Without --tokenizer, the bundled one with 16,384 tokens is used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from recbole_idiomoe.protocol.splits import split_dataset
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from recbole_idiomoe.training.trainers import get_trainer
 
-EVERYTHING = 2**62  # scores held at once where nothing bounds them
+EVERYTHING = 2**62  # a bound on scores that never applies
 
 
 def prepare(model: str, dataset: str, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -58,14 +58,14 @@ def prepare(model: str, dataset: str, settings: dict[str, Any]) -> tuple[Any, An
 
 
 class Clocks:
-    """Seconds spent in functions, by name, the device's work included."""
+    """Seconds spent in methods, by name, including the device's work."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
 
     def watch(self, owner: Any, method: str, name: str) -> None:
-        """Time ``owner.method`` from now on, as ``name``."""
+        """Time all calls of ``owner.method`` as ``name``."""
         original: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +80,7 @@ class Clocks:
 
 
 def measure_time(given: argparse.Namespace, settings: dict[str, Any]) -> str:
-    """A table of a whole evaluation and of its parts."""
+    """A table of the time of a whole evaluation and of its parts."""
     runs = {}
     for model in ("SASRec", "IDIOMoE"):
         trainer, test, _ = prepare(model, given.dataset, settings)
@@ -91,7 +91,7 @@ def measure_time(given: argparse.Namespace, settings: dict[str, Any]) -> str:
         runs[model] = seconds(evaluate, given.device, repeats=1, warmup=1)
     whole = runs["IDIOMoE"]
 
-    # Clocks wait for the device after each part, so that they have a run of their own.
+    # Clocks wait for the device after each part, so the parts are timed in a second run.
     clocks = Clocks(given.device)
     language_model = trainer.catalog_lm
     clocks.watch(language_model, "sequences", "histories to tokens")
@@ -110,14 +110,14 @@ def measure_time(given: argparse.Namespace, settings: dict[str, Any]) -> str:
         (
             f"{given.dataset}: {users:,} users x {items:,} items",
             markdown(header, [row[: len(header)] for row in rows]),
-            "The parts are those of a second run, which waits for the device after each of them. "
+            "The parts are from a second run, which waits for the device after each of them. "
             f"SASRec's whole evaluation takes {runs['SASRec'] / whole:.3f} of IDIOMoE's.",
         )
     )
 
 
 def write_catalogue(folder: Path, items: int, users: int, length: int) -> str:
-    """Atomic files of users with ``length`` random items each; returns the data set's name."""
+    """Write atomic files of users with ``length`` random items; returns the data set's name."""
     name = "catalogue"
     place = folder / name
     place.mkdir()
@@ -135,7 +135,7 @@ def write_catalogue(folder: Path, items: int, users: int, length: int) -> str:
 
 
 def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: Path) -> str:
-    """A table of what evaluating more and more of a synthetic data set's users takes."""
+    """A table of the memory for evaluating more and more users of a synthetic data set."""
     counts = [128, 256, 512] if given.tiny else [512, 1024, 2048]
     bound = users_at_once.SCORES if given.items > 100_000 else given.items * 16
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]}
@@ -204,7 +204,7 @@ def main() -> None:
         real = {"data_path": str(Path(given.data_path).resolve())} if given.data_path else {}
         if given.dataset == "ml-100k":
             real["user_inter_num_interval"] = "[20,25]"
-        with contextlib.chdir(folder):  # RecBole writes logs where it stands
+        with contextlib.chdir(folder):  # RecBole writes logs into the working directory
             print(where(given.device), flush=True)
             print(f"\n{measure_time(given, settings | real)}", flush=True)
             print(f"\n{measure_memory(given, settings, folder)}")

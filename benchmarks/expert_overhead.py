@@ -1,4 +1,4 @@
-"""What item experts cost: IDIOMoE against the same model with one FFN (the paper's Table 12).
+"""Cost of item experts: IDIOMoE compared with the same model with one FFN (paper, Table 12).
 
     python benchmarks/expert_overhead.py --device=cuda
 
@@ -11,15 +11,15 @@ weights. The text embedding does not train. The rows:
     full width            two, the text expert frozen: as many trained parameters as dense
     quarter width         the same, item experts of a quarter of the neurons
     both experts trained  more trained parameters, and so more work for the optimizer
-    ..., split            with --split: inference with both FFNs as they are, where compiled
-                          blocks otherwise run them in fused kernels
+    ..., split            with --split: inference with two separate FFNs instead of the fused
+                          kernels of compiled blocks
 
 Each side gets the same treatment: `eager`; `compiled` blocks; or `graph`, compiled blocks and
-the whole step replayed as one CUDA graph, so that launches cost neither side anything.
+the whole step replayed as one CUDA graph, which removes the time of kernel launches.
 
-Time is the difference from the dense model; so is working memory, what a step holds at most beyond
-weights and optimizer state, in parts of the dense model's peak. On a CPU neither absolute figures
-nor memory are printed.
+Times are relative to the dense model. Working memory, the peak of a step beyond weights and
+optimizer state, is the difference from the dense model relative to its peak. On a CPU, neither
+absolute times nor memory are printed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Batch = tuple[Tensor, Tensor, int]
 
 
 def make_batch(batch: int, length: int, device: str) -> Batch:
-    """Hybrid tokens and their types, (batch, length), and how many are items."""
+    """Hybrid tokens and their types, both (batch, length), and the number of items."""
     generator = torch.Generator().manual_seed(length)
     tokens = torch.randint(1, 151_936, (batch, length), generator=generator)
     items = 151_936 + torch.randint(1, ITEMS, (batch, length), generator=generator)
@@ -102,7 +102,7 @@ def inference(lm: IdiomoeForCausalLM, batch: Batch, device: str) -> Callable[[],
 
 
 def graphed(step: Callable[[], object]) -> Callable[[], object]:
-    """``step`` as one CUDA graph; what it reads and writes stays where it is."""
+    """Capture ``step`` as one CUDA graph, which uses the same memory in every replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -130,17 +130,17 @@ def build(side: str, phase: str, given: argparse.Namespace) -> IdiomoeForCausalL
 
 
 class Cost(NamedTuple):
-    """Of one step."""
+    """The cost of one step."""
 
     seconds: float
     peak: int
-    """Bytes at most, all that the model holds included."""
+    """Peak memory in bytes, including the model."""
     working: int
-    """Those beyond weights and optimizer state."""
+    """Peak memory beyond weights and optimizer state, in bytes."""
 
 
 def measured(side: str, phase: str, given: argparse.Namespace) -> Iterator[Cost]:
-    """Costs of a side, for each length."""
+    """The costs of a side for each length."""
     lm = build(side, phase, given)
     if given.treatment != "eager":
         compile_blocks(lm.backbone)
@@ -151,7 +151,7 @@ def measured(side: str, phase: str, given: argparse.Namespace) -> Iterator[Cost]
     make = training_step if phase == "train" else inference
     for length in given.lengths:
         step = make(lm, make_batch(given.batch, length, given.device), given.device)
-        step()  # compiles, and makes the optimizer's state
+        step()  # compiles, and creates the optimizer's state
         lm.zero_grad()
         held = torch.cuda.memory_allocated() if given.device.startswith("cuda") else 0
         peak = peak_bytes(step, given.device)
@@ -162,7 +162,7 @@ def measured(side: str, phase: str, given: argparse.Namespace) -> Iterator[Cost]
 
 
 def row(name: str, ours: Cost, dense: Cost, on_gpu: bool) -> list[str]:
-    """Of the table; absolute figures are of a GPU alone."""
+    """A row of the table; absolute values are shown for a GPU only."""
     slower = "" if ours is dense else f"{ours.seconds / dense.seconds - 1:+.1%}"
     if not on_gpu:
         return [name, slower]

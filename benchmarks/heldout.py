@@ -1,9 +1,9 @@
-"""Held-out texts one by one: bits per byte, and how much of each the training text holds too.
+"""Bits per byte of each held-out text, and its overlap with the training text.
 
     python benchmarks/heldout.py --model=FOLDER --text=english.txt.xz
 
-Splits the text as ``python -m recbole_idiomoe.pretrain`` does. A book may be there twice, in two
-editions; a held-out one that is tells nothing about new text.
+Splits the text as ``python -m recbole_idiomoe.pretrain`` does. A held-out book whose other edition
+is in the training text says nothing about new text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUN = 13  # words
 
 
 def runs(text: str) -> Iterator[int]:
-    """Hashes of all runs of words, case and punctuation aside."""
+    """Hashes of all sequences of ``RUN`` words, without case and punctuation."""
     words = re.findall(r"[^\W\d_]+", text.lower())
     return (hash(tuple(words[i : i + RUN])) for i in range(len(words) - RUN + 1))
 

@@ -1,10 +1,10 @@
-"""Peak memory and time of the item loss, against the cross entropy of all scores at once.
+"""Peak memory and time of the item loss, compared with plain cross entropy.
 
     python benchmarks/item_loss.py --items=500000 --positions=2048 --width=64
 
-Forward and backward, each side in its own process: `IdiomoeForCausalLM.item_loss`, and
-`F.cross_entropy(h @ E.T, items)` on the same states and vectors. Memory is what is added to
-states and vectors, gradients included. The defaults take 7 GB on a CPU.
+Forward and backward of `IdiomoeForCausalLM.item_loss` and of `F.cross_entropy(h @ E.T, items)` on
+the same hidden states and item vectors, each in its own process. Memory is the peak beyond these
+inputs, including gradients. The defaults take 7 GB on a CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIDES = ("plain", "item_loss")
 
 def measure(side: str, items: int, positions: int, width: int, device: str) -> dict[str, float]:
     """Peak bytes beyond the inputs, seconds, and the loss, of one side in this process."""
-    # The parent stays without torch: a child's highest memory begins at its parent's.
+    # Imported here, since the peak memory of a process starts at its parent's.
     import psutil
     import torch
     from torch.nn import functional as F
@@ -45,7 +45,7 @@ def measure(side: str, items: int, positions: int, width: int, device: str) -> d
     def loss_and_gradients(first: int) -> float:
         states, chosen = hidden[:first], targets[:first]
         if side == "plain":
-            # Row 0 pads, and is no candidate.
+            # Row 0 is padding and not a candidate.
             loss = F.cross_entropy(states @ model.item_table.rows[1:].T, chosen - 1)
         else:
             loss = model.item_loss(states, chosen)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: Qwen2.5-0.5B's shape, clocks, the card's own rate, tables."""
+"""Shared by the benchmarks: models of Qwen2.5's shape, time and memory, tables."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def qwen(tiny: bool = False, device: str = "cpu", shape: str = "0.5b") -> PreTrainedModel:
-    """Qwen2.5's architecture with random weights; ``tiny``: with few neurons.
+    """A model of Qwen2.5's architecture with random weights, or a ``tiny`` one.
 
-    As in its checkpoint, weights are of bfloat16's precision, here held in float32.
+    Weights are float32, rounded to bfloat16's precision as in the published checkpoint.
     """
     sizes = {"tie_word_embeddings": True} | SHAPES["tiny" if tiny else shape]
     config = Qwen2Config(**sizes, max_position_embeddings=32_768, rope_theta=1e6)
@@ -41,10 +41,10 @@ def qwen(tiny: bool = False, device: str = "cpu", shape: str = "0.5b") -> PreTra
 
 
 def save_qwen(folder: Path, tokenizer: str | None = None, tiny: bool = False) -> None:
-    """The same as a folder that ``backbone`` may name.
+    """Save :func:`qwen` with a tokenizer as a folder for the setting ``backbone``.
 
     Args:
-        tokenizer: folder of Qwen2.5's own; None: the bundled one, whose texts are longer in tokens.
+        tokenizer: folder of Qwen2.5's tokenizer; None: the bundled one, which gives more tokens.
     """
     with no_progress_bars():
         qwen(tiny).save_pretrained(folder)
@@ -53,7 +53,7 @@ def save_qwen(folder: Path, tokenizer: str | None = None, tiny: bool = False) ->
 
 
 def where(device: str) -> str:
-    """The card (or CPU and its threads) and the versions that a figure was measured with."""
+    """The GPU (or CPU and threads) and the versions of torch and transformers."""
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
     else:
@@ -62,13 +62,13 @@ def where(device: str) -> str:
 
 
 def synchronize(device: str) -> None:
-    """Wait for what the device was given to do."""
+    """Wait until the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 def seconds(run: Callable[[], object], device: str, repeats: int = 20, warmup: int = 3) -> float:
-    """Median seconds of ``run``, the device's work included."""
+    """Median seconds of ``run``, including the device's work."""
     for _ in range(warmup):
         run()
     times = []
@@ -82,7 +82,7 @@ def seconds(run: Callable[[], object], device: str, repeats: int = 20, warmup: i
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int:
-    """Highest memory of a GPU while ``run`` goes on; 0 on a CPU."""
+    """Peak memory of a GPU during ``run`` in bytes; 0 on a CPU."""
     if not device.startswith("cuda"):
         run()
         return 0
@@ -93,10 +93,10 @@ def peak_bytes(run: Callable[[], object], device: str) -> int:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Of the tensors that operators make inside, the largest; views make none.
+    """Records the size of the largest tensor that operators create inside the block.
 
     Attributes:
-        bytes: of that one.
+        bytes: size of the largest tensor, in bytes.
     """
 
     def __init__(self) -> None:
@@ -115,19 +115,19 @@ class LargestTensor(TorchDispatchMode):
 
 
 def matrix_rate(device: str, size: int = 8192) -> float:
-    """FLOP/s of a square bf16 product of ``size``: what the card does at best."""
+    """FLOP/s of a square bf16 matrix product, the device's practical maximum."""
     one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / seconds(lambda: one @ other, device)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown; the first column is text, the others are numbers."""
+    """A Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def take_settings(parser: ArgumentParser, whose: str) -> None:
-    """Let ``--setting NAME VALUE`` be given, any number of times; a list of pairs of words."""
+    """Add the repeatable option ``--setting NAME VALUE``; its value is a list of pairs."""
     parser.add_argument(
         "--setting",
         nargs=2,

@@ -1,4 +1,4 @@
-"""IDIOMoE as one would first put it into RecBole: a row a prefix, boolean masks in every layer."""
+"""A naive IDIOMoE for RecBole: a row for each prefix, and boolean masks in every layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MaskedExperts(nn.Module):
     """A block's FFN for text tokens and a copy of it for item tokens."""
 
     is_item: Tensor
-    """(B, T), set before the trunk is run."""
+    """Which tokens are items, (B, T); set before each forward pass."""
 
     def __init__(self, ffn: nn.Module) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class NaiveIdiomoe(SequentialRecommender):
     """A recommender for RecBole's own ``Trainer`` and its prefix rows.
 
     Args:
-        backbone: a Qwen2; its embedding grows by the items, its FFNs get a second expert.
-        builder: of sequences; text and order are those of the package.
-        pad_token_id: what fills a row up to ``builder.max_tokens``.
+        backbone: a Qwen2, whose embedding is extended by the items and whose FFNs get experts.
+        builder: the package's builder of sequences.
+        pad_token_id: the token that pads a row to ``builder.max_tokens``.
     """
 
     input_type = InputType.POINTWISE
@@ -69,12 +69,12 @@ class NaiveIdiomoe(SequentialRecommender):
             self.experts.append(layer.mlp)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """Cross entropy of the rows' next items over all items."""
+        """Cross entropy of the next item of each row over all items."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             return F.cross_entropy(self(interaction), interaction[self.ITEM_ID])
 
     def forward(self, interaction: Interaction) -> Tensor:
-        """Scores of all items from the last token of every row, (B, item_num)."""
+        """Scores of all items after the last token of every row, (B, item_num)."""
         items, lengths = interaction[self.ITEM_SEQ].cpu(), interaction[self.ITEM_SEQ_LEN].cpu()
         tokens = [
             self.builder.build(row[:length]).input_ids

@@ -1,10 +1,10 @@
-"""How long a recommendation takes, and one more item in a session against asking anew.
+"""Time of a recommendation, and of one more item in a session compared with a new request.
 
     python benchmarks/recommend.py --tokenizer=QWEN2.5 --device=cuda
 
-At Qwen2.5-0.5B's shape with random weights, on a made-up catalogue as large as amazon-toys, with
-text of about as many tokens; histories of --tokens tokens. Without --tokenizer the bundled one is
-taken, of 16,384 tokens.
+The model has Qwen2.5-0.5B's shape and random weights. The catalogue is invented, as large as
+amazon-toys and with texts of about as many tokens; histories have --tokens tokens. Without
+--tokenizer, the bundled one with 16,384 tokens is used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = ("wooden", "train", "set", "puzzle", "doll", "magnetic", "blocks", "delu
 
 
 def make_catalog(items: int, words: int) -> Catalog:
-    """Items with texts of ``words`` words."""
+    """A catalogue of items with texts of ``words`` words."""
     chosen = np.random.default_rng(0).choice(WORDS, size=(items, words))
     titles = [" ".join(row) for row in chosen.tolist()]
     texts = [f"title: {title}" for title in titles]
@@ -48,7 +48,7 @@ def build(given: argparse.Namespace, folder: Path) -> Recommender:
 
 
 def make_histories(recommender: Recommender, tokens: int, count: int) -> list[list[str]]:
-    """Random histories of as many items as come nearest to ``tokens``, and one item more."""
+    """Random histories of about ``tokens`` tokens, with one more item at the end."""
     model, ids = recommender.catalog_lm, recommender.catalog.item_ids
     assert model is not None
     rng = np.random.default_rng(1)
@@ -61,7 +61,7 @@ def make_histories(recommender: Recommender, tokens: int, count: int) -> list[li
 def extended(
     begin: Callable[[], Callable[[], object]], device: str, repeats: int, warmup: int = 2
 ) -> float:
-    """Median seconds of what ``begin`` returns, which is called once each time."""
+    """Median seconds of the function that ``begin`` returns, which is called once."""
     times = []
     for _ in range(warmup + repeats):
         run = begin()
@@ -112,7 +112,7 @@ def main() -> None:
         "1 history, one item more in a session": (session, 1),
     }
     if given.device.startswith("cuda"):
-        compile_blocks(model.lm.backbone)  # as load(folder, compile=True)
+        compile_blocks(model.lm.backbone)  # like load(folder, compile=True)
         costs["1 history, compiled"] = at_once(histories[:1]), 1
         costs["64 histories, compiled"] = at_once(histories), 64
     table = [
@@ -120,7 +120,7 @@ def main() -> None:
         for name, (s, count) in costs.items()
     ]
     header = ["recommend", "ms", "of 1 history's time", "each history"]
-    if not given.device.startswith("cuda"):  # another machine's milliseconds say nothing
+    if not given.device.startswith("cuda"):  # milliseconds of a CPU do not compare between machines
         header, *table = ([row[0], *row[2:]] for row in (header, *table))
     print(where(given.device))
     print(

@@ -1,19 +1,19 @@
-"""Training on one GPU and on several, the same steps of amazon-toys.
+"""Speed-up of training on several GPUs, with the same steps of amazon-toys.
 
     python benchmarks/scaling.py --data_path=DATA --tokenizer=FOLDER --device=cuda --processes 1 2
     python benchmarks/scaling.py --data_path=DATA --tokenizer=FOLDER --device=cuda --processes 2 \\
         --shape=7b --sharding=fsdp2 --steps=4
 
-Each number of processes is a job of its own: one without a launcher, more under torchrun, with the
-trainer, loader and model of a run of IDIOMoE (see training.py for what is trained). The optimizer
-steps are the same whatever their number, and so is the loss but for rounding; they are taken twice,
-and measured the second time. ``--histories 128 512`` does so for steps of each size: the larger a
-step, the more of it there is to share. Of Qwen2.5-7B's shape histories are of 40 items and more,
-most of them cut at 1024 tokens, 16 to a step, and blocks are computed again in the backward pass.
+Each number of processes is a separate job, under torchrun if it is more than one, with the trainer,
+loader and model of a run of IDIOMoE (see training.py). All jobs take the same optimizer steps and
+reach the same loss up to rounding. They take the steps twice and measure the second time. With
+``--histories 128 512``, steps of each size are measured; larger steps share more work. At
+Qwen2.5-7B's shape, histories have at least 40 items, most of them cut at 1024 tokens, 16 in a step,
+and blocks are recomputed in the backward pass.
 
-Speed-up and efficiency are against the first number of processes. Beside them stands what bounds
-them: a step whose gradients stay where they are, the rate of summing a large tensor over ranks, and
-what kernels other than those sums take of a step; where that is well below the step, the GPU waits
+Speed-up and efficiency are relative to the first number of processes. The table also shows their
+bounds: a step without the exchange of gradients, the rate of an all-reduce of a large tensor, and
+the time of a step's kernels without communication. If that is well below the step, the GPU waits
 for the host.
 """
 
@@ -50,31 +50,31 @@ LINK_MIB = 256
 
 @dataclass
 class Job:
-    """What so many processes take for the same steps."""
+    """Time and memory of one number of processes for the same steps."""
 
     processes: int
     histories: int
-    """Of a step, of all processes together."""
+    """Histories in a step, over all processes."""
     steps: int
     seconds: float
-    """Of all steps."""
+    """Time of all steps."""
     tokens: int
-    """In all steps, without padding."""
+    """Tokens in all steps, without padding."""
     sequences: int
     loss: float
     peak_gib: list[float]
-    """Of GPU memory, by rank; nothing on a CPU."""
+    """Peak GPU memory by rank; empty on a CPU."""
     where: str
     unsent: float | None = None
-    """Seconds of all steps if no rank sends its gradients; None where nothing can be kept back."""
+    """Seconds of all steps without the exchange of gradients; None without DDP."""
     computing: float | None = None
-    """Seconds of rank 0's kernels in all steps, but for those between ranks; None on a CPU."""
+    """Seconds of rank 0's kernels in all steps, without communication; None on a CPU."""
     link: float | None = None
-    """Bytes of an all-reduce between the ranks, a second; None for one."""
+    """Bytes per second of an all-reduce between the ranks; None for one rank."""
 
 
 def measure(given: argparse.Namespace) -> list[Job]:
-    """The steps that are asked for, in as many processes as were started: a job a size of step."""
+    """Measure the steps in the processes that were started; returns a job for each step size."""
     distributed.start()
     on_gpu = given.device == "cuda"
     if on_gpu:
@@ -107,11 +107,11 @@ def measure(given: argparse.Namespace) -> list[Job]:
 
     jobs = []
     for histories in given.histories or [loader.sampler.batch_size]:
-        epoch(histories)  # every length is met once, and all memory is had
+        epoch(histories)  # compiles for every length, and allocates all memory
         jobs.append(epoch(histories))
     if isinstance(trainer.engine, DistributedDataParallel):
         for job in jobs:
-            with trainer.engine.no_sync():  # the ranks' weights part: no loss is looked at again
+            with trainer.engine.no_sync():  # the ranks' weights diverge: the loss is not used
                 job.unsent = epoch(job.histories).seconds
     if on_gpu:
         for job in jobs:
@@ -125,13 +125,13 @@ def measure(given: argparse.Namespace) -> list[Job]:
 
 
 def link_rate(given: argparse.Namespace) -> float:
-    """Bytes of a large all-reduce a second, between all ranks."""
+    """Bytes per second of a large all-reduce between all ranks."""
     data = torch.zeros((1 if given.tiny else LINK_MIB) * 2**18, device=given.device)
     return data.nbytes / seconds(lambda: dist.all_reduce(data), given.device)
 
 
 def table(jobs: Sequence[Job]) -> str:
-    """The jobs beside the first of as many histories; seconds are of GPUs only."""
+    """The jobs relative to the first with as many histories; times are shown for GPUs only."""
     rows = []
     on_gpu = bool(jobs[0].peak_gib)
     for job in sorted(jobs, key=lambda job: job.histories):
@@ -154,7 +154,7 @@ def table(jobs: Sequence[Job]) -> str:
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", type=Path, required=True, help="folder of amazon-toys/")
     parser.add_argument("--tokenizer", required=True, help="folder of Qwen2.5's")
@@ -170,7 +170,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     take_settings(parser, "the package")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    given.warmup = 1  # the steps themselves are taken twice
+    given.warmup = 1  # the steps themselves run twice
     if given.tiny:
         given.steps = given.steps or 2
     if given.shape == "7b":
@@ -180,10 +180,10 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
 
 
 def measured(processes: int) -> list[Job]:
-    """The jobs of this script in so many processes, which share the cores."""
+    """Run this script in ``processes`` processes, which share the cores; returns their jobs."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), *sys.argv, "--here"]
-    # torchrun gives each one thread: too few to read and copy billions of weights.
+    # torchrun's default of one thread is too slow to read and copy billions of weights.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     output = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, text=True, env={**threads, **os.environ}

@@ -1,13 +1,13 @@
-"""A process that goes on and on: what it holds after each cycle, and whether any of that grows.
+"""Long-running process: its resources after each cycle, and whether any of them grows.
 
     python benchmarks/soak.py --minutes=30
     python benchmarks/soak.py --minutes=5 --device=cuda
 
-For two thirds of the time a cycle is a run of each model in turn, trained, evaluated, and loaded
-from its folder to recommend; for the rest it is an epoch of one long run of IDIOMoE, trained and
-evaluated. All of it goes through ``run`` and ``load``, in one process, on ml-100k's users with
-20 to 25 interactions. Ends with 1 if something grows: if, after a warm-up, the median of the slopes
-between any two cycles (Theil and Sen's) is more than TOLERANCES allows.
+For two thirds of the time, a cycle trains, evaluates and loads each model in turn, and recommends
+with it; for the rest, a cycle is an epoch of one long run of IDIOMoE with its evaluation. All use
+``run`` and ``load`` in one process, on ml-100k's users with 20 to 25 interactions. The exit code is
+1 if a resource grows: if, after a warm-up, the median slope between pairs of cycles (Theil-Sen)
+exceeds TOLERANCES.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SETTINGS: dict[str, Any] = {"user_inter_num_interval": "[20,25]", "show_progress": False}
 SETTINGS |= {"state": "warning"}
-# How much of each may come with a cycle: allocators are not exact, and each epoch has its line in
-# the log. Seconds are told and not judged: others may use the machine.
+# The tolerated growth in each cycle: allocators are not exact, and each epoch adds a line to the
+# log. Seconds have no tolerance, since others may use the machine.
 TOLERANCES: Reading = {
     "host MiB": 1.0,
     "heap MiB": 0.25,
@@ -62,14 +62,15 @@ TOLERANCES: Reading = {
     "checkpoints KiB": 2.0,
     "temporary files": 0.0,
 }
-FEWEST = 5  # cycles from which a slope can be told
+FEWEST = 5  # cycles that a slope needs
 
 
 def read(folder: Path, since: float) -> Reading:
-    """What this process holds, and what is in ``folder``, in which it writes.
+    """Measure the resources of this process and the files in its output folder.
 
     Args:
-        since: when the cycle began, as ``time.perf_counter`` tells it.
+        folder: the output folder.
+        since: start of the cycle, by ``time.perf_counter``.
     """
     seconds = time.perf_counter() - since
     gc.collect()
@@ -80,7 +81,7 @@ def read(folder: Path, since: float) -> Reading:
         "heap MiB": heap() / 2**20,
         "open files": process.num_fds(),
         "threads": process.num_threads(),
-        # Not isinstance: some objects answer that by importing what they stand for.
+        # Not isinstance, which makes some lazy objects import their module.
         "tensors": sum(issubclass(type(each), torch.Tensor) for each in objects),
         "objects": len(objects),
         "device MiB": torch.cuda.memory_allocated() / 2**20 if on_gpu else 0.0,
@@ -105,9 +106,9 @@ class _Heap(ctypes.Structure):
 
 
 def heap() -> int:
-    """Bytes that were asked of malloc and not given back; 0 where the C library cannot tell.
+    """Bytes that malloc has allocated and not freed; 0 if the C library cannot tell.
 
-    Host memory is this and what malloc keeps for the next to ask, which comes and goes.
+    The process's memory also has freed blocks that malloc keeps, whose size varies.
     """
     try:
         tell = ctypes.CDLL(None).mallinfo2
@@ -119,17 +120,17 @@ def heap() -> int:
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files under ``folder``; 0 if it is not there."""
+    """Bytes of the files under ``folder``; 0 if it does not exist."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def soak_runs(
     cycle: Callable[[], object], folder: Path, goes_on: Callable[[int], bool]
 ) -> list[Reading]:
-    """A reading after each ``cycle`` of runs, whose files are then removed.
+    """Readings after each ``cycle`` of runs, whose files are then removed.
 
     Args:
-        goes_on: whether there is to be another cycle after so many.
+        goes_on: whether another cycle follows, given the number of finished ones.
     """
     readings: list[Reading] = []
     while goes_on(len(readings)):
@@ -142,14 +143,14 @@ def soak_runs(
 
 
 def run_each(models: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Train, evaluate and use one model after the other."""
+    """Train, evaluate and load each model in turn, and recommend with it."""
     for model, own in models.items():
         (result,) = run(model, "ml-100k", settings={**settings, **own})
         recommend(result)
 
 
 def recommend(result: Mapping[str, Any]) -> None:
-    """Use what a run left as a service would."""
+    """Load the model of a run and recommend with it, as a service does."""
     device = "cpu" if result["device"].startswith("CPU") else "cuda"
     recommender = load(result["folder"], device)
     history = recommender.catalog.item_ids[1:6]
@@ -160,7 +161,7 @@ def recommend(result: Mapping[str, Any]) -> None:
 def soak_epochs(
     train: Callable[..., object], folder: Path, goes_on: Callable[[int], bool]
 ) -> list[Reading]:
-    """A reading after each epoch of ``train``, which starts a run with the settings it is given."""
+    """Readings after each epoch of ``train``, which starts a run with the given settings."""
     readings: list[Reading] = []
     validated, start = ObservedTrainer._valid_epoch, time.perf_counter()
 
@@ -180,12 +181,12 @@ def soak_epochs(
 
 
 def warm(readings: Sequence[Reading]) -> Sequence[Reading]:
-    """Those after the warm-up: a fifth of them, and two at least."""
+    """The readings without the warm-up: the first fifth, at least two."""
     return readings[max(2, len(readings) // 5) :]
 
 
 def slopes(readings: Sequence[Reading]) -> Reading:
-    """How much comes with a cycle, after the warm-up."""
+    """The growth of each resource in a cycle, after the warm-up."""
     return {
         name: float(theilslopes([reading[name] for reading in warm(readings)]).slope)
         for name in readings[0]
@@ -193,13 +194,13 @@ def slopes(readings: Sequence[Reading]) -> Reading:
 
 
 def growing(readings: Sequence[Reading]) -> list[str]:
-    """What grows by more a cycle than is tolerated."""
+    """The resources that grow by more than the tolerance."""
     found = slopes(readings)
     return [name for name, tolerated in TOLERANCES.items() if found[name] > tolerated]
 
 
 def table(readings: Sequence[Reading]) -> str:
-    """First, middle and last of the cycles after the warm-up, and how all of them go."""
+    """The first, middle and last reading after the warm-up, and the growth over all of them."""
     counted, found = warm(readings), slopes(readings)
     shown = [counted[0], counted[len(counted) // 2], counted[-1]]
     rows = []
@@ -212,7 +213,7 @@ def table(readings: Sequence[Reading]) -> str:
 
 
 def report(soaked: Mapping[str, Sequence[Reading]]) -> bool:
-    """Print a table of each kind of cycles; whether anything grows."""
+    """Print a table for each kind of cycles; returns whether a resource grows."""
     grown = []
     for kind, readings in soaked.items():
         print(f"\n{len(readings)} cycles of {kind}, of which {len(warm(readings))} count:\n")

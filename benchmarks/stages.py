@@ -1,6 +1,6 @@
-"""Time and memory of what a process does, stage by stage, measured from outside.
+"""Time and memory of the stages of a process, measured from outside.
 
-It knows nothing of the package, so that RecBole can be measured as it is installed.
+Does not import the package, so that RecBole can be measured as installed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _EVERY_S = 0.02
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage took."""
+    """Time and memory of one stage."""
 
     name: str
     seconds: float
     gib: float
-    """Highest resident memory of the process and of those that it started, together."""
+    """Peak resident memory of the process and its children, together."""
 
 
 class Stopped(Exception):
-    """The process needed more memory or time than it was given; ``stages`` are those it ended."""
+    """The process exceeded its memory or time; ``stages`` has the finished ones."""
 
     def __init__(self, reason: str, stages: list[Stage]) -> None:
         super().__init__(reason)
@@ -40,20 +40,20 @@ class Stopped(Exception):
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """In the process that is measured: the block is a stage of this name."""
+    """Mark the block as a stage, in the process that is measured."""
     start = time.perf_counter()
     yield
     print(f"{_MARK}\t{name}\t{time.perf_counter() - start}", flush=True)
 
 
 def measure(command: Sequence[str], most_gib: float, most_seconds: float) -> list[Stage]:
-    """The stages of a Python script; what it prints besides goes to the terminal.
+    """Run a Python script and measure its stages; its other output goes to stderr.
 
-    What comes before a stage counts for its memory too.
+    The memory of a stage includes the code since the end of the previous one.
 
     Raises:
-        Stopped: it took more than it may, and was ended.
-        subprocess.CalledProcessError: it failed.
+        Stopped: the script exceeded its memory or time and was killed.
+        subprocess.CalledProcessError: the script failed.
     """
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
@@ -100,5 +100,5 @@ def _resident_gib(pid: int) -> float:
         for one in (first, *first.children(recursive=True)):
             total += one.memory_info().rss
     except psutil.NoSuchProcess:
-        pass  # it has just ended
+        pass  # the process has just ended
     return total / 2**30

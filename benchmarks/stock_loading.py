@@ -1,9 +1,9 @@
-"""RecBole's own way from files to SASRec's three loaders, as installed; a part of at_size.py.
+"""RecBole's own loading of files for SASRec, as installed; a part of at_size.py.
 
     python benchmarks/stock_loading.py FOLDER NAME SETTINGS.json
 
-Nothing of the package is imported, so that none of its mends is on this side. Only the names of
-numpy's that RecBole 1.2.1 asks for and numpy 2 has no more are given back, without which it stops.
+Does not import the package, so that none of its fixes apply. Only the names that numpy 2 removed
+are restored, since RecBole 1.2.1 fails without them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from stages import stage  # noqa: E402
 def main() -> None:
     folder, name, settings = sys.argv[1:]
     given = json.loads(Path(settings).read_text())
-    warnings.simplefilter("ignore")  # pandas 2's, of what 3 will do
+    warnings.simplefilter("ignore")  # of pandas 2 about pandas 3
     sys.argv = sys.argv[:1]  # RecBole reads the command line too
     given |= {
         "data_path": folder,

@@ -1,14 +1,14 @@
-"""Atomic files of a shop that nobody has: as large as Amazon-2023 Books, from a seed.
+"""Atomic files of a synthetic shop, as large as Amazon-2023 Books, from a seed.
 
     python benchmarks/synthetic_catalogue.py --data_path=DATA
 
-The default is the size of the 5-core of Amazon-2023 Books, rounded: 800,000 users (the paper's
-Table 8: 776,370), 500,000 items (495,063) and 9.5 million reviews. As in a 5-core, everybody has
+The default size is the 5-core of Amazon-2023 Books, rounded: 800,000 users (the paper's Table 8:
+776,370), 500,000 items (495,063) and 9.5 million reviews. As in a 5-core, every user has at least
 five different items and every item five users. Popularity falls with an item's rank r as
-1 / (r + 10)^0.8, and histories have a Pareto tail. Titles are as long as those of amazon-toys
-(median 6 words, 1 in 20 above 13, the longest near 100), of words of the bundled tokenizer and of
-invented names; an item has four categories, from the shop down. Who has which item is chance, so
-that there is nothing to learn but popularity: these files are for time and memory.
+1 / (r + 10)^0.8, and lengths of histories have a Pareto tail. Titles are as long as in amazon-toys
+(median 6 words, 1 in 20 above 13, the longest near 100), with words of the bundled tokenizer and
+invented names. An item has four nested categories. Users' items are random, so that only
+popularity can be learned: the files are for measuring time and memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from recbole_idiomoe.base.files import new_folder
+from recbole_idiomoe.base.files import atomic_new_folder
 from recbole_idiomoe.lm.bundled import verified_folder
 
 NAME = "synthetic-books"
 USERS, ITEMS, INTERACTIONS = 800_000, 500_000, 9_500_000
 CORE = 5
-SETTINGS = {  # how to read the files
+SETTINGS = {  # settings that read the files
     "load_col": {
         "inter": ["user_id", "item_id", "timestamp"],
         "item": ["item_id", "title", "categories"],
@@ -57,15 +57,16 @@ def write(
     interactions: int = INTERACTIONS,
     seed: int = 0,
 ) -> None:
-    """Write ``folder``, which must not exist, whole or not at all.
+    """Write the new data set ``folder`` atomically.
 
     Args:
-        users: with ``items`` and ``interactions`` as many as there are; at least five interactions
-            a user and an item.
+        users: number of users.
+        items: number of items.
+        interactions: number of interactions, at least five for each user and item.
 
     Raises:
         ValueError: there are too few interactions, or too few items for them.
-        FileExistsError: ``folder`` is there.
+        FileExistsError: ``folder`` exists.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} is there already.")
@@ -77,15 +78,15 @@ def write(
     order = np.lexsort((time, user))
     user, item, time = user[order], item[order], time[order]
     user_ids, item_ids = draw_ids(rng, users, 28, "A"), draw_ids(rng, items, 10, "B0")
-    with new_folder(folder) as aside:
-        with open(aside / f"{folder.name}.inter", "w", encoding="utf-8") as file:
+    with atomic_new_folder(folder) as temporary:
+        with open(temporary / f"{folder.name}.inter", "w", encoding="utf-8") as file:
             file.write("user_id:token\titem_id:token\ttimestamp:float\n")
             for start in range(0, interactions, _ROWS):
                 rows = slice(start, start + _ROWS)
                 named = user_ids[user[rows]].tolist(), item_ids[item[rows]].tolist()
                 lines = zip(*named, map(str, time[rows].tolist()), strict=True)
                 file.write("\n".join(map("\t".join, lines)) + "\n")
-        with open(aside / f"{folder.name}.item", "w", encoding="utf-8") as file:
+        with open(temporary / f"{folder.name}.item", "w", encoding="utf-8") as file:
             file.write("item_id:token\ttitle:token\tcategories:token_seq\n")
             texts = draw_titles(rng, items), draw_categories(rng, items)
             lines = zip(item_ids.tolist(), *texts, strict=True)
@@ -95,10 +96,10 @@ def write(
 def draw_interactions(
     rng: np.random.Generator, users: int, items: int, interactions: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Who had what: two arrays of shape ``(interactions,)``, grouped by user; no pair twice."""
+    """Users and items, both ``(interactions,)``, grouped by user and without repeated pairs."""
     likes = np.minimum(rng.pareto(_TAIL, users), _LONGEST_HISTORY / (_TAIL - 1))
     beyond = interactions - CORE * users
-    likes = np.minimum(likes, likes.sum() * items / (8 * max(beyond, 1)))  # of a tiny shop, not all
+    likes = np.minimum(likes, likes.sum() * items / (8 * max(beyond, 1)))  # fewer than all items
     lengths = CORE + rng.multinomial(beyond, likes / likes.sum())
     popularity = (np.arange(items) + 10.0) ** -0.8
     counts = CORE + rng.multinomial(interactions - CORE * items, popularity / popularity.sum())
@@ -110,16 +111,16 @@ def draw_interactions(
         again = order[1:][pairs[order][1:] == pairs[order][:-1]]
         if not len(again):
             return user, item
-        # Each changes its item for that of any other row, which leaves both counts as they are.
+        # Swapping the item with a random row keeps the counts of users and items.
         for one, other in zip(again, rng.integers(interactions, size=len(again)), strict=True):
             item[one], item[other] = item[other], item[one]
     raise ValueError(f"{items} items are too few for {interactions} interactions.")
 
 
 def draw_ids(rng: np.random.Generator, count: int, length: int, prefix: str) -> np.ndarray:
-    """Names like Amazon's, of ``length`` characters, all different: strings, ``(count,)``."""
+    """Distinct ids like Amazon's, of ``length`` characters: strings ``(count,)``."""
     letters = rng.integers(len(_ID_LETTERS), size=(count, length - len(prefix)))
-    # Their numbers stand in the last letters, so that none is there twice.
+    # The last letters encode the number of the id, so that ids are distinct.
     digits = 32 ** np.arange(4)[::-1]
     letters[:, -4:] = np.arange(count)[:, None] // digits % 32
     rows = np.ascontiguousarray(_ID_LETTERS[letters]).view(f"<U{letters.shape[1]}").ravel()
@@ -127,7 +128,7 @@ def draw_ids(rng: np.random.Generator, count: int, length: int, prefix: str) -> 
 
 
 def draw_titles(rng: np.random.Generator, count: int) -> list[str]:
-    """As many titles."""
+    """Random titles of ``count`` items."""
     words, chances = _lexicon(rng)
     lengths = rng.lognormal(np.log(_WORDS_IN_TITLE), _SPREAD, count).round().astype(int)
     lengths = lengths.clip(1, _MOST_WORDS)
@@ -137,7 +138,7 @@ def draw_titles(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def _lexicon(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Words, the bundled tokenizer's and invented names, and how likely each is in a title."""
+    """Words of the bundled tokenizer and invented names, and their probabilities in a title."""
     tokenizer = AutoTokenizer.from_pretrained(verified_folder(weights=False))
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     known = [word[1:].title() for word, _ in vocabulary if re.fullmatch("Ġ[a-z]{2,}", word)]
@@ -153,7 +154,7 @@ def _zipf(count: int) -> np.ndarray:
 
 
 def draw_categories(rng: np.random.Generator, count: int) -> Iterator[str]:
-    """Four for each item, each inside the one before, the first the whole shop."""
+    """Four nested categories for each item, the first of which is the whole shop."""
     topics = [f"{kind} of {area}" for kind in _KINDS for area in _AREAS]
     topic = rng.choice(len(topics), count, p=_zipf(len(topics))).tolist()
     shelf, board = (rng.integers(most, size=count).tolist() for most in (20, 6))
@@ -163,7 +164,7 @@ def draw_categories(rng: np.random.Generator, count: int) -> Iterator[str]:
 
 
 def _times(rng: np.random.Generator, user: np.ndarray, users: int) -> np.ndarray:
-    """When each was, in ms: anywhere between the user's first day and the last of all."""
+    """Times of the interactions in ms, from a random start of each user to a common end."""
     begins = rng.integers(_FIRST, _LAST, size=users)
     return rng.integers(begins[user], _LAST)
 

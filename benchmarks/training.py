@@ -1,4 +1,4 @@
-"""An epoch of amazon-toys at Qwen2.5-0.5B's shape, and two other ways to train it.
+"""Training time of an epoch of amazon-toys at Qwen2.5-0.5B's shape, in three ways.
 
     python benchmarks/training.py --data_path=dataset --tokenizer=FOLDER --device=cuda
 
@@ -7,23 +7,23 @@ trained, no dropout, every sequence with its text.
 
 - ours: the trainer, loader and model of a run of IDIOMoE; a whole epoch, after a warm-up.
 - naive: RecBole's trainer on RecBole's rows, one for every prefix of a history, each padded to
-  1024 tokens; in every layer two FFNs and boolean masks (naive.py); in a step as many rows of 64,
-  32, 16, 8 as fit. Steps are alike, so that few are measured and scaled to all rows.
+  1024 tokens; two FFNs and boolean masks in every layer (naive.py); 64, 32, 16 or 8 rows in a step,
+  the most that fit. All steps take equally long: a few are measured and scaled to all rows.
 - trainer: transformers' Trainer and its defaults on a dense model whose vocabulary has grown by
   the items; the histories of ours in random order, padded per batch; as many to an optimizer step
   as ours, in micro-batches of 32, 16 or 8, the fastest of those that fit (8 is its default). A
   random sample of histories is measured and scaled to the tokens of all.
 
-Model FLOP utilisation (MFU) is what training on an epoch's tokens, without padding, takes at
-least, over its time and the rate of a large bf16 product on the same device. FLOPs are
+Model FLOP utilisation (MFU) is the FLOPs of an epoch's tokens, without padding, divided by its
+time and by the rate of a large bf16 matrix product on the same device. FLOPs are
 
     6 L P per token  +  6 L d T^2 per sequence of T tokens  +  6 d N per predicted item
 
 with L blocks; P weights in a block's projections and in the one FFN that a token passes; width d;
 N items. The second term is causal attention: 12 L d T / 2 per token.
 
-Texts are cut at 64 tokens, which leaves nearly all of them whole. The package's own cut for
-amazon-toys, chosen for its small backbone, is --setting max_item_text_tokens 16.
+Texts are cut at 64 tokens, which affects few of them. The package's default for amazon-toys, chosen
+for its small backbone, is --setting max_item_text_tokens 16.
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ SIDES = {"ours": ours, "naive": naive, "trainer": hf_trainer}
 
 @dataclass
 class Side:
-    """An epoch of a side, for the table."""
+    """The measures of one side's epoch, for the table."""
 
     seconds: float
     tokens: int
-    """Without padding."""
+    """Tokens of an epoch, without padding."""
     padding: float
-    """Share of the tokens that were computed."""
+    """Share of padding in the computed tokens."""
     flops: dict[str, float]
-    """That the model takes for the tokens, by part."""
+    """FLOPs of the model for the tokens of an epoch, by part."""
     utilisation: float
     measured: str
     where: str
 
     @property
     def speed(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.seconds
 
 
 def model_flops(config: Any, lengths: np.ndarray, predictions: int, items: int) -> dict[str, float]:
-    """Forward and backward, by the formula above.
+    """FLOPs of forward and backward by part, by the formula in the module's docstring.
 
     Args:
-        config: of a Qwen2.
-        lengths: tokens of each sequence.
-        predictions: items predicted in all of them.
-        items: candidates of each.
+        config: configuration of a Qwen2 model.
+        lengths: tokens of each sequence, (sequences,).
+        predictions: number of predicted items in all sequences.
+        items: number of candidates of each prediction.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     key_width = width // config.num_attention_heads * config.num_key_value_heads
@@ -87,7 +87,7 @@ def model_flops(config: Any, lengths: np.ndarray, predictions: int, items: int) 
 
 
 def measure(given: argparse.Namespace) -> Side:
-    """One side, in this process."""
+    """Measure one side in this process."""
     epoch = SIDES[given.side](given)
     flops = model_flops(
         qwen(given.tiny, "meta").config, epoch.lengths, epoch.predictions, epoch.items
@@ -105,7 +105,7 @@ def measure(given: argparse.Namespace) -> Side:
 
 
 def table(sides: dict[str, Side], on_gpu: bool) -> str:
-    """The sides beside the first; seconds are of a GPU only."""
+    """The sides relative to the first one; times are shown for a GPU only."""
     base_name, base = next(iter(sides.items()))
     columns: dict[str, Callable[[Side], str]] = {
         f"times {base_name}": lambda side: f"{side.seconds / base.seconds:.2f}",
@@ -125,7 +125,7 @@ def table(sides: dict[str, Side], on_gpu: bool) -> str:
 
 
 def profile_table(spent: dict[str, float]) -> str:
-    """Milliseconds a step, and shares of what the GPU is busy for."""
+    """Milliseconds in a step, and shares of the GPU's busy time, by kind of kernel."""
     kinds = {kind: value for kind, value in spent.items() if kind != "a step"}
     busy = sum(kinds.values())
     rows = [[kind, f"{1e3 * value:.1f}", f"{value / busy:.1%}"] for kind, value in kinds.items()]
@@ -135,7 +135,7 @@ def profile_table(spent: dict[str, float]) -> str:
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_path", type=Path, required=True, help="folder of amazon-toys/")
     parser.add_argument("--tokenizer", required=True, help="folder of Qwen2.5's")
@@ -161,7 +161,7 @@ def main() -> None:
     if given.here:
         print(json.dumps(asdict(measure(given))))
         return
-    let_gpu_memory_grow()  # as a run of ours does: for all sides
+    let_gpu_memory_grow()  # for all sides, as in a run of this package
     if given.profile:
         print(f"{where(given.device)}\n\n    python {' '.join(sys.argv)}\n")
         print(profile_table(profiled(given)))

@@ -1,4 +1,4 @@
-"""The sides of training.py: each measures steps, and says what an epoch would take."""
+"""The sides of training.py: each measures steps and estimates the time of an epoch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
     "text_ramp": 0.0,
     "dropout": 0.0,
     "item_init": "random",
-    # The paper's loss: the other sides have no other.
+    # The paper's loss, which is the only one of the other sides.
     "text_smoothing": 0.0,
     "transition_smoothing": 0.0,
     "ema_decay": 0.0,
@@ -59,15 +59,15 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 0.0001,
     "show_progress": False,
 }
-TINY: dict[str, Any] = {  # some hundred users, and what a CPU can do with them
+TINY: dict[str, Any] = {  # some hundred users, for a CPU
     "user_inter_num_interval": "[8,8]",
     "item_inter_num_interval": "[0,inf)",
     "max_tokens": 256,
     "train_batch_size": 16,
 }
 OTHERS_STEPS = 8
-KERNELS = {  # the first that its name fits is a kernel's kind
-    "attention": "flash|fmha|attention|sdpa",  # their names tell of cutlass too
+KERNELS = {  # kinds of kernels: the first pattern that matches the name counts
+    "attention": "flash|fmha|attention|sdpa",  # before cutlass, which their names contain too
     "matrix products": "nvjet|gemm|cutlass|cublas|gemv",
     "optimizer and clipping": "multi_tensor",
     "norms, activations, routing, residuals: compiled": "triton_",
@@ -77,23 +77,23 @@ KERNELS = {  # the first that its name fits is a kernel's kind
 
 @dataclass
 class Epoch:
-    """What one side takes for all of amazon-toys."""
+    """One side's epoch of amazon-toys."""
 
     seconds: float
     lengths: np.ndarray
-    """Tokens of each sequence, without padding."""
+    """Tokens of each sequence, without padding, (sequences,)."""
     predictions: int
-    """Items predicted."""
+    """Number of predicted items."""
     items: int
-    """Candidates of each."""
+    """Number of candidates of each prediction."""
     padding: float
-    """Share of the tokens that were computed."""
+    """Share of padding in the computed tokens."""
     measured: str
-    """What of it was measured."""
+    """The part of the epoch that was measured."""
 
 
 def ours(given: Namespace) -> Epoch:
-    """The package's own trainer, as a run makes it."""
+    """The package's own trainer, set up as in a run."""
     trainer, train_data = warmed_up(given)
     config, loader = trainer.config, trainer.loader.loader
     trainer.loader = timed = FirstSteps(loader, given.steps)
@@ -113,7 +113,7 @@ def ours(given: Namespace) -> Epoch:
 
 
 def warmed_up(given: Namespace) -> tuple[Any, Any]:
-    """A trainer of ours after its first steps, and RecBole's loader."""
+    """The package's trainer after its first steps, and RecBole's loader."""
     with TemporaryDirectory() as own:
         folder = distributed.from_main(lambda: own)
         distributed.from_main(lambda: save_backbone(given, folder))
@@ -121,7 +121,7 @@ def warmed_up(given: Namespace) -> tuple[Any, Any]:
         model = get_model("IDIOMoE")(config, train_data._dataset)
         placed(model, config.settings, config["device"])
         trainer = get_trainer("IDIOMoE")(config, model)
-        distributed.gathered(None)  # all have read it
+        distributed.gathered(None)  # all ranks have read the backbone
     free()
     trainer._prepare(train_data)
     trainer.loader = FirstSteps(trainer.loader, given.warmup)
@@ -130,14 +130,14 @@ def warmed_up(given: Namespace) -> tuple[Any, Any]:
 
 
 def save_backbone(given: Namespace, folder: str) -> None:
-    """A folder that ``backbone`` may name, of half the bytes: its weights lose nothing by it."""
+    """Save a backbone for the setting ``backbone``, without loss in bfloat16."""
     qwen(given.tiny, given.device, given.shape).to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(given.tokenizer).save_pretrained(folder)
     free()
 
 
 def profiled(given: Namespace) -> dict[str, float]:
-    """What kernels a step of ours spends its time in: seconds of the GPU, and of the clock."""
+    """GPU seconds of a step by kind of kernel, and wall-clock seconds as ``a step``."""
     trainer, train_data = warmed_up(given)
     trainer.loader = FirstSteps(trainer.loader.loader, given.steps or OTHERS_STEPS)
     run = partial(trainer._train_epoch, train_data, 1)
@@ -149,7 +149,7 @@ def profiled(given: Namespace) -> dict[str, float]:
 
 
 def kernel_seconds(run: Callable[[], object]) -> dict[str, float]:
-    """What a GPU spends on each kernel while ``run`` goes on, in seconds, by the kernel's name."""
+    """GPU seconds of each kernel during ``run``, by its name."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         run()
         torch.cuda.synchronize()
@@ -162,7 +162,7 @@ def kernel_seconds(run: Callable[[], object]) -> dict[str, float]:
 
 def naive(given: Namespace) -> Epoch:
     """RecBole's trainer and rows, boolean masks in every layer."""
-    config, train_data = load("SASRec", given)  # whichever: its data are RecBole's own
+    config, train_data = load("SASRec", given)  # any model with RecBole's own data
     dataset = train_data._dataset
     tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
     builder = sequence_builder(config, dataset, tokenizer)
@@ -184,7 +184,7 @@ def naive(given: Namespace) -> Epoch:
     rows, step = next(those_that_fit(attempt, (8,) if given.tiny else (64, 32, 16, 8)))
     inter = dataset.inter_feat
     histories = zip(inter["item_id_list"].numpy(), inter["item_length"].tolist(), strict=True)
-    # ``length`` is of what stands before the last item, whichever that is.
+    # ``length`` does not count the last item, so any item is appended.
     lengths = np.array([builder.length(np.r_[items[:n], 1]) for items, n in histories])
     return Epoch(
         seconds=step * len(lengths) / rows,
@@ -242,10 +242,10 @@ def hf_trainer(given: Namespace) -> Epoch:
             begin, end = stopwatch.times
             return end - begin, collator.computed
 
-        train(longest[: 2 * rows])  # warms up, and has to fit
+        train(longest[: 2 * rows])  # warms up, and tests that the longest fit
         return rows, *train(drawn)
 
-    # More at once is not always faster: they are padded to the longest of more.
+    # More rows are not always faster, since they are padded to the longest of more.
     fitting = those_that_fit(attempt, (2,) if given.tiny else (32, 16, 8))
     rows, spent, computed = min(fitting, key=lambda outcome: outcome[1])
     tokens = lengths[chosen].sum()
@@ -260,7 +260,7 @@ def hf_trainer(given: Namespace) -> Epoch:
 
 
 def load(model: str, given: Namespace, **settings: Any) -> tuple[RunConfig, Any]:
-    """Configuration and RecBole's training loader of amazon-toys, as ``model`` reads it."""
+    """The configuration, and RecBole's training loader of amazon-toys, for ``model``."""
     settings |= SETTINGS | (TINY if given.tiny else {})
     settings["data_path"] = str(given.data_path)
     settings["gpu_id"] = "0" if given.device == "cuda" else ""
@@ -271,7 +271,7 @@ def load(model: str, given: Namespace, **settings: Any) -> tuple[RunConfig, Any]
 
 
 def sequence_builder(config: RunConfig, dataset: Any, tokenizer: Any) -> SequenceBuilder:
-    """That of ours, for a model that is not: the same sequences, token for token."""
+    """The package's builder of sequences, for the other sides' models."""
     settings, offset = config.settings, qwen(True, "meta").config.vocab_size
     catalog = read_catalog(dataset, settings)
     instruction, *texts = encode_text(tokenizer, [settings.instruction or "", *catalog.texts])
@@ -286,7 +286,7 @@ def sequence_builder(config: RunConfig, dataset: Any, tokenizer: Any) -> Sequenc
 
 
 def labelled(builder: SequenceBuilder, window: np.ndarray) -> dict[str, list[int]]:
-    """A history for transformers, which predicts a label from the position before it."""
+    """A history for transformers, which predicts each label from the position before it."""
     sequence = builder.build_training(window)
     input_ids = np.r_[sequence.input_ids, sequence.targets[-1]]
     labels = np.full(len(input_ids), -100)
@@ -295,7 +295,7 @@ def labelled(builder: SequenceBuilder, window: np.ndarray) -> dict[str, list[int
 
 
 class FirstSteps:
-    """The first steps of a loader's epoch, or all; counts what is in them."""
+    """The first steps of a loader's epoch, or all of them; counts their tokens."""
 
     def __init__(self, loader: WindowLoader, number: int | None) -> None:
         self.loader = loader
@@ -315,7 +315,7 @@ class FirstSteps:
 
 
 class Collator(DataCollatorForSeq2Seq):
-    """Pads tokens and labels to the longest of a batch; counts what is in them."""
+    """Pads tokens and labels to the longest of a batch; counts the computed tokens."""
 
     computed = 0
 
@@ -326,7 +326,7 @@ class Collator(DataCollatorForSeq2Seq):
 
 
 class Stopwatch(TrainerCallback):
-    """When a Trainer's first step began, and when its last one was done."""
+    """The start of a Trainer's first step, and the end of its last one."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -345,10 +345,10 @@ class Stopwatch(TrainerCallback):
 
 
 def those_that_fit(attempt: Callable[[int], Any], sizes: Sequence[int]) -> Iterator[Any]:
-    """``attempt`` of each of ``sizes`` that the device's memory allows, when asked for."""
+    """Yield ``attempt(size)`` for each of ``sizes`` that fits into the device's memory."""
     fitting = 0
     for size in sizes:
-        free()  # what an attempt leaves, and what its error kept until it was handled
+        free()  # memory of the last attempt, or of its error
         try:
             outcome = attempt(size)
         except torch.OutOfMemoryError:
@@ -361,6 +361,6 @@ def those_that_fit(attempt: Callable[[int], Any], sizes: Sequence[int]) -> Itera
 
 
 def free() -> None:
-    """Give memory that nothing holds back to the device."""
+    """Return unused memory to the device."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.base import distributed, yaml_files
-from recbole_idiomoe.base.command_line import interruption_told
+from recbole_idiomoe.base.command_line import resume_hint
 from recbole_idiomoe.base.environment import versions
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.base.files import refusal
+from recbole_idiomoe.base.files import unwritable_reason
 from recbole_idiomoe.base.run_folder import RUN_FILE, read_run
 from recbole_idiomoe.grid.cells import Grid, read_grid
 from recbole_idiomoe.grid.running import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
-from recbole_idiomoe.report.tables import check_writable, write_result
+from recbole_idiomoe.report.result_files import check_writable, write_result
 from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs.plan import plan
 from recbole_idiomoe.runs.request import RunRequest, names_of
@@ -85,13 +85,13 @@ def run(
         if result_file is not None:
             raise SettingError("leaderboard has files of its own; leave result_file out.")
         rows = grid or Grid({name: {"model": name} for name in names}, names[0], 1)
-        with interruption_told("the same command goes on"):
+        with resume_hint("the same command goes on"):
             return [
                 run_leaderboard(rows, labels, config_files, settings, folder=leaderboard, jobs=jobs)
             ]
     if grid:
         again = "the same command goes on" if result_file else "with --result_file runs are kept"
-        with interruption_told(again):
+        with resume_hint(again):
             return [
                 run_grid(grid, labels, config_files, settings, jobs=jobs, result_file=result_file)
             ]
@@ -129,7 +129,7 @@ def _resumed(
         SettingError: it cannot be written.
     """
     earlier = read_run(folder)
-    if distributed.is_main() and (reason := refusal(folder)):
+    if distributed.is_main() and (reason := unwritable_reason(folder)):
         raise SettingError(
             f"resume={folder} cannot be written ({reason}); go on with a copy of it."
         )

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from recbole_idiomoe.base import yaml_files
-from recbole_idiomoe.base.command_line import ended
-from recbole_idiomoe.base.errors import DiskFullError, SettingError, reason_of
-from recbole_idiomoe.base.files import FULL
+from recbole_idiomoe.base.command_line import run_program
+from recbole_idiomoe.base.errors import DiskFullError, SettingError, error_line
+from recbole_idiomoe.base.files import DISK_FULL_ERRNOS
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.names import list_datasets
 from recbole_idiomoe.models import registry
@@ -86,13 +86,13 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code, as :func:`ended` gives it.
+    """Run the command line and return its exit code, as :func:`run_program` gives it.
 
     Of several processes that a launcher started, the first prints what is not an error.
     """
     words = sys.argv[1:] if arguments is None else arguments
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        return ended(lambda: _main(words, print))
+        return run_program(lambda: _main(words, print))
     # Torch says in every process what may slow it down.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from recbole_idiomoe.base import distributed
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if distributed.is_first_to_say(line):
             print(line, **options)
 
-    return distributed.as_one(lambda: ended(lambda: _main(words, answer), complain))
+    return distributed.as_one(lambda: run_program(lambda: _main(words, answer), complain))
 
 
 def _main(arguments: Sequence[str], answer: Callable[..., None]) -> int:
@@ -138,14 +138,14 @@ def _main(arguments: Sequence[str], answer: Callable[..., None]) -> int:
         answer(table(results))
         return 0
     except OSError as error:  # such as of a log, which others write
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise DiskFullError(f"the disk is full ({error}); make room and try again.") from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         print(
-            f"error: memory ran out ({reason_of(error):.200}); lower train_batch_size, "
+            f"error: memory ran out ({error_line(error):.200}); lower train_batch_size, "
             "eval_batch_size, max_batch_tokens or MAX_ITEM_LIST_LENGTH.",
             file=sys.stderr,
         )

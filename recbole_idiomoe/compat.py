@@ -1,12 +1,11 @@
-"""RecBole 1.2.1 on today's numpy, pandas and torch: every mend, and nothing else.
+"""Fixes that make RecBole 1.2.1 work with current versions of numpy, pandas and torch.
 
-RecBole is left as installed. Each fault has one short function here that names
-the file and line it mends; :func:`apply` calls them all. A mend reaches no
-further than the RecBole module that needs it: where a module calls a function
-of ``torch`` or ``pandas`` the wrong way, that module alone gets a stand-in for
-the library, and everybody else keeps the real one.
+RecBole's files stay as installed. Each fault has one short function here that names the faulty
+file and line; :func:`apply` calls all of them. A fix is limited to the RecBole module that needs
+it: if a module calls a function of ``torch`` or ``pandas`` in the wrong way, only that module gets
+a stand-in for the library.
 
-ray needs no mend: only ``recbole.quick_start`` imports it, and we never do.
+ray needs no fix: only ``recbole.quick_start`` imports it, which this package does not use.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from recbole_idiomoe.base.errors import CheckpointError
 
 @functools.cache
 def apply() -> None:
-    """Mend RecBole in this process; a second call does nothing.
+    """Fix RecBole in this process; a second call does nothing.
 
     Raises:
         ImportError: pandas 3 or newer is installed.
@@ -53,10 +52,10 @@ def apply() -> None:
 
 
 def refuse_pandas_3() -> None:
-    """``data/dataset/dataset.py:501,648,1217``: wrong, partly in silence, under pandas 3.
+    """``data/dataset/dataset.py:501,648,1217``: wrong results, partly silent, under pandas 3.
 
-    There ``df[field].fillna(..., inplace=True)`` fills a copy, so that missing
-    values stay, and ``agg(len)`` no longer means a length per row.
+    With pandas 3, ``df[field].fillna(..., inplace=True)`` fills a copy, so that missing values
+    stay, and ``agg(len)`` is no longer the length of each row.
 
     Raises:
         ImportError: pandas 3 or newer is installed.
@@ -64,16 +63,16 @@ def refuse_pandas_3() -> None:
     if int(pd.__version__.split(".")[0]) >= 3:
         raise ImportError(
             f"RecBole misreads datasets under pandas {pd.__version__}; "
-            "pip install 'pandas<3' mends it."
+            "pip install 'pandas<3' fixes it."
         )
 
 
 def restore_numpy_names() -> None:
-    """``config/configurator.py:628-635``: names that numpy dropped in 1.24 and 2.0.
+    """``config/configurator.py:628-635``: names that numpy removed in 1.24 and 2.0.
 
-    ``Config`` restores the older ones out of ``np.float_`` and its like, which
-    numpy 2 dropped in turn; ``data/interaction.py:31``, ``evaluator/metrics.py:90``
-    and others then use them, also in a process that never built a ``Config``.
+    ``Config`` restores the names of 1.24 from ``np.float_`` and others, which numpy 2 removed.
+    ``data/interaction.py:31``, ``evaluator/metrics.py:90`` and others use the restored names, also
+    in a process that never creates a ``Config``.
     """
     names = {
         "float_": np.float64,
@@ -96,22 +95,22 @@ def restore_numpy_names() -> None:
 def keep_checkpoints_plain() -> None:
     """``trainer/trainer.py:308,323,583,770``, ``s3rec.py:120``: reading a checkpoint can run code.
 
-    RecBole pickles its ``Config`` into every checkpoint, and a module of some models whose
-    weights are among the others anyway; since 2.6 ``torch.load`` refuses both, rightly. Without
-    them a checkpoint is tensors and plain values, and nothing else is read. ``s3rec.py`` names
-    no device either, so that weights pretrained on a GPU could not be opened without one.
+    RecBole pickles its ``Config`` into every checkpoint, and for some models a module whose
+    weights are saved anyway. Since 2.6, ``torch.load`` refuses both by default. Without them, a
+    checkpoint has only tensors and plain values, and only these are read. ``s3rec.py`` also gives
+    no device, so that weights from a GPU could not be read on a machine without one.
     """
     from recbole.model.sequential_recommender import s3rec
     from recbole.trainer import trainer
 
     def save(state: dict[str, Any], file: Any, **options: Any) -> None:
-        # RecBole writes with a newer pickle protocol than ``weights_only`` reads.
+        # Drops RecBole's pickle protocol, which is newer than ``weights_only`` reads.
         torch.save(_plain_state(state), file)
 
     def load(file: Any, map_location: Any = "cpu") -> Any:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of RecBole's pickle protocol, before the error
+                warnings.simplefilter("ignore")  # about RecBole's pickle protocol, before the error
                 return torch.load(file, map_location=map_location, weights_only=True)
         except UnpicklingError as error:
             raise CheckpointError(
@@ -125,7 +124,7 @@ def keep_checkpoints_plain() -> None:
 
 
 def _plain_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of RecBole's without what must be pickled; it asks ``config`` for the model."""
+    """RecBole's checkpoint without pickled objects; of ``config``, RecBole needs the model."""
     others = state["other_parameter"].items()
     return {
         **{key: v.item() if isinstance(v, np.generic) else v for key, v in state.items()},
@@ -135,9 +134,9 @@ def _plain_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def forget_pickled_loaders() -> None:
-    """``data/utils.py:121``: a file that lies in ``checkpoint_dir`` by chance is unpickled and run.
+    """``data/utils.py:121``: a matching file in ``checkpoint_dir`` is unpickled and can run code.
 
-    It has precedence over the data, too, with filters compared and the rest of the protocol not.
+    It also replaces the data, after a comparison of the filters but not of the whole protocol.
     """
     from recbole.data import utils
 
@@ -145,7 +144,7 @@ def forget_pickled_loaders() -> None:
 
 
 def extract_into_the_folder() -> None:
-    """``utils/url.py:99``: whatever an archive's members are called or weigh, they are written."""
+    """``utils/url.py:99``: members of an archive are written whatever their path and size."""
     from recbole.data.dataset import dataset
     from recbole.utils import url
 
@@ -153,9 +152,9 @@ def extract_into_the_folder() -> None:
 
 
 def skip_lonely_barrier() -> None:
-    """``data/dataset/dataset.py:252``: a download ends in a barrier, process group or not.
+    """``data/dataset/dataset.py:252``: a download ends in a barrier, even without a process group.
 
-    Of several processes of ours, one downloads before the others look.
+    In a run of several processes, rank 0 downloads before the others look for the files.
     """
     from recbole.data.dataset import dataset
 
@@ -166,16 +165,16 @@ def skip_lonely_barrier() -> None:
 
 
 def read_quotes_as_text() -> None:
-    """``data/dataset/dataset.py:480``: a field that starts with an odd ``"`` ends the reading.
+    """``data/dataset/dataset.py:480``: a field that starts with an unpaired ``"`` ends the reading.
 
-    Atomic files know no quoting: a quote is a character like any other. And RecBole asks for
-    pandas' parser in Python, which takes ten times as long as that in C and, with ten million
-    rows, gigabytes for lists of their fields. Both read the same, numbers to the last bit.
+    Atomic files have no quoting: a quote is a character like any other. RecBole also chooses
+    pandas' Python parser, which takes ten times as long as the C parser and, for ten million
+    rows, gigabytes of memory. Both parsers read the same values, to the last bit.
     """
     from recbole.data.dataset import dataset
 
     def read_csv(file: str, *, delimiter: str, **options: Any) -> pd.DataFrame:
-        if len(delimiter) == 1:  # pandas takes more for a regular expression, for Python alone
+        if len(delimiter) == 1:  # a longer one is a regular expression, for the Python parser
             options |= {"engine": "c", "float_precision": "round_trip"}
         return pd.read_csv(file, delimiter=delimiter, quoting=csv.QUOTE_NONE, **options)
 
@@ -183,7 +182,7 @@ def read_quotes_as_text() -> None:
 
 
 def use_current_grad_scaler() -> None:
-    """``trainer/trainer.py:245``: ``torch.cuda.amp.GradScaler`` warns once an epoch."""
+    """``trainer/trainer.py:245``: ``torch.cuda.amp.GradScaler`` warns in every epoch."""
     from recbole.trainer import trainer
 
     scaler = functools.partial(torch.amp.GradScaler, "cuda")
@@ -191,13 +190,13 @@ def use_current_grad_scaler() -> None:
 
 
 def undo_anomaly_detection() -> None:
-    """``model/sequential_recommender/sine.py:25``: one model's import slows every other.
+    """``model/sequential_recommender/sine.py:25``: the import of one model slows all others.
 
-    RecBole imports all its sequential models with the first, and this line turns autograd's
-    anomaly detection on for the whole process: a stack trace for every operation and a test
-    for NaN after each of them in the backward pass.
+    RecBole imports all sequential models with the first one. This line turns on autograd's
+    anomaly detection for the process: a stack trace for every operation, and a test for NaN after
+    each operation of the backward pass.
     """
-    import recbole.model.sequential_recommender  # noqa: F401  the line runs once, now
+    import recbole.model.sequential_recommender  # noqa: F401  runs the line once, before it is undone
 
     torch.autograd.set_detect_anomaly(False)
 
@@ -240,7 +239,7 @@ def curves_closed() -> Iterator[None]:
 def leave_out_tensorboard() -> None:
     """``trainer/trainer.py:113``: every trainer opens a file for tensorboard, in every process.
 
-    Not among what :func:`apply` does: for processes that are not to write.
+    Not called by :func:`apply`, but in processes that must not write.
     """
     from recbole.trainer import trainer
 
@@ -250,9 +249,9 @@ def leave_out_tensorboard() -> None:
 
 
 def silence_pandas_3_warnings() -> None:
-    """``data/dataset/dataset.py:501,648,1217``: pandas 2 does as meant, and warns that 3 will not.
+    """``data/dataset/dataset.py:501,648,1217``: pandas 2 is correct, but warns about pandas 3.
 
-    :func:`refuse_pandas_3` sees to the rest.
+    :func:`refuse_pandas_3` makes sure that pandas 3 is not used.
     """
     for message in (
         "A value is trying to be set on a copy",
@@ -268,9 +267,9 @@ def silence_pandas_3_warnings() -> None:
 
 
 def wrap_the_terminal_once() -> None:
-    """``utils/logger.py:74``: each run wraps stdout and stderr anew, around all wraps before.
+    """``utils/logger.py:74``: each run wraps stdout and stderr again, around all earlier wrappers.
 
-    Some 250 runs into a process, what is printed recurses too deep, and the run ends in that.
+    After about 250 runs in one process, printing fails with a ``RecursionError``.
     """
     from recbole.utils import logger
 
@@ -284,7 +283,7 @@ def wrap_the_terminal_once() -> None:
 
 
 def stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
-    """``module`` as seen by one importer: the same, but for the names in ``replaced``."""
-    double = ModuleType(module.__name__, f"{module.__name__}, mended for RecBole.")
+    """A copy of ``module`` for one importer, with the names in ``replaced`` exchanged."""
+    double = ModuleType(module.__name__, f"{module.__name__}, fixed for RecBole.")
     vars(double).update(replaced, __getattr__=functools.partial(getattr, module))
     return double

@@ -1,4 +1,4 @@
-"""RecBole on today's libraries: each test fails without the mend that it is named after."""
+"""RecBole on today's libraries: each test fails without the fix that it is named after."""
 
 import csv
 import os

@@ -1,1 +1,1 @@
-"""What a trained model's parts do: ``python -m recbole_idiomoe.analysis NAME FOLDER``."""
+"""Analyses of trained models: ``python -m recbole_idiomoe.analysis NAME FOLDER``."""

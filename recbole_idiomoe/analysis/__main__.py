@@ -17,7 +17,7 @@ from recbole_idiomoe.analysis import report
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import out_folder, plain_text, write_outputs
 from recbole_idiomoe.analysis.settings import ReportSettings
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.spelling import did_you_mean
 
@@ -27,21 +27,22 @@ _HELP = {name: each.help for name, each in COMMANDS.items()} | {_REPORT: report.
 
 
 class _Parser(Parser, HfArgumentParser):
-    """Settings in a dataclass, errors in a line."""
+    """Parses settings into a dataclass and reports errors in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compute what the arguments ask for, write its files and print its tables; exit status."""
+    """Run one analysis, write its files and print its tables; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0 if given else 2
-    return ended(lambda: print(_analysed(given)))
+    return run_program(lambda: print(_run_analysis(given)))
 
 
-def _analysed(given: list[str]) -> str:
+def _run_analysis(given: list[str]) -> str:
+    """Run the analysis that is named first; returns the text to print."""
     name, *rest = given
     if name not in _HELP:
         raise SettingError(f"unknown analysis {name!r}{did_you_mean(name, _HELP, '--help')}")

@@ -1,4 +1,4 @@
-"""``attention``: where layers attend, on text and between items (paper, section B.6.3)."""
+"""``attention``: attention of each layer on text and between items (paper, section B.6.3)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from recbole_idiomoe.analysis.attention_maps import (
     HistoryAttention,
     Means,
     TextAttention,
-    attention_read,
     even_attention,
     read_items,
+    reading_attention,
     text_attention,
 )
 from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
-from recbole_idiomoe.base.environment import device_name, versions
-from recbole_idiomoe.base.errors import DataError, kind_of
+from recbole_idiomoe.base.environment import device_name
+from recbole_idiomoe.base.errors import DataError, short_reason
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import read_history
 from recbole_idiomoe.data.sequence import ITEM
@@ -36,15 +36,15 @@ EVEN = "spread evenly"
 
 
 def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
-    """Attention of one or several runs on text, beside their backbones', and on histories.
+    """Attention of runs on text, compared with their untouched backbones, and on histories.
 
     Returns:
-        Tables ``text`` (a row a layer), ``distance`` (a row a block of layers and distance) and
-        ``items`` (a row a layer, and one of attention that is spread evenly).
+        Tables ``text`` (a row for each layer), ``distance`` (a row for each block of layers and
+        distance) and ``items`` (a row for each layer, and one for evenly spread attention).
 
     Raises:
-        IdiomoeError: a folder that is no run of a language model, a backbone that is no longer
-            there, or text or histories that cannot be read.
+        IdiomoeError: a folder is not a run of a language model, its backbone is missing, or the
+            text or the histories cannot be read.
     """
     texts: Sequence[str] = [text_file(settings.text)] if settings.text else PROMPTS
     given = _given_histories(settings.histories_file)
@@ -81,7 +81,6 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
         tables=tables,
         notes=notes,
         device=device,
-        versions=versions(),
     )
 
 
@@ -89,19 +88,19 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
 def history_attention(
     catalog_lm: CatalogLM, histories: Sequence[np.ndarray]
 ) -> tuple[list[HistoryAttention], HistoryAttention]:
-    """Each layer's attention between items and text, and what even attention would give.
+    """Each layer's attention between items and text, and the same for even attention.
 
-    Histories are read as they are when the next item is asked for, one at a time.
+    Histories are read as for a recommendation, one at a time.
 
     Args:
-        histories: catalogue rows, oldest first.
+        histories: catalogue rows of each history, oldest first.
 
     Raises:
-        DataError: there is no item token in them, as where items are spelt in text.
+        DataError: a history has no item tokens, for example if items are spelt in text.
     """
     means, even = Means(), Means()
     is_item = torch.zeros(0, dtype=torch.bool)
-    with attention_read(
+    with reading_attention(
         catalog_lm.lm.backbone, lambda layer, found: read_items(found[0], layer, means, is_item)
     ):
         for sequence in catalog_lm.sequences(histories):
@@ -118,7 +117,7 @@ def history_attention(
 def _prompts(
     catalog_lm: CatalogLM, texts: Sequence[str], settings: AttentionSettings
 ) -> list[list[int]]:
-    """Token ids of at most ``prompts`` pieces of ``texts``, of at most ``prompt_tokens`` each."""
+    """Token ids of up to ``prompts`` pieces of ``texts``, each of 2 to ``prompt_tokens`` tokens."""
     longest = getattr(catalog_lm.lm.backbone.config, "max_position_embeddings", None)
     size = min(settings.prompt_tokens, longest or settings.prompt_tokens)
     pieces = (
@@ -133,10 +132,10 @@ def _prompts(
 
 
 def _given_histories(path: str) -> list[list[str]]:
-    """Item ids of the histories in a file; none without one.
+    """Item ids of the histories in a file; none if ``path`` is empty.
 
     Raises:
-        DataError: a file that is not there, is no text, or holds no history, or not only such.
+        DataError: the file cannot be read, is not text, or a line is not a history.
     """
     if not path:
         return []
@@ -144,7 +143,7 @@ def _given_histories(path: str) -> list[list[str]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"--histories_file={path} cannot be read ({kind_of(error)}); name a text file "
+            f"--histories_file={path} cannot be read ({short_reason(error)}); name a text file "
             "with item ids on each line: ID,ID."
         ) from error
     where = f"--histories_file={path}, line"
@@ -156,7 +155,7 @@ def _given_histories(path: str) -> list[list[str]]:
 
 
 def _text_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
-    """A row a layer; a model with more or fewer blocks than its backbone has gaps there."""
+    """A row for each layer, with None where only the run or its backbone has that layer."""
     rows = []
     for layer in range(max(map(len, found.values()))):
         row: Row = {"run": label, "layer": layer}
@@ -169,7 +168,7 @@ def _text_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
 
 
 def _distance_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
-    """Means over thirds of the layers, a row a distance."""
+    """Means over thirds of the layers, with a row for each distance."""
     profiles = {
         name: [
             np.mean([layer.distances for layer in block], axis=0)

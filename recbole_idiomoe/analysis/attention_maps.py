@@ -1,4 +1,4 @@
-"""Attention weights, reduced layer by layer as they are made (paper, section B.6.3)."""
+"""Attention weights, reduced to means layer by layer (paper, section B.6.3)."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from recbole_idiomoe.lm.decoder import attention_of, decoder_layers
 
 @dataclass(frozen=True)
 class TextAttention:
-    """Of one layer on text, means over queries (paper, section B.6.3)."""
+    """Attention of one layer on text, as means over queries (paper, section B.6.3)."""
 
     previous: float
-    """A[i, i - 1], over the queries that have a token before them."""
+    """A[i, i - 1], over all queries but the first."""
     first: float
-    """A[i, 0], over all queries, the first among them, whose only key it is."""
+    """A[i, 0], over all queries, including the first, for which it is 1."""
     entropy: float
-    """Of A[i, :], nats, over all queries."""
+    """Entropy of A[i, :] in nats, over all queries."""
     distances: list[float]
-    """A[i, i - d] for d = 0, 1 ..., each over the queries that have a token d before them."""
+    """A[i, i - d] for d = 0, 1 ..., each over the queries i >= d."""
 
 
 @dataclass(frozen=True)
 class HistoryAttention:
-    """Of one layer on histories: shares of attention, means over the queries of one type."""
+    """Shares of one layer's attention on histories, as means over the queries of one type."""
 
     item_to_itself: float
-    """Of item tokens, to themselves."""
+    """From an item token to itself."""
     item_to_items: float
-    """Of item tokens, to other item tokens."""
+    """From an item token to other item tokens."""
     item_to_text: float
-    """Of item tokens, to text; the three add up to 1."""
+    """From an item token to text; with the two shares above it adds up to 1."""
     item_to_first: float
-    """What of these goes to the first token of all, text or item."""
+    """From an item token to the first token of the sequence, text or item."""
     text_to_items: float
-    """Of text tokens, to item tokens; the rest goes to text."""
+    """From a text token to item tokens; the rest goes to text."""
     text_to_first: float
-    """Of text tokens, to the first token of all."""
+    """From a text token to the first token of the sequence."""
 
 
 @contextmanager
-def attention_read(
+def reading_attention(
     backbone: PreTrainedModel, take: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """While the block runs, hand each layer's attention to ``take`` as soon as it is computed.
+    """Inside the block, pass each layer's attention to ``take`` as soon as it is computed.
 
-    Attention is eager there, which alone makes its weights. A layer's are let go before the next
-    computes its own, so that memory holds one layer's (B, heads, T, T).
+    Attention is computed eagerly there, since other kernels return no weights. Memory holds the
+    weights (B, heads, T, T) of one layer at a time.
 
     Args:
-        take: is given the layer and A, (B, T, T), float64 on the CPU: the mean over heads, each
-            query's weights brought to a sum of 1.
+        take: is called with the layer's index and A (B, T, T), float64 on the CPU: the mean over
+            heads, with each query's weights normalised to a sum of 1.
 
     Raises:
-        BackboneError: the decoder's attention gives no weights.
+        BackboneError: the decoder's attention returns no weights.
     """
     before = backbone.config._attn_implementation
     hooks = [
@@ -92,14 +92,14 @@ def _reader(layer: int, take: Callable[[int, Tensor], None]) -> Callable[..., No
 
 
 class Means:
-    """Means of quantities that come in parts, by layer and name."""
+    """Running means of quantities, by layer and name."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, str], Tensor] = {}
         self._counts: dict[tuple[int, str], Tensor] = {}
 
     def add(self, layer: int, name: str, values: Tensor, counts: Tensor | None = None) -> None:
-        """Take single values (n,); or, with ``counts``, sums of that many values each."""
+        """Add values (n,); or, with ``counts``, one sum of that many values for each mean."""
         if counts is None:
             values, counts = values.sum(), torch.tensor(float(len(values)))
         key = layer, name
@@ -107,7 +107,7 @@ class Means:
         self._counts[key] = self._counts.get(key, torch.zeros(())) + counts
 
     def layer(self, layer: int) -> dict[str, Any]:
-        """The means of a layer; nan of what was never seen."""
+        """The means of a layer, by name; nan where no value was added."""
         return {
             name: (total / self._counts[at, name]).tolist()
             for (at, name), total in self._sums.items()
@@ -116,12 +116,12 @@ class Means:
 
     @property
     def depth(self) -> int:
-        """Number of layers."""
+        """The number of layers."""
         return 1 + max(layer for layer, _ in self._sums)
 
 
 def read_text(attention: Tensor, layer: int, means: Means, distances: int) -> None:
-    """Add what :class:`TextAttention` has of one sequence's A, (T, T), T at least 2."""
+    """Add one sequence's attention A (T, T), T >= 2, to the means of :class:`TextAttention`."""
     length = len(attention)
     means.add(layer, "previous", attention.diagonal(-1))
     means.add(layer, "first", attention[:, 0])
@@ -137,10 +137,10 @@ def read_text(attention: Tensor, layer: int, means: Means, distances: int) -> No
 
 
 def read_items(attention: Tensor, layer: int, means: Means, is_item: Tensor) -> None:
-    """Add what :class:`HistoryAttention` has of one sequence's A, (T, T).
+    """Add one sequence's attention A (T, T) to the means of :class:`HistoryAttention`.
 
     Args:
-        is_item: (T,), which tokens are items.
+        is_item: which tokens are items, (T,), boolean.
     """
     to_items = attention[:, is_item].sum(-1)
     to_text = attention[:, ~is_item].sum(-1)
@@ -157,7 +157,7 @@ def read_items(attention: Tensor, layer: int, means: Means, is_item: Tensor) -> 
 
 
 def even_attention(length: int) -> Tensor:
-    """A (T, T) that is spread evenly over what causal attention sees."""
+    """Attention (T, T) that is spread evenly over all earlier tokens and the token itself."""
     seen = torch.ones(length, length, dtype=torch.float64).tril()
     return seen / seen.sum(-1, keepdim=True)
 
@@ -166,15 +166,15 @@ def even_attention(length: int) -> Tensor:
 def text_attention(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], distances: int
 ) -> list[TextAttention]:
-    """Each layer's attention on prompts, one at a time, so that nothing is padding.
+    """Each layer's attention on prompts, which are read one at a time to avoid padding.
 
     Args:
         model: a decoder of text tokens.
-        prompts: token ids, at least two each.
-        distances: the largest d of the distance profile.
+        prompts: token ids of each prompt, at least two.
+        distances: the largest distance d of the profile, in tokens.
     """
     means = Means()
-    with attention_read(model, lambda layer, found: read_text(found[0], layer, means, distances)):
+    with reading_attention(model, lambda layer, a: read_text(a[0], layer, means, distances)):
         for prompt in prompts:
             model.base_model(torch.tensor([list(prompt)], device=model.device), use_cache=False)
     return [TextAttention(**means.layer(layer)) for layer in range(means.depth)]

@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness (``lm_eval``), on models that are in memory."""
+"""Benchmarks of lm-evaluation-harness (``lm_eval``) on models in memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.base.errors import DataError, MissingLibraryError, SettingError, reason_of
+from recbole_idiomoe.base.errors import DataError, MissingLibraryError, SettingError, error_line
 from recbole_idiomoe.base.spelling import did_you_mean
 
 BATCH_SIZE = 8
 
 
 class Score(NamedTuple):
-    """What a model reaches in one metric of one task."""
+    """The score of a model in one metric of one task."""
 
     value: float
     stderr: float | None
@@ -24,16 +24,16 @@ class Score(NamedTuple):
 
 
 Scores = dict[tuple[str, str], Score]
-"""By task and metric, in lm_eval's order."""
+"""Scores by task and metric, in lm_eval's order."""
 
 
 class Benchmarks:
-    """The tasks that ``settings.lm_eval`` names, with their data at hand.
+    """The tasks that ``settings.lm_eval`` names, loaded with their data.
 
     Raises:
         MissingLibraryError: lm_eval is not installed.
-        SettingError: it has no such task.
-        DataError: a task cannot be loaded, for want of its data mostly.
+        SettingError: lm_eval has no such task.
+        DataError: a task cannot be loaded, mostly because its data is missing.
     """
 
     def __init__(self, settings: LanguageSettings) -> None:
@@ -52,9 +52,9 @@ class Benchmarks:
         self._check()
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
-        """What ``model``, set to evaluation, reaches on the device that it is on.
+        """The scores of ``model``, in evaluation mode and on its own device.
 
-        A group of tasks counts as one where lm_eval has a figure for all of it.
+        A group of tasks is one task if lm_eval aggregates it.
         """
         found = self._evaluate(
             model=self._adapter(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE),
@@ -84,15 +84,15 @@ class Benchmarks:
                 raise SettingError(f"--lm_eval: unknown task {name!r}{hint}")
         try:
             self._manager.load(self.names)
-        except Exception as error:  # of whatever library reads a task's data
+        except Exception as error:  # any library may read a task's data
             raise DataError(
-                f"--lm_eval={','.join(self.names)} cannot be loaded ({reason_of(error)}); put the "
-                "data where the task looks for them, or leave it out."
+                f"--lm_eval={','.join(self.names)} cannot be loaded ({error_line(error)}); "
+                "put the data where the task looks for them, or leave it out."
             ) from error
 
 
 def _metrics(task: str, result: dict[str, Any], examples: int | None) -> Scores:
-    """``acc,none`` and ``acc_stderr,none`` of lm_eval; the part behind the comma is a filter."""
+    """Scores from lm_eval's keys, as ``acc,none`` and ``acc_stderr,none``: metric and filter."""
     scores: Scores = {}
     for key, value in result.items():
         metric, comma, kind = key.partition(",")

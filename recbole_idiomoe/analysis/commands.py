@@ -23,7 +23,7 @@ PROGRAM = "python -m recbole_idiomoe.analysis"
 
 
 class Command(NamedTuple):
-    """One analysis: what it computes from the folders of runs, and what it can be told."""
+    """One analysis: its function on the folders of runs, and the class of its settings."""
 
     compute: Callable[[Sequence[Path], Any], Analysis]
     settings: type[AnalysisSettings]

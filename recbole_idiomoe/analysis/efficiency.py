@@ -1,4 +1,4 @@
-"""``efficiency``: what a run's architecture costs on this machine (paper, Table 12)."""
+"""``efficiency``: time and memory of a run's architecture on this machine (paper, Table 12)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.benchmark import Timer
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import EfficiencySettings
-from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
@@ -33,43 +33,42 @@ PHASES = ("train", "infer")
 
 
 class Batch(NamedTuple):
-    """Hybrid tokens, (B, T), of which some are items, at random places."""
+    """Hybrid tokens (B, T): text, with items at random positions."""
 
     input_ids: Tensor
     token_types: Tensor
     segments: Tensor
-    """Where attention tells items apart: an item and the text before it are one."""
+    """Segment of each token, (B, T): an item and the text before it share one."""
     item_count: int
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step on one batch."""
+    """Cost of one step on one batch."""
 
     times: list[float]
-    """Seconds of each turn."""
+    """Seconds of each repetition."""
     peak_bytes: int | None
-    """At most, what the model holds included; None on a CPU."""
+    """Peak memory in bytes, including the model; None on a CPU."""
 
     @property
     def seconds(self) -> float:
-        """The median."""
+        """The median of ``times``."""
         return statistics.median(self.times)
 
 
 def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysis:
-    """Time and memory of training and inference, of one or several runs.
+    """Time and memory of training and inference for one or several runs.
 
-    Each is compared with the decoder that it started from, with the same item table and nothing
-    else added; what costs the same time whatever weights are is measured on random tokens, as in
-    the paper.
+    Each run is compared with its dense form: the decoder that it started from, with an item table
+    of the same size. As in the paper, tokens are random, since time does not depend on them.
 
     Returns:
-        Tables ``costs`` and, of a GPU, ``memory``: a row a run, length and phase.
+        Tables ``costs`` and, on a GPU, ``memory``: a row for each run, phase and length.
 
     Raises:
-        IdiomoeError: a folder that is no run of a language model with a token an item, a backbone
-            that is no longer there, or none of the lengths fits into its context.
+        IdiomoeError: a folder is not a run of a language model with one token per item, its
+            backbone is missing, or no length fits its context.
     """
     runs: list[dict[str, str]] = []
     tables: dict[str, list[Row]] = {"costs": [], "memory": []}
@@ -113,19 +112,18 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
         tables={name: rows for name, rows in tables.items() if rows},
         notes=[_how(settings), *notes],
         device=device,
-        versions=versions(),
     )
 
 
 def dense_form(run: Run) -> IdiomoeForCausalLM:
-    """The run's decoder with an item table of the same size and one FFN a layer."""
+    """The decoder that the run started from, with an item table and one FFN in each layer."""
     settings, lm = run.catalog_lm.settings, run.catalog_lm.lm
     backbone, _ = untouched_backbone(settings, run.info["settings"]["seed"])
     dense = IdiomoeForCausalLM.from_backbone(
         backbone.to(lm.device),
         lm.config.item_num,
         item_embedding_dim=settings.item_embedding_dim,
-        expert_layers=settings.expert_layers,  # where it drops outputs, as the run does
+        expert_layers=settings.expert_layers,  # applies dropout in the same layers as the run
         expert_width=settings.expert_width,
         dropout=settings.dropout,
         softmax=settings.softmax,
@@ -142,10 +140,10 @@ def compare(
     length: int,
     settings: EfficiencySettings,
 ) -> dict[str, Cost]:
-    """Costs of the same step of each of ``sides``, measured in turns, by name.
+    """Costs of the same step for each of ``sides``, by name.
 
-    In turns, because what else a machine does then slows all of them. Each gets the treatment
-    that the run's own settings give it: precision, compiled blocks, what is frozen.
+    The sides are measured in turns, so that other work on the machine slows all of them. The
+    run's settings apply to every side: precision, compiled blocks and frozen weights.
     """
     device = catalog_lm.lm.device
     batch = make_batch(catalog_lm.lm, settings, length)
@@ -155,7 +153,7 @@ def compare(
         _prepare(lm, catalog_lm, phase)
         make = _training_step if phase == "train" else _inference_step
         steps[name], held = make(lm, catalog_lm, batch)
-        steps[name]()  # compiles, and makes the optimizer's state
+        steps[name]()  # compiles, and creates the optimizer's state
         peaks[name] = _peak(steps[name], lm, held, device)
     times: dict[str, list[float]] = {name: [] for name in sides}
     timers = {
@@ -171,7 +169,7 @@ def compare(
 
 
 def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int) -> Batch:
-    """Random tokens, ``item_share`` of them items at random places, the same for equal lengths."""
+    """Random tokens, a share of ``item_share`` items, with ``length`` as their seed."""
     shape = settings.batch_size, length
     generator = torch.Generator().manual_seed(length)
     offset = lm.config.item_token_offset
@@ -189,7 +187,7 @@ def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int
 
 
 def _prepare(lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, phase: str) -> None:
-    """Do to the model what training and use do to it."""
+    """Set the model up as training or inference does: mode, frozen weights and precision."""
     lm.train(phase == "train")
     lm.freeze(catalog_lm.settings.freeze)
     if phase == "train" and catalog_lm.uses_bf16:
@@ -197,7 +195,7 @@ def _prepare(lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, phase: str) -> None:
 
 
 def _compile(catalog_lm: CatalogLM, models: Iterable[IdiomoeForCausalLM]) -> None:
-    """Compile the blocks of ``models`` where training would compile the run's."""
+    """Compile the blocks of ``models`` if training would compile the run's."""
     compiles = catalog_lm.settings.compile
     if compiles is None:
         compiles = catalog_lm.lm.backbone.config.hidden_size >= COMPILED_WIDTH
@@ -209,7 +207,7 @@ def _compile(catalog_lm: CatalogLM, models: Iterable[IdiomoeForCausalLM]) -> Non
 def _training_step(
     lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, batch: Batch
 ) -> tuple[Callable[[], object], torch.optim.Optimizer]:
-    """Forward, the loss at every item, backward and AdamW."""
+    """A step of training: forward, loss at every item, backward and AdamW; and its optimizer."""
     flat = torch.arange(batch.input_ids.numel(), device=lm.device)
     follows = flat % batch.input_ids.shape[1] != 0
     predicted = flat[batch.token_types.flatten().bool() & follows]
@@ -233,7 +231,7 @@ def _training_step(
 def _inference_step(
     lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, batch: Batch
 ) -> tuple[Callable[[], object], None]:
-    """The trunk and the catalogue's scores after the last token."""
+    """A step of inference: the trunk, and scores of all items after the last token."""
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -260,7 +258,7 @@ def _peak(
     optimizer: torch.optim.Optimizer | None,
     device: torch.device,
 ) -> int | None:
-    """Bytes of a GPU that this side holds at most: what it keeps, and what a step adds."""
+    """Peak bytes of this side on a GPU: its weights and optimizer state, and what a step adds."""
     if device.type != "cuda":
         return None
     lm.zero_grad()
@@ -275,9 +273,9 @@ def _peak(
 
 
 def _columns(dense: Cost, run: Cost, batch_size: int, length: int) -> Row:
-    """The paper's columns. More examples or tokens a second is the inverse of more time.
+    """The columns of the paper's Table 12.
 
-    The spread is half the range between the quartiles of the turns' own ratios.
+    The spread is half the interquartile range of the ratios of single repetitions.
     """
     ratios = np.divide(run.times, dense.times)
     spread = float(np.subtract(*np.quantile(ratios, (0.75, 0.25)))) / 2
@@ -294,7 +292,7 @@ def _columns(dense: Cost, run: Cost, batch_size: int, length: int) -> Row:
 
 
 def _memory(dense: int | None, run: int | None) -> Row:
-    """Columns of what is held at most, of bytes; none where a device does not tell."""
+    """Columns of peak memory, from bytes; none on a CPU."""
     if dense is None or run is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""``ffn-memory``: what the neurons of each layer point to (paper, section 4.3, Figure 5)."""
+"""``ffn-memory``: the items and tokens that FFN neurons point to (paper, section 4.3, Figure 5)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recbole_idiomoe.analysis.neurons import (
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import FfnMemorySettings
-from recbole_idiomoe.base.environment import device_name, versions
+from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import decoder_layers
 from recbole_idiomoe.lm.decoder import ffn_names
@@ -36,15 +36,15 @@ RANDOM_NUMBER = 1000
 
 @torch.no_grad()
 def ffn_memory(folders: Sequence[Path], settings: FfnMemorySettings) -> Analysis:
-    """Affinity, purity and clustered fraction of every layer's neurons, of one or several runs.
+    """Affinity, purity and clustered fraction of the neurons in every layer of the runs.
 
     Returns:
-        Tables ``layers``, ``neurons`` (those that are shown, with their neighbours) and, long,
-        ``all`` (every neuron).
+        Tables ``layers``, ``neurons`` (the chosen neurons with their neighbours) and, as a long
+        table, ``all`` (every neuron).
 
     Raises:
-        IdiomoeError: a folder that is no run of a language model with a token an item, no
-            categories, a ``k`` larger than the catalogue, or a neuron that is not there.
+        IdiomoeError: a folder is not a run of a language model with one token per item, items
+            have no categories, ``k`` exceeds the catalogue, or a neuron does not exist.
     """
     wanted = _wanted(settings.neuron)
     runs: list[dict[str, str]] = []
@@ -70,19 +70,18 @@ def ffn_memory(folders: Sequence[Path], settings: FfnMemorySettings) -> Analysis
         tables=tables,
         notes=notes,
         device=device,
-        versions=versions(),
         long_tables={"all": every},
     )
 
 
 class _RunMemory:
-    """One run's rows of the tables.
+    """The rows of one run in the tables.
 
     Attributes:
-        layers: of each layer's experts, then of each expert in all layers, then what random
-            vectors have.
-        shown: neurons with their neighbours.
-        every: neuron.
+        layers: rows for the experts of each layer, for each expert over all layers, and for
+            random vectors.
+        shown: rows of the chosen neurons with their neighbours.
+        every: rows of all neurons.
     """
 
     def __init__(self, run: Run, settings: FfnMemorySettings) -> None:
@@ -98,10 +97,10 @@ class _RunMemory:
         self.every: list[Row] = []
 
     def measure_all(self, wanted: Sequence[tuple[int, int]]) -> None:
-        """Fill the tables.
+        """Compute all rows.
 
         Args:
-            wanted: layers and neurons to show; none: the purest of each expert.
+            wanted: pairs of layer and neuron to show; if empty, the purest of each expert.
         """
         backbone, tau = self.run.catalog_lm.lm.backbone, self.settings.tau
         blocks = list(zip(decoder_layers(backbone), ffn_names(backbone), strict=True))
@@ -129,7 +128,7 @@ class _RunMemory:
         self.layers.append(nowhere | random)
 
     def note(self) -> str:
-        """How many items and categories there are, and what items drawn at random would have."""
+        """A note on the numbers of items and categories, and on the purity of random items."""
         counted = self.categories[self.items.ids].numpy()
         purity = _random_purity(counted, self.settings.k)
         share = float(is_clustered(torch.from_numpy(purity), self.settings.tau).double().mean())
@@ -196,7 +195,7 @@ class _RunMemory:
 
 
 def _prominence(neurons: Neurons) -> Tensor:
-    """Purity (m,), and between equals affinity; one more of 256 neighbours still counts more."""
+    """Purity (m,), with affinity as a tie-breaker, smaller than one of up to 256 neighbours."""
     return neurons.purity.nan_to_num(-1) + 1e-3 * neurons.affinity.nan_to_num()
 
 
@@ -215,7 +214,7 @@ def _notes(settings: FfnMemorySettings) -> list[str]:
 
 
 def _random_purity(categories: np.ndarray, k: int, draws: int = 2000) -> np.ndarray:
-    """Purity of ``draws`` sets of ``k`` different items, from the items' categories (n,)."""
+    """Purity (draws,) of random sets of ``k`` different items, from their categories (n,)."""
     rng = np.random.default_rng(0)
     largest = np.zeros(draws)
     for draw in range(draws):
@@ -226,10 +225,10 @@ def _random_purity(categories: np.ndarray, k: int, draws: int = 2000) -> np.ndar
 
 
 def _wanted(given: Sequence[str]) -> list[tuple[int, int]]:
-    """``LAYER:NEURON`` as numbers.
+    """Parse texts of the form ``LAYER:NEURON``.
 
     Raises:
-        SettingError: another form.
+        SettingError: a text has another form.
     """
     pairs = []
     for text in given:

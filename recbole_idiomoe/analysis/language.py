@@ -1,4 +1,4 @@
-"""``language``: what is left of a run's language model (paper, section 3.1, Figure 3)."""
+"""``language``: how much language a run has kept (paper, section 3.1, Figure 3)."""
 
 from __future__ import annotations
 
@@ -27,19 +27,17 @@ logger = logging.getLogger(__name__)
 
 
 def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
-    """Likelihood of a text, and scores of benchmarks, of runs and of their untouched backbones.
+    """Likelihood of a text, and benchmark scores, for runs and their untouched backbones.
 
-    Each run is set to text, so that every token takes the text path, and computes in float32 as
-    its backbone does: weights that are equal give figures that are equal to the last bit. A
-    backbone that several runs started from is measured once.
+    In a run every token takes the text path. Both compute in float32, so that equal weights give
+    bit-identical results. A backbone that several runs share is measured once.
 
     Returns:
-        Tables ``text`` (a row a run) and ``tasks`` (a row a run, task and metric).
+        Tables ``text`` (a row for each run) and ``tasks`` (a row for each run, task and metric).
 
     Raises:
-        IdiomoeError: nothing to measure is named, a text or a benchmark that cannot be read,
-            lm_eval is needed and not installed, a folder that is no run of a language model, or
-            a backbone that is no longer there.
+        IdiomoeError: neither a text nor benchmarks are given, one cannot be read, lm_eval is
+            missing, a folder is not a run of a language model, or its backbone is missing.
     """
     if not (settings.text or settings.lm_eval):
         raise SettingError(
@@ -81,7 +79,7 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
 
 
 class _Measured(NamedTuple):
-    """Of one decoder."""
+    """What was measured on one decoder."""
 
     text: Likelihood | None
     scores: Scores

@@ -1,4 +1,4 @@
-"""Nearest vectors by cosine, out of more than fit into memory at once (paper, equation 1)."""
+"""Nearest neighbours by cosine among vectors that do not fit into memory (paper, equation 1)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from recbole_idiomoe.base.errors import SettingError
 
 AT_ONCE = 1 << 26
-"""Numbers that a piece of a product may have: 256 MB."""
+"""Elements of a block of a matrix product: 256 MB in float32."""
 
 
 @dataclass(frozen=True)
 class References:
-    """Vectors that others are compared with, made a piece at a time.
+    """Vectors to compare with, computed in blocks.
 
     Args:
-        what: they are, for messages: ``items``.
-        ids: (n,), which of them count.
-        vectors: ids (m,) to their vectors (m, d).
+        what: their name in messages, for example ``items``.
+        ids: ids of the vectors, (n,).
+        vectors: maps ids (m,) to vectors (m, d).
     """
 
     what: str
@@ -34,20 +34,19 @@ class References:
 def nearest(
     queries: Tensor, references: References, k: int, at_once: int = AT_ONCE
 ) -> tuple[Tensor, Tensor]:
-    """The ``k`` references of greatest cosine to each query, greatest first.
+    """The ``k`` references with the greatest cosine to each query, greatest first.
 
-    No more than ``at_once`` cosines, or elements of reference vectors, exist at a time. A
-    reference of length 0 has no cosine and is nobody's neighbour; of a query of length 0 all
-    cosines are 0.
+    At most ``at_once`` cosines, or elements of reference vectors, exist at a time. A zero vector
+    is never a neighbour; all cosines of a zero query are 0.
 
     Args:
-        queries: (q, d).
+        queries: query vectors (q, d).
 
     Returns:
         Cosines (q, k), float32, and the ids of the references (q, k).
 
     Raises:
-        SettingError: fewer than ``k`` references have a length.
+        SettingError: fewer than ``k`` references are not zero.
     """
     queries = F.normalize(queries.float(), dim=1)
     ids = references.ids.to(queries.device)

@@ -1,9 +1,9 @@
 """FFN neurons as key-value memories: what their value vectors point to (paper, section 3.3).
 
-The paper leaves open, and we chose: an item's one category where its data has several entries
-(a setting); items without a category count among the k and for no category; the median of an
-even number is the mean of the middle two; a value vector of zeros points nowhere and is left
-out; text tokens are all that the tokenizer has, but for those that only fill up the embedding.
+Choices that the paper leaves open: a setting picks the category of an item with several; items
+without a category count among the k neighbours, but for no category; the median of an even number
+of values is the mean of the middle two; zero value vectors are left out; and the text tokens are
+the tokenizer's whole vocabulary without tokens that only pad the embedding.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ NO_CATEGORY = -1
 
 @dataclass(frozen=True)
 class Neurons:
-    """The neurons of one FFN, or of one of its experts, against items and text tokens.
+    """The m neurons of one FFN or expert, compared with items and text tokens.
 
-    Of those of length 0 all but the neighbours is nan.
+    Affinity and purity of a neuron whose value vector is zero are nan.
     """
 
     affinity: Tensor
-    """a(w), equation 2, (m,)."""
+    """Affinity a(w), equation 2, (m,)."""
     purity: Tensor
-    """p(w), equation 3, (m,)."""
+    """Purity p(w), equation 3, (m,)."""
     category: Tensor
-    """The category that the purity is of, (m,); :data:`NO_CATEGORY` if no neighbour has one."""
+    """The most frequent category, (m,); :data:`NO_CATEGORY` if no neighbour has one."""
     items: Tensor
     """Catalogue rows of the nearest items, (m, k), nearest first."""
     item_cosines: Tensor
-    """Their cosines, (m, k)."""
+    """Cosines of the nearest items, (m, k)."""
     tokens: Tensor
     """The nearest text tokens, (m, k), nearest first."""
     token_cosines: Tensor
-    """Their cosines, (m, k)."""
+    """Cosines of the nearest text tokens, (m, k)."""
 
 
 def measure(
@@ -57,19 +57,20 @@ def measure(
     """Affinity and purity of value vectors (m, d).
 
     Args:
-        items: with catalogue rows as ids.
+        items: the items, with catalogue rows as ids.
         tokens: the text tokens.
-        categories: (item_num,), a number for each row's category, or :data:`NO_CATEGORY`.
+        categories: number of each row's category or :data:`NO_CATEGORY`, (item_num,).
+        k: number of neighbours.
 
     Raises:
-        SettingError: fewer than ``k`` items or tokens.
+        SettingError: there are fewer than ``k`` items or tokens.
     """
     item_cosines, near_items = nearest(values, items, k)
     token_cosines, near_tokens = nearest(values, tokens, k)
     middle = [(k - 1) // 2, k // 2]
     affinity = item_cosines[:, middle].mean(1) - token_cosines[:, middle].mean(1)
     found = categories.to(values.device)[near_items]
-    # How many of the k each neighbour shares its category with, itself included.
+    # For each neighbour, how many of the k have its category, itself included.
     alike = (found.unsqueeze(2) == found.unsqueeze(1)).sum(2).masked_fill(found == NO_CATEGORY, 0)
     most, first = alike.max(1)
     category = found.gather(1, first.unsqueeze(1)).squeeze(1)
@@ -86,12 +87,12 @@ def measure(
 
 
 def is_clustered(purity: Tensor, tau: float) -> Tensor:
-    """Equation 4. A purity is a whole number of k-ths, which float32 does not hold exactly."""
+    """Whether purity >= tau (equation 4), with a tolerance for float32 multiples of 1/k."""
     return purity >= tau - 1e-6
 
 
 def summary(neurons: Sequence[Neurons], tau: float) -> Row:
-    """Of a layer, or of all: means and medians, and the share of clustered rows (equation 4)."""
+    """Means and medians over neurons, and the share of clustered neurons (equation 4)."""
     affinity = torch.cat([each.affinity for each in neurons])
     purity = torch.cat([each.purity for each in neurons])
     counted = ~purity.isnan()
@@ -108,7 +109,7 @@ def summary(neurons: Sequence[Neurons], tau: float) -> Row:
 
 
 def value_vectors(layer: nn.Module, name: str) -> dict[str, Tensor]:
-    """Value vectors (m, d), float32, of a decoder block's FFN called ``name``, by expert."""
+    """Value vectors (m, d), float32, of the FFN ``name`` of a decoder block, by expert."""
     ffn = getattr(layer, name)
     if isinstance(ffn, TwoExpertFFN):
         experts = {ITEM_EXPERT: [ffn.item_expert], TEXT_EXPERT: [ffn.text_expert]}
@@ -125,7 +126,7 @@ def value_vectors(layer: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def _output_rows(ffn: nn.Module) -> Tensor:
-    """W_out, a row for each neuron; with its low-rank adapter, where it has one."""
+    """W_out with a row for each neuron, including a low-rank adapter if there is one."""
     layout = ffn_layout(ffn)
     assert layout is not None
     projection = getattr(ffn, layout[1])
@@ -137,13 +138,13 @@ def _output_rows(ffn: nn.Module) -> Tensor:
 
 
 def references(catalog_lm: CatalogLM) -> tuple[References, References]:
-    """The items as they are read, and the backbone's text tokens: E_items and E_text."""
+    """The input embeddings of items and of the backbone's text tokens: E_items and E_text."""
     lm, catalog = catalog_lm.lm, catalog_lm.catalog
     left_out = [0] if catalog_lm.ranks_unseen_items else [0, *catalog.untrained]
     rows = np.setdiff1d(np.arange(catalog.item_num), left_out)
     offset = lm.config.item_token_offset
     names = catalog_lm.tokenizer.convert_ids_to_tokens(list(range(offset)))
-    # add_item_tokens names what the tokenizer lacks.
+    # add_item_tokens has named the ids that the tokenizer does not use.
     kept = [i for i, name in enumerate(names) if not str(name).startswith("<|reserved-")]
     embedding = lm.get_input_embeddings()
     assert isinstance(embedding.weight, Tensor)

@@ -1,4 +1,4 @@
-"""The files of what an analysis found: JSON, a CSV for each table, and pictures."""
+"""The output of an analysis: JSON, a CSV file for each table, plots, and text."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from recbole_idiomoe.analysis.canvas import image
-from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.plot_layout import plot_file
+from recbole_idiomoe.analysis.plots import PLOTS
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.base.errors import IdiomoeError
-from recbole_idiomoe.base.files import refusal, write_text, written_aside
-from recbole_idiomoe.report.plot_style import WITHOUT, can_draw
-from recbole_idiomoe.report.tables import WIDTH, aligned, wrapped
+from recbole_idiomoe.base.files import atomic_write, unwritable_reason, write_text
+from recbole_idiomoe.report.formatting import WIDTH, aligned, wrapped
+from recbole_idiomoe.report.plot_style import NO_MATPLOTLIB, can_draw
 
 FORMATS = ("png", "svg", "pdf")
-PRINTED = 120  # rows; a longer table is in its files alone
-WORD, SHORTEST = 26, 10  # letters that a cell shows, and where there is little room
+PRINTED = 120  # rows; a longer table is only written to its files
+WORD, SHORTEST = 26, 10  # characters that a cell shows, and the fewest in a narrow table
 
 
 def out_folder(given: str, folders: Sequence[Path]) -> Path:
-    """Where the files go, found out before anything is computed.
+    """The folder for the files, checked before anything is computed.
 
     Raises:
-        IdiomoeError: nothing can be written there.
+        IdiomoeError: the folder cannot be written.
     """
     folder = Path(given) if given else folders[0] / "analysis"
     if folder.exists() and not folder.is_dir():
         raise IdiomoeError(f"--out={folder} is a file; name a folder.")
-    if reason := refusal(folder):
+    if reason := unwritable_reason(folder):
         raise IdiomoeError(f"--out={folder} cannot be written ({reason}); name another.")
     return folder
 
 
 def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
-    """Write ``NAME.json``, ``NAME-TABLE.csv`` and the pictures into ``folder``; their paths.
+    """Write ``NAME.json``, ``NAME-TABLE.csv`` and the plots into ``folder``; returns their paths.
 
-    Each is written aside and renamed. Without matplotlib there are no pictures.
+    Each file is written atomically. Without matplotlib there are no plots.
     """
     content = asdict(analysis)
     del content["long_tables"]
@@ -54,19 +54,19 @@ def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
         write_text(folder / name, text)
     written = [folder / name for name in files]
     if can_draw():
-        for picture in PICTURES.get(analysis.name, ()):
-            if not analysis.tables.get(picture.table):
+        for plot in PLOTS.get(analysis.name, ()):
+            if not analysis.tables.get(plot.table):
                 continue
             for kind in FORMATS:
-                path = folder / f"{analysis.name}-{picture.name}.{kind}"
-                with written_aside(path) as aside:
-                    aside.write_bytes(image(picture, analysis, kind))
+                path = folder / f"{analysis.name}-{plot.name}.{kind}"
+                with atomic_write(path) as temporary:
+                    temporary.write_bytes(plot_file(plot, analysis, kind))
                 written.append(path)
     return written
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """A header and the rows, numbers in full; what is not a number is empty."""
+    """CSV of the rows with numbers in full; nan and infinity are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -75,28 +75,28 @@ def comma_separated(rows: Sequence[Row]) -> str:
 
 
 def plain_text(analysis: Analysis, written: Sequence[Path]) -> str:
-    """The tables and notes for a terminal, and where the files are."""
+    """The tables and notes for a terminal, and the folder of the files."""
     lines = [analysis.title, ""]
     for rows in analysis.tables.values():
         if 0 < len(rows) <= PRINTED:
             lines += _fitted(rows)
     notes = list(analysis.notes)
     if not can_draw():
-        notes.append(WITHOUT)
+        notes.append(NO_MATPLOTLIB)
     notes.append(f"{len(written)} files are in {written[0].parent}.")
     return "\n".join([*lines, *(line for note in notes for line in wrapped(note))])
 
 
 def _fitted(rows: Sequence[Row]) -> list[str]:
-    """The rows as a table, or, where a terminal has no room for it, as several.
+    """The rows as a table, or as several if one is too wide for a terminal.
 
-    What all rows have in common stands above the table, of such columns as few as it takes; where
-    that is not enough, so does what some have in common, of the first columns; and where that is
-    not, words are cut shorter.
+    To save width, columns with a single value move above the table, as few as needed; then the
+    first columns do, with a table for each of their values; at last, words are cut shorter.
     """
     names = list(rows[0])
-    alike = [n for n in range(len(names)) if len({_first(row, n) for row in rows}) < len(rows)]
-    most = max([1, *alike])  # a run's name may stand above a single row
+    values = [tuple(row.values()) for row in rows]
+    alike = [n for n in range(len(names)) if len({row[:n] for row in values}) < len(rows)]
+    most = max([1, *alike])  # a run's name may head a single row
     same = [name for name in names if len(rows) > 1 and len({row[name] for row in rows}) == 1]
     layouts = [same[:n] for n in range(len(same) + 1)]
     layouts += [names[:n] + same for n in range(1, most + 1)]
@@ -122,28 +122,24 @@ def _fitted(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _first(row: Row, n: int) -> tuple[Any, ...]:
-    return tuple(row.values())[:n]
-
-
 def as_text(rows: Sequence[Row], longest: int = WORD) -> list[list[str]]:
-    """A header and the rows as people read them.
+    """A header and the rows as text.
 
     Args:
-        longest: letters of a word; a longer one is cut.
+        longest: characters of a word; a longer one is cut.
     """
     columns = [[_title(name), *_cells((row[name] for row in rows), longest)] for name in rows[0]]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _title(name: str) -> str:
-    """A column's name as people read it: tokens per s for ``tokens_s``."""
+    """A column's title: ``tokens per s`` for ``tokens_s``."""
     whole = name.removesuffix("_s")
     return whole.replace("_", " ") + (" per s" if whole != name else "")
 
 
 def _cells(column: Iterable[str | int | float | None], longest: int = WORD) -> list[str]:
-    """A column's numbers with the same decimals, its long words cut."""
+    """The cells of a column: numbers with the same decimals, words cut at ``longest``."""
     values = [None if isinstance(v, float) and not math.isfinite(v) else v for v in column]
     largest = max((abs(v) for v in values if isinstance(v, float)), default=0.0)
     decimals = 4 if largest < 1 else 3 if largest < 10 else 1 if largest < 10_000 else 0
@@ -153,14 +149,14 @@ def _cells(column: Iterable[str | int | float | None], longest: int = WORD) -> l
 def _cell(value: str | int | float, decimals: int, longest: int) -> str:
     if isinstance(value, float):
         if value == 0:
-            return "0"  # and no other number is
+            return "0"  # only an exact zero is shown without decimals
         return f"{value:,.{decimals}f}"
     text = str(value) if str(value).isprintable() else repr(value)  # a token may be a line break
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with null for what is not a number, which JSON has no word for."""
+    """``value`` with None for nan and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,10 +1,10 @@
-"""Texts to read: a file's, or, where none is given, a few registers of plain English."""
+"""Texts to measure on: a file, or by default prompts in several registers of English."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_idiomoe.base.errors import DataError, kind_of
+from recbole_idiomoe.base.errors import DataError, short_reason
 
 PROMPTS = (
     "The old harbour was quiet in the morning. Two men mended nets on the wall, and a dog slept "
@@ -35,16 +35,16 @@ PROMPTS = (
 
 
 def text_file(path: str) -> str:
-    """What the file that ``--text`` names holds.
+    """Read the file of ``--text``.
 
     Raises:
-        DataError: it is not there, is no text, or holds none.
+        DataError: the file cannot be read, is not UTF-8, or is empty.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"--text={path} cannot be read ({kind_of(error)}); name a text file in UTF-8."
+            f"--text={path} cannot be read ({short_reason(error)}); name a text file in UTF-8."
         ) from error
     if not text.strip():
         raise DataError(f"--text={path} is empty; name a file with text in it.")

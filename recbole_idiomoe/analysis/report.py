@@ -1,4 +1,4 @@
-"""``report``: every analysis of one or several runs, and one page that shows them all."""
+"""``report``: all analyses of one or several runs, on one HTML page."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from recbole_idiomoe.analysis.canvas import element
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import as_text, out_folder, write_outputs
-from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.plot_layout import plot_svg
+from recbole_idiomoe.analysis.plots import PLOTS
 from recbole_idiomoe.analysis.prompts import text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.settings import AnalysisSettings, ReportSettings
 from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.base.files import write_text
+from recbole_idiomoe.report.formatting import wrapped
 from recbole_idiomoe.report.html import render
-from recbole_idiomoe.report.plot_style import WITHOUT, can_draw
-from recbole_idiomoe.report.tables import wrapped
+from recbole_idiomoe.report.plot_style import NO_MATPLOTLIB, can_draw
 
 logger = logging.getLogger(__name__)
 
 HELP = "all analyses on one page that needs nothing else, for a screen of any size"
 PAGE = "report.html"
-WORD = 60  # letters that a cell shows
+WORD = 60  # characters that a cell shows
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A table of an analysis, with the picture of it if there is one."""
+    """A table of an analysis, with its plot if there is one."""
 
     title: str
     caption: str
     drawn: Mapping[str, str]
-    """An ``<svg>`` for ``wide`` pages and one for ``narrow`` ones, or none."""
+    """Its plot as ``<svg>`` for ``wide`` and ``narrow`` screens, or empty."""
     rows: Sequence[Row]
 
     @property
@@ -45,13 +45,13 @@ class Figure:
 
     @property
     def words(self) -> list[bool]:
-        """Which columns are of words."""
+        """Whether each column holds words."""
         return [any(isinstance(row[name], str) for row in self.rows) for name in self.rows[0]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """One analysis on the page, or why it is not there."""
+    """One analysis on the page, or the reason why it is missing."""
 
     name: str
     command: str
@@ -61,19 +61,18 @@ class Section:
 
 
 def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> str:
-    """Make every analysis that the runs can have and that ``settings`` ask for, and the page.
+    """Run every analysis that ``settings`` ask for, and write the page.
 
-    Each writes the files that its own command would. One that a run cannot have is not made, and
-    the page says why.
+    Each analysis writes the same files as its own command. If one fails, the page shows why.
 
     Args:
-        command: what was typed.
+        command: the command that the user typed.
 
     Returns:
-        What there is to tell the user.
+        The text to print.
 
     Raises:
-        IdiomoeError: no analysis could be made, or the text cannot be read.
+        IdiomoeError: all analyses failed, or the text cannot be read.
     """
     out = out_folder(settings.out, folders)
     if settings.text:
@@ -106,12 +105,12 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
 
 
 def page(sections: Sequence[Section], command: str, left_out: Mapping[str, str]) -> str:
-    """The page, in HTML.
+    """The page as HTML.
 
     Args:
-        sections: at least one of them made.
-        command: the page's own.
-        left_out: analyses that nobody asked for, and how to.
+        sections: the analyses, at least one of them successful.
+        command: the command that makes the page.
+        left_out: analyses that were not asked for, and the settings that ask for them.
     """
     made = [section.analysis for section in sections if section.analysis]
     versions = {name: version for each in made for name, version in each.versions.items()}
@@ -124,24 +123,24 @@ def page(sections: Sequence[Section], command: str, left_out: Mapping[str, str])
         sections=sections,
         command=command,
         left_out=left_out,
-        without="" if can_draw() else WITHOUT,
+        without="" if can_draw() else NO_MATPLOTLIB,
     )
 
 
 def figures_of(analysis: Analysis) -> list[Figure]:
-    """The tables of ``analysis`` that are not empty, as they are shown: pictures first."""
+    """The tables of ``analysis`` that are not empty, first the ones with a plot."""
     layouts = {"wide": False, "narrow": True} if can_draw() else {}
-    pictures = [p for p in PICTURES.get(analysis.name, ()) if analysis.tables.get(p.table)]
+    plots = [p for p in PLOTS.get(analysis.name, ()) if analysis.tables.get(p.table)]
     figures = [
         Figure(
-            picture.title,
-            picture.caption,
-            {name: element(picture, analysis, narrow=narrow) for name, narrow in layouts.items()},
-            analysis.tables[picture.table],
+            plot.title,
+            plot.caption,
+            {name: plot_svg(plot, analysis, narrow=narrow) for name, narrow in layouts.items()},
+            analysis.tables[plot.table],
         )
-        for picture in pictures
+        for plot in plots
     ]
-    drawn = {picture.table for picture in pictures}
+    drawn = {plot.table for plot in plots}
     figures += [
         Figure(name.capitalize(), "", {}, rows)
         for name, rows in analysis.tables.items()
@@ -151,7 +150,7 @@ def figures_of(analysis: Analysis) -> list[Figure]:
 
 
 def _left_out(settings: ReportSettings) -> dict[str, str]:
-    """What is made on demand alone and was not asked for, and how to ask."""
+    """Optional analyses that were not asked for, and the settings that ask for them."""
     asked = {
         "language": (bool(settings.text or settings.lm_eval), "--text=FILE or --lm_eval=TASK"),
         "efficiency": (settings.efficiency, "--efficiency"),
@@ -160,7 +159,7 @@ def _left_out(settings: ReportSettings) -> dict[str, str]:
 
 
 def _typed(name: str, folders: Sequence[Path], settings: AnalysisSettings) -> str:
-    """The command that makes one analysis alone."""
+    """The command that runs one analysis alone."""
     default = type(settings)()
     words = [name, *map(str, folders)]
     for each in fields(settings):

@@ -1,34 +1,36 @@
-"""What an analysis found, as plain data."""
+"""The result of an analysis, as plain data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from recbole_idiomoe.base.environment import versions
+
 Row = dict[str, str | int | float | None]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Of one or several runs. All of it is plain data, so that its JSON file holds it whole.
+    """The result of an analysis of one or several runs, which can be stored as JSON.
 
-    ``Analysis(**json.loads(text))`` reads such a file again, and
-    :data:`~recbole_idiomoe.analysis.pictures.PICTURES` draws it without any model.
+    ``Analysis(**json.loads(text))`` reads its JSON file again, and
+    :data:`~recbole_idiomoe.analysis.plots.PLOTS` draws it without a model.
     """
 
     name: str
-    """The command, as ``ffn-memory``; files are named after it."""
+    """The command, for example ``ffn-memory``; its files are named after it."""
     title: str
     runs: list[dict[str, str]]
-    """Of each its ``run``, which rows name it by, and its model, dataset and folder's name."""
+    """Name (``run``), model, dataset and folder name of each run."""
     settings: dict[str, Any]
     tables: dict[str, list[Row]]
-    """By name; rows of a table have the same columns."""
+    """Tables by name; all rows of a table have the same columns."""
     notes: list[str]
-    """What a reader has to know of how it was measured, a paragraph each."""
+    """Paragraphs on how the values were measured."""
     device: str
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=versions)
     command: str = ""
-    """What was typed."""
+    """The command that the user typed."""
     long_tables: dict[str, list[Row]] = field(default_factory=dict)
-    """Tables of too many rows to print; they have a CSV file each and are not in the JSON."""
+    """Tables with too many rows to print, each in a CSV file and not in the JSON file."""

@@ -1,4 +1,4 @@
-"""The trained models that are looked into, and what of their data sets is needed for it."""
+"""The runs to analyse: their trained models and their data sets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_back
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.recommend import load
 
-# Settings by which runs of a model are told apart, RecBole's last.
-_TOLD = (
+# Settings that distinguish runs of the same model, RecBole's settings last.
+_DISTINGUISHING = (
     *(field.name for field in fields(Settings)),
     *("seed", "epochs", "train_batch_size", "learning_rate", "weight_decay"),
 )
@@ -35,29 +35,29 @@ class Run:
     """A trained language model and the data set that it was trained on."""
 
     label: str
-    """Its model's name, with what tells it apart where several runs share it."""
+    """Its model's name, with a distinguishing setting or number if several runs share it."""
     folder: Path
     info: dict[str, Any]
-    """What :func:`~recbole_idiomoe.base.run_folder.read_run` gives."""
+    """The content of ``run.json``: :func:`~recbole_idiomoe.base.run_folder.read_run`."""
     catalog_lm: CatalogLM
     data_path: str
-    """Where the data sets lie, if not where they did."""
+    """The folder of the data sets, if it has moved since the run; else empty."""
 
     @property
     def about(self) -> dict[str, str]:
-        """The run in words. Where its folder lies is nobody else's affair."""
+        """The run for a result file, without the path of its folder."""
         names = {"model": self.info["model"], "dataset": self.info["dataset"]}
         return {"run": self.label, **names, "folder": self.folder.resolve().name}
 
     @property
     def pretrained(self) -> bool:
-        """Whether it started from a pretrained language model."""
+        """Whether the run started from a pretrained language model."""
         has_weights = self.catalog_lm.settings.backbone != UNTRAINED
         return has_weights and bool(get_model(self.info["model"]).pretrained)
 
     @property
     def origin(self) -> tuple[object, ...]:
-        """What tells untouched backbones apart: runs that are equal in it started from one."""
+        """The identity of the untouched backbone: equal for runs that started from the same one."""
         settings, redrawn = self.catalog_lm.settings, not get_model(self.info["model"]).pretrained
         seed = None if self.pretrained else self.info["settings"]["seed"]
         how = str(settings.backbone_args), settings.attn_implementation
@@ -66,10 +66,10 @@ class Run:
     def untouched_backbone(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The decoder that the run started from, on the CPU, and its tokenizer.
 
-        Attention is computed as the run's own is.
+        It uses the run's implementation of attention.
 
         Raises:
-            BackboneError: it is no longer there.
+            BackboneError: the backbone no longer exists.
         """
         settings, seed = self.catalog_lm.settings, self.info["settings"]["seed"]
         backbone, tokenizer = untouched_backbone(settings, seed)
@@ -80,7 +80,7 @@ class Run:
 
     @cached_property
     def dataset(self) -> Any:
-        """RecBole's dataset, read again from its files, not yet split."""
+        """RecBole's dataset, loaded again from its files and not yet split."""
         from recbole_idiomoe.config.run_config import RunConfig
         from recbole_idiomoe.data.loading import load_dataset
 
@@ -91,22 +91,22 @@ class Run:
 
     @cached_property
     def _test(self) -> Any:
-        """The test split of it; RecBole splits a dataset once."""
+        """The test split of ``dataset``, cached because RecBole can split a dataset only once."""
         return self.dataset.build()[2]
 
     def categories(self, column: str = "", level: int = -1) -> list[str]:
-        """The category of every catalogue row, empty where an item has none.
+        """The category of every catalogue row, empty for an item without one.
 
-        The paper has one category an item. Of a column with several entries, as the parts of a
-        path or a set of genres, ``level`` says which it is.
+        The paper has one category per item. In a column with several entries, for example a path
+        or a set of genres, ``level`` chooses one.
 
         Args:
-            column: of the ``.item`` file; empty: the one whose role is ``category``, else
-                ``item_attribute``.
+            column: column of the ``.item`` file; by default the one with the role ``category``,
+                else ``item_attribute``.
             level: see :class:`~recbole_idiomoe.analysis.settings.FfnMemorySettings`.
 
         Raises:
-            SettingError: there is no such column.
+            SettingError: the column does not exist.
             DataError: no item has a category.
         """
         dataset = self.dataset
@@ -135,7 +135,7 @@ class Run:
         return found
 
     def histories(self, count: int) -> list[np.ndarray]:
-        """Catalogue rows of the histories of ``count`` test users, evenly spaced among all."""
+        """Catalogue rows of the histories of ``count`` test users, evenly spaced."""
         test = self._test
         chosen = np.unique(np.linspace(0, len(test) - 1, min(count, len(test))).astype(int))
         rows = test[torch.from_numpy(chosen)]
@@ -148,11 +148,11 @@ class Run:
 
 
 def open_runs(folders: Sequence[Path], settings: AnalysisSettings) -> Iterator[Run]:
-    """The runs in ``folders``, loaded one after another.
+    """Load the runs in ``folders``, one at a time.
 
     Raises:
-        CheckpointError: a folder that is not that of a finished run.
-        SettingError: a run that trained no language model, or a device that is not there.
+        CheckpointError: a folder does not hold a finished run.
+        SettingError: a run's model is not a language model, or the device does not exist.
     """
     infos = [read_run(folder) for folder in folders]
     for folder, info in zip(folders, infos, strict=True):
@@ -169,24 +169,24 @@ def open_runs(folders: Sequence[Path], settings: AnalysisSettings) -> Iterator[R
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device called ``name``; empty: a GPU if there is one.
+    """The device called ``name``; if empty, a GPU if there is one, else the CPU.
 
     Raises:
-        SettingError: there is no such device here.
+        SettingError: this machine has no such device.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise SettingError(f"--device={name} is not to be had here; give cpu.") from error
+        raise SettingError(f"--device={name} is not available here; give cpu.") from error
     return device
 
 
 def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for each run, as short as can be: its model, its data set, and what tells it apart.
+    """A short, unique name for each run: its model, and its data set if there are several.
 
-    That is a setting, as in ``IDIOMoE freeze=backbone``; where runs of a name differ in several, or
-    in none, a number.
+    Runs that share a name get the one setting that differs, as in ``IDIOMoE freeze=backbone``; if
+    several settings differ, or none, a number.
     """
     several = len({info["dataset"] for info in infos}) > 1
     names = [f"{i['model']} {i['dataset']}" if several else str(i["model"]) for i in infos]
@@ -197,16 +197,17 @@ def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:
     for name, places in groups.items():
         if len(places) > 1:
             chosen = [infos[place]["settings"] for place in places]
-            apart = [key for key in _TOLD if len({str(each.get(key)) for each in chosen}) > 1]
-            told = [f"{apart[0]}={each.get(apart[0])}" for each in chosen] if apart else []
-            if len(apart) > 1 or len(set(told)) < len(places):
-                told = [f"({number})" for number in range(1, len(places) + 1)]
-            for place, words in zip(places, told, strict=True):
-                labels[place] = f"{name} {words}"
+            keys = [k for k in _DISTINGUISHING if len({str(each.get(k)) for each in chosen}) > 1]
+            suffixes = [f"{keys[0]}={each.get(keys[0])}" for each in chosen] if keys else []
+            if len(keys) > 1 or len(set(suffixes)) < len(places):
+                suffixes = [f"({number})" for number in range(1, len(places) + 1)]
+            for place, suffix in zip(places, suffixes, strict=True):
+                labels[place] = f"{name} {suffix}"
     return labels
 
 
 def _chosen(entries: list[str], level: int) -> str:
+    """The entry of an item's categories that ``level`` chooses."""
     if not entries:
         return ""
     if level == 0:

@@ -1,4 +1,4 @@
-"""What ``python -m recbole_idiomoe.analysis`` can be told, for each analysis."""
+"""The settings of each analysis of ``python -m recbole_idiomoe.analysis``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def _setting(default: Any, help: str) -> Any:
-    """A field as HfArgumentParser reads it: metadata becomes arguments of add_argument."""
+    """A field for HfArgumentParser, which passes its metadata to ``add_argument``."""
     kind = type(default[0] if isinstance(default, list) and default else default)
     metavar = {int: "N", float: "N", bool: "True"}.get(kind, "TEXT")
     metadata = {"help": help, "metavar": metavar}
@@ -35,10 +35,10 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """What every analysis takes.
+    """Settings of every analysis.
 
     Raises:
-        SettingError: a number out of its range.
+        SettingError: a number is out of range.
     """
 
     out: str = _setting("", "folder for the files; empty: analysis/ in the first run's folder")
@@ -59,7 +59,7 @@ class AnalysisSettings:
 
 @dataclass(frozen=True)
 class FfnMemorySettings(AnalysisSettings):
-    """Of ``ffn-memory`` (paper, sections 3.3 and 4.3)."""
+    """Settings of ``ffn-memory`` (paper, sections 3.3 and 4.3)."""
 
     k: int = _setting(20, "items and text tokens nearest to a neuron that count (1 to 256)")
     tau: float = _setting(0.5, "purity from which a neuron counts as clustered (0 to 1)")
@@ -82,7 +82,7 @@ class FfnMemorySettings(AnalysisSettings):
 
 @dataclass(frozen=True)
 class AttentionSettings(AnalysisSettings):
-    """Of ``attention`` (paper, section B.6.3)."""
+    """Settings of ``attention`` (paper, section B.6.3)."""
 
     text: str = _setting(
         "", "text file (UTF-8) to read, cut into prompts; empty: the prompts that come with it"
@@ -100,7 +100,7 @@ class AttentionSettings(AnalysisSettings):
 
 @dataclass(frozen=True)
 class LanguageSettings(AnalysisSettings):
-    """Of ``language`` (paper, section 3.1)."""
+    """Settings of ``language`` (paper, section 3.1)."""
 
     text: str = _setting("", "text file (UTF-8) whose likelihood is measured; empty: none")
     lm_eval: str = _setting(
@@ -114,7 +114,7 @@ class LanguageSettings(AnalysisSettings):
 
 @dataclass(frozen=True)
 class EfficiencySettings(AnalysisSettings):
-    """Of ``efficiency`` (paper, Table 12)."""
+    """Settings of ``efficiency`` (paper, Table 12)."""
 
     length: list[int] = _setting([256, 512, 1024], "tokens of a sequence, one or several")
     batch_size: int = _setting(8, "sequences in a batch")
@@ -124,7 +124,7 @@ class EfficiencySettings(AnalysisSettings):
 
 @dataclass(frozen=True)
 class ReportSettings(EfficiencySettings, LanguageSettings, AttentionSettings, FfnMemorySettings):
-    """Of ``report``: what the analyses in it take."""
+    """Settings of ``report``: the settings of all its analyses."""
 
     text: str = _setting(
         "",

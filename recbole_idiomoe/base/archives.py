@@ -1,4 +1,4 @@
-"""Archives from elsewhere: what is in one stays in the folder that it is unpacked into."""
+"""Safe unpacking of downloaded archives: no file may leave the target folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from recbole_idiomoe.base.errors import DataError
 
 
 def extract_zip(archive: str | Path, folder: str | Path) -> None:
-    """Unpack ``archive`` into ``folder``; that each file is whole is told by its checksum.
+    """Unpack ``archive`` into ``folder`` and check the checksum of every file.
 
-    Arguments as of RecBole's function of this name, which writes members that point elsewhere
-    under names of zipfile's choice, and fills a disk.
+    A replacement for RecBole's function of the same name, which accepts members that point
+    outside the folder, and archives that do not fit on the disk.
 
     Raises:
-        DataError: a member would lie outside ``folder`` or is a link, or there is no room for
-            all of them; nothing is written then.
-        zipfile.BadZipFile: it is no archive, cut short, or altered.
+        DataError: a member is a link or would lie outside ``folder``, or there is not enough
+            room; nothing is written then.
+        zipfile.BadZipFile: the file is not a zip archive, or is truncated or altered.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def extract_zip(archive: str | Path, folder: str | Path) -> None:
                     f"{archive} holds {member.filename!r}, which would lie outside {folder}; "
                     "nothing of it was unpacked"
                 )
-        # zipfile reads no more of a member than it says of itself here.
+        # zipfile reads no more bytes of a member than its declared size.
         size, free = sum(m.file_size for m in opened.infolist()), shutil.disk_usage(folder).free
         if size > free:
             raise DataError(
@@ -41,9 +41,9 @@ def extract_zip(archive: str | Path, folder: str | Path) -> None:
 
 
 def _leaves_the_folder(member: zipfile.ZipInfo) -> bool:
-    """Whether a member is a link, or its name an absolute path or one that goes upwards.
+    """Whether a member is a link, or its name an absolute path or one with ``..``.
 
-    As Windows reads it, where both slashes part names: stricter than any other system.
+    Names are read as on Windows, where both slashes separate folders: the strictest reading.
     """
     path = PureWindowsPath(member.filename)
     return bool(path.anchor) or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16)

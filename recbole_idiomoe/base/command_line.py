@@ -1,4 +1,4 @@
-"""What the command lines share: how words are read, and how a program ends."""
+"""What the command lines share: parsing of arguments, exit codes and error output."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any, NoReturn
 from recbole_idiomoe.base.errors import IdiomoeError, SettingError
 
 
-def ended(
+def run_program(
     program: Callable[[], int | None],
-    complain: Callable[..., None] = print,
+    print_error: Callable[..., None] = print,
     interrupted: str = "interrupted",
 ) -> int:
     """Run ``program`` and return its exit code.
 
-    0 is success unless the program says otherwise, 2 an error that the user can mend (one line on
-    stderr) and 130 an interruption. Any other fault is one of ours and keeps its traceback.
+    The code is the program's own, by default 0; 2 for an error that the user can fix, which is
+    one line on stderr; and 130 for an interruption. Any other exception is a bug of this package
+    and keeps its traceback.
 
     Args:
-        complain: prints an error, as ``print`` does.
-        interrupted: what is said of an interruption that does not say it, as those that
-            :func:`interruption_told` raises do.
+        print_error: prints an error, with the arguments of ``print``.
+        interrupted: printed after an interruption outside of any :func:`resume_hint`.
     """
     try:
         code = program() or 0
         sys.stdout.flush()
         return code
     except IdiomoeError as error:
-        complain(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader, such as head, has seen enough; Python would complain when it flushes.
+        # The reader of a pipe, such as head, is done; Python would report an error at its flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interruption:
@@ -44,8 +44,8 @@ def ended(
 
 
 @contextmanager
-def interruption_told(how: str) -> Iterator[None]:
-    """Have an interruption say how to go on; of several around it, the outermost knows."""
+def resume_hint(how: str) -> Iterator[None]:
+    """Add ``how`` to resume to an interruption of the block; the outermost hint is shown."""
     try:
         yield
     except KeyboardInterrupt as interruption:
@@ -53,10 +53,10 @@ def interruption_told(how: str) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, instead of below the list of all that could be given.
+    """An argument parser that reports errors in one line, without the usage text.
 
     Raises:
-        SettingError: words that cannot be read, where argparse would end the process.
+        SettingError: arguments that cannot be parsed, where argparse would end the process.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Names the defaults that there are; nothing, an empty text and an empty list are none."""
+    """Help that shows defaults, unless they are None, empty or a flag's."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action, argparse._StoreFalseAction):  # HfArgumentParser's --no_NAME

@@ -1,12 +1,11 @@
-"""Several processes that are one run, as torchrun and ``accelerate launch`` start them.
+"""Runs of several processes, started by torchrun or ``accelerate launch``.
 
-Every process, a rank, runs the same program on the same data. Rank 0 alone writes, logs and
-prints. In a process that no such launcher started, all of this does nothing.
+Every process (rank) runs the same program on the same data. Only rank 0 writes, logs and prints.
+In a process that no launcher started, all functions here behave as for a single rank.
 
-What is large and quick (gradients, weights) goes through the default process group, in which
-nobody waits for longer than ``STUCK``: who does has lost another. Objects, and the wait for what
-rank 0 does alone, however long it takes, go through a second one over TCP, where a process that
-has died is noticed because its connection is gone.
+Tensors (gradients, weights) go through the default process group, whose timeout ``STUCK`` reveals
+a lost process. Python objects, and long waits for work that only rank 0 does, go through a second
+group over TCP, which notices a dead process by its closed connection.
 """
 
 from __future__ import annotations
@@ -38,9 +37,10 @@ _alone = False
 
 @dataclass(frozen=True)
 class OwnRows:
-    """Which rows of a cut table are one rank's: ``size`` from ``start``, past the last one zeros.
+    """The rows of a sharded table that one rank holds: ``size`` rows from ``start``.
 
-    A parameter that is so cut has it as its attribute ``own_rows``.
+    Rows past the end of the table are zeros. A sharded parameter has this as its attribute
+    ``own_rows``.
     """
 
     rank: int
@@ -52,28 +52,28 @@ class OwnRows:
         return self.rank * self.size
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
-        """A copy of these of a table (item_num, d): (size, d)."""
+        """A copy of this rank's rows of a whole table: (item_num, d) -> (size, d)."""
         rows = whole[self.start : self.start + self.size]
         return torch.cat((rows, rows.new_zeros(self.size - len(rows), *rows.shape[1:])))
 
 
 def own_rows(weight: Any) -> OwnRows | None:
-    """Which rows of ``weight`` this rank has; None: all."""
+    """The rows of ``weight`` that this rank holds; None if it holds all of them."""
     return getattr(weight, "own_rows", None)
 
 
 def whole_shape(weight: torch.Tensor) -> torch.Size:
-    """The shape of all of a weight, of which this rank may have a part."""
+    """The shape of the whole weight, also if this rank only holds a part of its rows."""
     rows = own_rows(weight)
     return torch.Size((rows.item_num, *weight.shape[1:])) if rows else weight.shape
 
 
 def start() -> None:
-    """Join the processes that the launcher started, once; nothing if there is no other.
+    """Create the process groups, once; does nothing in a run of one process.
 
     Raises:
-        IdiomoeError: the launcher's variables are incomplete.
-        SettingError: Accelerate is told to cut the model in a way of its own.
+        IdiomoeError: the launcher's environment variables are incomplete.
+        SettingError: Accelerate is configured to shard the model itself.
     """
     global _objects
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _objects is not None:
@@ -97,17 +97,17 @@ def start() -> None:
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several, also while it works alone."""
+    """Whether a launcher started this process as one of several, also inside :func:`from_main`."""
     return _objects is not None
 
 
 def world_size() -> int:
-    """How many processes share the work at hand."""
+    """The number of processes that share the current work; 1 inside :func:`from_main`."""
     return 1 if _objects is None or _alone else dist.get_world_size()
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """This process's number, from 0 to ``world_size() - 1``."""
     return 0 if world_size() == 1 else dist.get_rank()
 
 
@@ -117,20 +117,20 @@ def is_main() -> bool:
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is also its GPU's."""
+    """This process's number on its machine, which is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def from_main(function: Callable[[], Value]) -> Value:
-    """What ``function`` gives on rank 0, which runs it alone while the others wait.
+    """Run ``function`` on rank 0 while the others wait, and return its value on all ranks.
 
-    To it, rank 0 is the only process. An error in it ends rank 0, and so all.
+    Inside ``function``, rank 0 is the only process. An exception in it ends all ranks.
     """
     if world_size() == 1:
         return function()
     given: list[Any] = [None]
     if is_main():
-        with _for_itself():
+        with _as_only_process():
             given[0] = function()
     dist.broadcast_object_list(given, src=0, group=_objects)
     value: Value = given[0]
@@ -138,7 +138,7 @@ def from_main(function: Callable[[], Value]) -> Value:
 
 
 def gathered(value: Value) -> list[Value]:
-    """Every rank's ``value``, on all of them, in the order of the ranks."""
+    """The values of all ranks, on every rank, in the order of the ranks."""
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
@@ -147,7 +147,7 @@ def gathered(value: Value) -> list[Value]:
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
-    """Sums over the ranks, element by element."""
+    """The elementwise sum of ``values`` over the ranks, on every rank."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -155,7 +155,7 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 
 def stacked(value: torch.Tensor) -> torch.Tensor:
-    """Each rank's ``value``, a scalar, on all of them: (ranks,)."""
+    """The scalar ``value`` of every rank as one tensor (ranks,), on every rank."""
     if world_size() == 1:
         return value.reshape(1)
     parts = [value.new_empty(1) for _ in range(world_size())]
@@ -164,7 +164,7 @@ def stacked(value: torch.Tensor) -> torch.Tensor:
 
 
 def gathered_on_main(value: torch.Tensor) -> list[torch.Tensor]:
-    """Each rank's ``value``, all of one shape, on the CPU of rank 0; nothing on the others."""
+    """The tensors of all ranks, of equal shape, on rank 0's CPU; an empty list elsewhere."""
     own = value.cpu().contiguous()
     if world_size() == 1:
         return [own]
@@ -174,24 +174,24 @@ def gathered_on_main(value: torch.Tensor) -> list[torch.Tensor]:
 
 
 def largest(number: int) -> int:
-    """The largest that any rank names."""
+    """The largest ``number`` of any rank."""
     return max(gathered(number))
 
 
 def seed_others(*seed: int) -> None:
-    """Give each rank but the first random numbers of its own, which follow from ``seed``.
+    """Seed torch's random numbers on each rank but the first, differently, from ``seed``.
 
-    They need not be saved for a run to go on; those of rank 0 are, as in one process.
+    Checkpoints therefore only hold the random state of rank 0, as in a run of one process.
     """
     if not is_main():
         torch.manual_seed(int(np.random.SeedSequence((*seed, rank())).generate_state(1)[0]))
 
 
 def check_alike(values: Mapping[str, Any]) -> None:
-    """All ranks have the same ``values``.
+    """Check that all ranks have the same ``values``.
 
     Raises:
-        SettingError: they have not, on every rank; it names the first that differs.
+        SettingError: on every rank; the message names the first value that differs.
     """
     first, *others = gathered(dict(values))
     for number, theirs in enumerate(others, start=1):
@@ -205,10 +205,10 @@ def check_alike(values: Mapping[str, Any]) -> None:
 
 
 def refuse(what: str) -> None:
-    """``what`` is for one process.
+    """Refuse to do ``what``, which one process does, in a run of several.
 
     Raises:
-        SettingError: there are several.
+        SettingError: there are several processes.
     """
     if world_size() > 1:
         raise SettingError(
@@ -218,27 +218,27 @@ def refuse(what: str) -> None:
 
 
 def as_one(main: Callable[[], int]) -> int:
-    """The exit code of ``main``, the command line's, as one of several processes.
+    """Run the command line's ``main`` as one of several processes and return its exit code.
 
     A process that fails exits at once, without Python's clean-up, which may wait for the others:
-    that it is gone is how they learn of it.
+    the closed connection is how they notice.
     """
     try:
         start()
         code = main()
     except IdiomoeError as error:
         code = 2
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
     except BaseException as error:
         code = 1
         if _is_loss_of_another(error):
-            _say(f"rank {rank()} stops: another process of the run is gone, and says why.")
+            _print_error(f"rank {rank()} stops: another process of the run is gone, and says why.")
         else:
             traceback.print_exc()
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
-        if is_main():  # where there is no agent of torchrun's, it has what is_first_to_say asks
+        if is_main():  # without torchrun's agent, it serves the store that is_first_to_say asks
             time.sleep(1)
         os._exit(code)
     if dist.is_initialized():
@@ -247,18 +247,18 @@ def as_one(main: Callable[[], int]) -> int:
 
 
 def is_first_to_say(line: str) -> bool:
-    """Whether no other rank has asked this of the same ``line``: an error of all is said once."""
+    """Whether no other rank asked this for the same ``line``: a shared error is printed once."""
     if _objects is None:
         return True
-    with suppress(RuntimeError):  # the others may be gone, and what connected them
+    with suppress(RuntimeError):  # the store may be gone together with its process
         store = dist.distributed_c10d._get_default_store()
         return bool(store.add(f"recbole_idiomoe/{line}", 1) == 1)
     return True
 
 
 @contextmanager
-def _for_itself() -> Iterator[None]:
-    """Inside, there is but one process."""
+def _as_only_process() -> Iterator[None]:
+    """Inside the block, this process behaves as the only one."""
     global _alone
     _alone = True
     try:
@@ -268,10 +268,10 @@ def _for_itself() -> Iterator[None]:
 
 
 def _is_loss_of_another(error: BaseException) -> bool:
-    """Whether a collective failed, and not what this process does by itself."""
+    """Whether a collective operation failed because another process is gone."""
     lost = isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
     return world_size() > 1 and (lost or isinstance(error, dist.DistError))
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -19,19 +19,19 @@ PACKAGES = ("recbole", "torch", "transformers", "accelerate", "numpy", "pandas",
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Have :func:`peak_memory_mib` tell the peak from now on, where the system can."""
+    """Make :func:`peak_memory_mib` measure from now on, where the system supports that."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        with suppress(OSError):  # Linux's; elsewhere the peak is that of all runs so far
+        with suppress(OSError):  # Linux only; elsewhere the peak includes earlier runs
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of the device, on a CPU of the process, since it was reset."""
+    """Peak memory in MiB since the last reset: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    with suppress(OSError):  # Linux: what getrusage says begins with the parent's peak
+    with suppress(OSError):  # Linux: getrusage starts from the peak of the parent process
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         if found:
             return round(int(found[1]) / 2**10, 1)
@@ -39,7 +39,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the number of threads on a CPU; of several processes, how many."""
+    """The GPU's name, or ``CPU`` with its threads; with several processes, their number first."""
     count = distributed.world_size()
     several = f"{count} x " if count > 1 else ""
     if device.type == "cuda":
@@ -48,11 +48,10 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that numbers may depend on."""
+    """The versions of Python and of the packages that results may depend on."""
     found = {name: _version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "recbole_idiomoe": __version__, **found}
 
 
-@cache  # read anew, all of them take a sixth of the time of a small run
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+# Reading the versions again for each run takes a sixth of the time of a small run.
+_version = cache(importlib.metadata.version)

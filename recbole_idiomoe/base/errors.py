@@ -1,9 +1,8 @@
-"""The one kind of error that a user is meant to read.
+"""Errors that users can fix.
 
-Whatever goes wrong with a setting, a file or a machine is raised as an
-:class:`IdiomoeError` whose message is one line: what happened, where, and how
-to mend it. The command line prints that line and nothing else; a notebook sees
-an ordinary exception.
+A problem with a setting, a file or the machine is raised as an :class:`IdiomoeError` whose
+message is one line: what happened, where, and how to fix it. The command line prints only that
+line; in a notebook it is an ordinary exception.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 
 
 class IdiomoeError(ValueError):
-    """A fault that its reader can mend; the message is one line."""
+    """An error that the user can fix; its message is one line."""
 
 
 class SettingError(IdiomoeError):
@@ -37,10 +36,10 @@ class CheckpointError(IdiomoeError):
 
 
 class NonFiniteLossError(IdiomoeError):
-    """A training loss that is no finite number.
+    """A training loss that is not a finite number.
 
     Attributes:
-        users_file: the file with the users of the step; None: it is not kept.
+        users_file: the file that lists the users of the step, or None if there is none.
     """
 
     def __init__(self, said: str, users_file: Path | None) -> None:
@@ -53,17 +52,17 @@ class NonFiniteLossError(IdiomoeError):
 
 
 class DiskFullError(IdiomoeError):
-    """There is no room for a file; what it would have replaced is still there."""
+    """The disk is too full to write a file; an earlier version of the file is unchanged."""
 
 
-def kind_of(error: Exception) -> str:
-    """What kept a file from being read, in brackets: the system's words, else the error's class."""
+def short_reason(error: Exception) -> str:
+    """The operating system's message of an ``OSError``, else the name of the error's class."""
     system = error.strerror if isinstance(error, OSError) else None
     return system or type(error).__name__
 
 
-def reason_of(error: Exception) -> str:
-    """One line on what went wrong: our own message, or another error's last line with its class."""
+def error_line(error: Exception) -> str:
+    """The message of an :class:`IdiomoeError`; for other errors, their class and message."""
     if isinstance(error, IdiomoeError):
         return str(error)
     return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]

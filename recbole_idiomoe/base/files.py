@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed to disk, then renamed."""
+"""Atomic writing: a file is written under a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
 
-ASIDE = ".aside"
-"""How the names end under which files and folders are written."""
+_SUFFIX = ".aside"
+"""The end of the temporary names of files and folders."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
-def refusal(folder: Path) -> str | None:
-    """Why nothing can be written under ``folder``, which need not exist yet; None: it can."""
+def unwritable_reason(folder: Path) -> str | None:
+    """Why ``folder``, which need not exist yet, cannot be written; None if it can."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -34,71 +34,71 @@ def refusal(folder: Path) -> str | None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well."""
-    with _full_disk_told(path.parent):
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which replaces ``path`` if the block succeeds."""
+    with _disk_full_error(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_SUFFIX, dir=path.parent)
         os.close(handle)
-        aside = Path(name)
+        temporary = Path(name)
         try:
-            with _full_disk_told(path.parent):
-                yield aside
-            _flush(aside)
-            aside.chmod(0o644)
-            os.replace(aside, path)
-            _flush_names(path.parent)
+            with _disk_full_error(path.parent):
+                yield temporary
+            _flush(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+            _flush_entries(path.parent)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
-    with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move into ``folder`` when the block ends well.
+def atomic_folder_update(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files move into ``folder`` if the block succeeds.
 
-    They move one by one, in the order in which they were written, and only when all of them are
-    on the disk.
+    Once all of them are flushed to disk, they move one by one, in the order in which they were
+    written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _folder_aside(".new-", folder) as aside:
-        yield aside
-        written = sorted(aside.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    with _temporary_folder(".new-", folder) as temporary:
+        yield temporary
+        written = sorted(temporary.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         for path in written:
             _flush(path)
             path.chmod(0o644)
         for path in written:
             os.replace(path, folder / path.name)
-        _flush_names(folder)
+        _flush_entries(folder)
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block ends well.
+def atomic_new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` if the block succeeds.
 
     Raises:
-        OSError: ``folder`` is there and not empty.
+        OSError: ``folder`` exists and is not empty.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_aside(f".{folder.name}-", folder.parent) as outer:
-        aside = outer / folder.name
-        aside.mkdir()
-        yield aside
-        for path in aside.iterdir():
+    with _temporary_folder(f".{folder.name}-", folder.parent) as outer:
+        temporary = outer / folder.name
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.iterdir():
             _flush(path)
-        _flush_names(aside)
-        os.replace(aside, folder)
-        _flush_names(folder.parent)
+        _flush_entries(temporary)
+        os.replace(temporary, folder)
+        _flush_entries(folder.parent)
 
 
-def remove_asides(folder: Path) -> None:
-    """Remove what a killed process was writing into ``folder``; nobody else may be, now."""
-    for path in folder.glob(f".*{ASIDE}"):
+def remove_temporary_files(folder: Path) -> None:
+    """Remove temporary files that a killed process left in ``folder``, which nobody is writing."""
+    for path in folder.glob(f".*{_SUFFIX}"):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -106,12 +106,12 @@ def remove_asides(folder: Path) -> None:
 
 
 @contextmanager
-def _folder_aside(prefix: str, parent: Path) -> Iterator[Path]:
-    """A temporary folder in ``parent``."""
+def _temporary_folder(prefix: str, parent: Path) -> Iterator[Path]:
+    """A temporary folder in ``parent``, removed after the block."""
     with (
-        _full_disk_told(parent),
-        tempfile.TemporaryDirectory(prefix=prefix, suffix=ASIDE, dir=parent) as name,
-        _full_disk_told(Path(name)),
+        _disk_full_error(parent),
+        tempfile.TemporaryDirectory(prefix=prefix, suffix=_SUFFIX, dir=parent) as name,
+        _disk_full_error(Path(name)),
     ):
         yield Path(name)
 
@@ -122,27 +122,27 @@ def _flush(path: Path) -> None:
         os.fsync(written.fileno())
 
 
-def _flush_names(folder: Path) -> None:
-    """Wait until the names in ``folder`` are on the disk: until then a rename may be undone."""
+def _flush_entries(folder: Path) -> None:
+    """Flush the entries of ``folder`` to disk: before that, a crash may undo a rename."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks' answer
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
             raise
     finally:
         os.close(handle)
 
 
 @contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
-    """Whatever error a library makes of a full disk becomes one that says so."""
+def _disk_full_error(folder: Path) -> Iterator[None]:
+    """Turn any error that a full disk causes in a library into a :class:`DiskFullError`."""
     try:
         yield
     except IdiomoeError:
         raise
     except Exception as error:
-        if not _is_full(error, folder):
+        if not _is_disk_full(error, folder):
             raise
         raise DiskFullError(
             f"{folder} cannot be written: the disk is full. Nothing that was there is touched; "
@@ -150,15 +150,15 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_full(error: Exception, folder: Path) -> bool:
-    """Whether ``error`` came of a full disk; torch's does not say, so that a write is tried."""
+def _is_disk_full(error: Exception, folder: Path) -> bool:
+    """Whether a full disk caused ``error``; if it does not say so, as torch's, try a write."""
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno in DISK_FULL_ERRNOS
     if os.strerror(errno.ENOSPC) in str(error):
         return True
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(1 << 20))
     except OSError as refused:
-        return refused.errno in FULL
+        return refused.errno in DISK_FULL_ERRNOS
     return False

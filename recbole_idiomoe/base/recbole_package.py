@@ -1,4 +1,4 @@
-"""Which RecBole is installed, found without importing it where that is possible."""
+"""The installed RecBole: a check of its version, and its folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _TESTED_RECBOLE = ("1.2.1",)
 
 
 def check_recbole() -> None:
-    """Raise an ImportError that says what to type unless a tested RecBole is installed.
+    """Raise an ImportError with the command to install RecBole unless a tested one is installed.
 
-    The command has ``--no-deps`` because RecBole asks for a ray that has no wheel for Python 3.12
-    and newer, and whose absence makes pip fetch an older RecBole. What RecBole really needs
-    comes with this package.
+    The command has ``--no-deps`` because RecBole requires a version of ray without wheels for
+    Python 3.12 and newer, so that pip would fall back to an older RecBole. This package requires
+    what RecBole really needs.
     """
     fix = f"pip install --no-deps recbole=={_TESTED_RECBOLE[-1]}"
     try:
@@ -27,7 +27,7 @@ def check_recbole() -> None:
 
 
 def recbole_folder() -> Path:
-    """The folder of the installed RecBole, which is not imported."""
+    """The folder of the installed RecBole, found without importing it."""
     spec = importlib.util.find_spec("recbole")
     if spec is None or spec.origin is None:
         check_recbole()

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_idiomoe.base.errors import CheckpointError, SettingError, kind_of
-from recbole_idiomoe.base.files import refusal, write_text
+from recbole_idiomoe.base.errors import CheckpointError, SettingError, short_reason
+from recbole_idiomoe.base.files import unwritable_reason, write_text
 
 RUN_FILE = "run.json"
 """Model, dataset and complete settings; after the run, its whole result."""
@@ -17,7 +17,7 @@ RANKS_FILE = "ranks.npz"
 """The rank of every test target: :class:`recbole_idiomoe.protocol.ranks.Ranks`."""
 
 MIX_RANKS_FILE = "mix-ranks.npz"
-"""Likewise under the run's mix."""
+"""The rank of every test target under the run's mix."""
 
 CHECKPOINT_FILE = "checkpoint.pth"
 """RecBole's own checkpoint, for RecBole's models."""
@@ -29,7 +29,7 @@ def new_folder(parent: Path, name: str) -> Path:
     Raises:
         SettingError: nothing can be written to ``parent``.
     """
-    if reason := refusal(parent):
+    if reason := unwritable_reason(parent):
         raise SettingError(f"checkpoint_dir={parent} cannot be written ({reason}); name another.")
     folder, count = parent / name, 1
     while folder.exists():
@@ -53,7 +53,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
-            f"({kind_of(error)}); runs are kept under checkpoint_dir, by default saved/."
+            f"({short_reason(error)}); runs are kept under checkpoint_dir, by default saved/."
         ) from error
 
 

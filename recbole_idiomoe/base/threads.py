@@ -1,4 +1,4 @@
-"""Numbers that do not depend on how many threads a process happens to have."""
+"""Results that do not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from threadpoolctl import threadpool_limits
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run the block's linear algebra, numpy's and torch's, on one thread.
+    """Run numpy's and torch's linear algebra inside the block on one thread.
 
-    Several threads add up in another order than one, and the last bits of a sum differ. Where
-    a choice follows from them, as a cluster does from a distance, so may all that comes after.
+    The number of threads changes the order of a sum and so its last bits, which can change a
+    later choice, for example the cluster of a vector.
     """
     threads = torch.get_num_threads()
     with threadpool_limits(limits=1):

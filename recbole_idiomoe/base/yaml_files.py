@@ -1,6 +1,6 @@
-"""Settings in files: how YAML is read here, and where our own files lie.
+"""Settings in YAML files, and the folder of the package's own files.
 
-Light on purpose (no torch, no RecBole), so that ``--help`` answers at once.
+Imports neither torch nor RecBole, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ import yaml
 from recbole_idiomoe.base.errors import SettingError
 
 MOST_VALUES = 1_000_000
-"""In a text; a few lines of aliases of aliases stand for billions."""
+"""Limit for a YAML text: a few lines of nested aliases can expand to billions of values."""
 
 
 class Loader(yaml.SafeLoader):
-    """Plain YAML, but ``1e-3`` is a number, as in RecBole's files.
+    """Safe YAML in which ``1e-3`` is a number, as in RecBole's files.
 
-    A class of our own because RecBole changes ``yaml.FullLoader`` for every user
-    of yaml in the process.
+    A separate class, since RecBole changes ``yaml.FullLoader`` for the whole process.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping in ``node``; YAML forbids a key twice, the library takes the last."""
+        """The mapping in ``node``; a repeated key is an error, unlike in PyYAML."""
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
             seen: set[Any] = set()
@@ -40,8 +39,8 @@ class Loader(yaml.SafeLoader):
         return mapping
 
 
-class TooMuch(yaml.YAMLError):
-    """A text that stands for far more than it is long, or without end."""
+class TooManyValues(yaml.YAMLError):
+    """A YAML text whose aliases expand to too many values, or without end."""
 
 
 class RepeatedKey(yaml.MarkedYAMLError):
@@ -56,10 +55,10 @@ Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """What the YAML in ``text`` stands for.
+    """Parse a YAML text.
 
     Raises:
-        yaml.YAMLError: ``text`` is not YAML, or :class:`TooMuch`.
+        yaml.YAMLError: ``text`` is not YAML, or :class:`TooManyValues`.
     """
     loader = Loader(text)
     try:
@@ -67,16 +66,16 @@ def parse(text: str) -> Any:
         if node is None:
             return None
         if _values(node, {}) > MOST_VALUES:
-            raise TooMuch
+            raise TooManyValues
         return loader.construct_document(node)
     except RecursionError as error:
-        raise TooMuch from error
+        raise TooManyValues from error
     finally:
         loader.dispose()
 
 
 def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
-    """How many values ``node`` stands for if each alias is written out; many if it is in itself."""
+    """The number of values in ``node`` with its aliases expanded; a cycle counts as the limit."""
     if node not in known:
         known[node] = MOST_VALUES
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -89,7 +88,7 @@ def read_layers(files: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The settings in each of ``files``; see :func:`read_settings`.
 
     Raises:
-        SettingError: a file that cannot be read, or something else than a list of files.
+        SettingError: a file cannot be read, or ``files`` is not a list.
     """
     if isinstance(files, str | Path | Mapping):
         raise SettingError(
@@ -100,13 +99,13 @@ def read_layers(files: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file, or those that a result file of ours was made with.
+    """The settings in a YAML file, or in the ``settings`` of a JSON result file.
 
-    ``model`` and ``dataset`` are among them where the file names them, as result files do, and
-    the rows of a table.
+    They include ``model``, ``dataset``, ``variants``, ``baseline`` and ``seeds`` where the file
+    has them.
 
     Raises:
-        SettingError: no such file, not to be read, or not a mapping of names to values.
+        SettingError: the file cannot be read, or is not a mapping of names to values.
     """
     path = Path(path)
     try:
@@ -118,7 +117,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"Settings file {path} is not UTF-8; save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise SettingError(f"Settings file {path} is not JSON: {error}.") from error
-    except (TooMuch, RecursionError) as error:
+    except (TooManyValues, RecursionError) as error:
         raise SettingError(
             f"Settings file {path} is nested too deep, or stands for more than {MOST_VALUES:,} "
             "values; write plain settings."
@@ -128,7 +127,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         place = f" (line {mark.line + 1})" if mark else ""
         if isinstance(error, RepeatedKey):
             raise SettingError(f"Settings file {path} has {error.problem}{place}.") from error
-        raise SettingError(f"Settings file {path} is not YAML{place}; mend or quote it.") from error
+        raise SettingError(f"Settings file {path} is not YAML{place}; fix or quote it.") from error
     if path.suffix == ".json" and isinstance(content, list):
         raise SettingError(
             f"Result file {path} holds {len(content)} runs; keep the one that is meant."
@@ -145,15 +144,15 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def tuned_file(folder: str | Path, model: str, dataset: str) -> Path:
-    """Where ``folder`` has the settings that were found best for ``model`` on ``dataset``."""
+    """The path in ``folder`` of the tuned settings for ``model`` on ``dataset``."""
     return Path(folder) / f"{model}_{dataset}.yaml"
 
 
 def tuned_settings(folder: str | Path, model: str, dataset: str) -> dict[str, Any]:
-    """The settings that were found best for ``model`` on ``dataset``, and nothing else.
+    """The tuned settings for ``model`` on ``dataset``.
 
     Raises:
-        SettingError: ``folder`` has none for them, or its file cannot be read.
+        SettingError: ``folder`` has no such file, or it cannot be read.
     """
     file = tuned_file(folder, model, dataset)
     if not file.is_file():
@@ -165,7 +164,7 @@ def tuned_settings(folder: str | Path, model: str, dataset: str) -> dict[str, An
 
 
 def properties_path() -> Path:
-    """The folder of our YAML files, in an installed package or in a checkout."""
+    """The folder of the package's YAML files, in an installation or in a checkout."""
     package = Path(__file__).parent.parent
     installed = package / "properties"
     return installed if installed.is_dir() else package.parent / "properties"

@@ -1,4 +1,4 @@
-"""One of RecBole's atomic files, checked without loading it."""
+"""Checks of RecBole's atomic files, without loading them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from recbole_idiomoe.base.errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 
-# What pandas reads as missing; RecBole then drops the row without a word.
+# Values that pandas reads as missing; RecBole silently drops their rows.
 MISSING = {
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
     *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
 }
 
-# Python's float() takes more, as 1_000, which pandas does not.
+# Stricter than Python's float(), which accepts 1_000; pandas does not.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _LARGEST = float(np.finfo(np.float32).max)
-_BLOCK = 2**20  # characters that are looked at together
-_LONGEST_LINE = 2**24  # characters; a file without line ends is not held in memory
+_BLOCK = 2**20  # characters that are checked at a time
+_LONGEST_LINE = 2**24  # characters, so that a file without line ends is not held in memory
 
 
 class AtomicFile:
@@ -32,14 +32,14 @@ class AtomicFile:
 
     Args:
         path: the file.
-        separator: what stands between two fields.
-        encoding: how its text is encoded.
+        separator: the separator of fields.
+        encoding: the text encoding; None: UTF-8.
 
     Attributes:
-        columns: types by name, in the order of the file.
+        columns: types of the columns by name, in the order of the file.
 
     Raises:
-        DataError: the file is not there, cannot be decoded, or its header is not one.
+        DataError: the file cannot be read or decoded, or its header is not valid.
     """
 
     def __init__(self, path: Path, separator: str, encoding: str | None) -> None:
@@ -60,10 +60,10 @@ class AtomicFile:
     def check_columns(
         self, needed: Sequence[str], load_col: Mapping[str, Any] | None, part: str
     ) -> None:
-        """Columns that are needed, or that ``load_col[part]`` asks for, exist and are loaded.
+        """Check that the columns in ``needed`` and ``load_col[part]`` exist and are loaded.
 
         Raises:
-            DataError: one does not, or is not.
+            DataError: a column does not exist or is not loaded.
         """
         loaded = None if load_col is None else load_col.get(part, [])
         listed = [] if loaded is None or loaded == "*" else list(loaded)
@@ -71,7 +71,7 @@ class AtomicFile:
             if name not in self.columns:
                 raise DataError(
                     f"{self.path} has no column {name!r}, only {self._named()}; "
-                    "mend the settings that name it, or the file."
+                    "fix the settings that name it, or the file."
                 )
         for name in needed:
             if loaded is not None and loaded != "*" and name not in listed:
@@ -83,7 +83,7 @@ class AtomicFile:
     def loaded_numbers(
         self, load_col: Mapping[str, Any] | None, part: str, seq_separator: str
     ) -> dict[str, str | None]:
-        """Columns of numbers that ``load_col[part]`` asks for, and what separates several."""
+        """The loaded columns of numbers: the separator of a list, None for a single number."""
         loaded = "*" if load_col is None else load_col.get(part, [])
         return {
             name: seq_separator if kind == "float_seq" else None
@@ -92,16 +92,18 @@ class AtomicFile:
         }
 
     def check_types(self, names: Sequence[str], kind: str) -> None:
-        """The columns ``names`` are of type ``kind``: RecBole would number a token timestamp.
+        """Check that the columns ``names`` have the type ``kind``.
+
+        RecBole would replace timestamps of type ``token`` by consecutive ids.
 
         Raises:
-            DataError: one is not.
+            DataError: a column has another type.
         """
         for name in names:
             if self.columns[name] != kind:
                 raise DataError(
                     f"{self.path}: {name}:{self.columns[name]} in the header must be "
-                    f"{name}:{kind}; mend the header."
+                    f"{name}:{kind}; fix the header."
                 )
 
     def check_rows(
@@ -110,14 +112,16 @@ class AtomicFile:
         number: str | None = None,
         numbers: Mapping[str, str | None] | None = None,
     ) -> None:
-        """There is a row, each has a field per column, a name in ``ids``, a number in ``number``.
+        """Check that there are rows, and that every row is valid.
 
         Args:
-            numbers: further columns of numbers, in which they may be missing, and what separates
-                several in a field; None: there is one.
+            ids: columns in which every row needs a value.
+            number: a column in which every row needs a number.
+            numbers: other columns of numbers, which may be missing, with the separator of a list
+                or None for a single number.
 
         Raises:
-            DataError: the first row that does not do.
+            DataError: there are no rows, or one is not valid; the message names the first.
         """
         fault_of = self._row_check(ids, number, numbers or {})
         suspicious = self._suspicious(ids, number, numbers or {})
@@ -131,14 +135,14 @@ class AtomicFile:
                 line = block[begin : len(block) if end < 0 else end]
                 if line and (fault := fault_of(line)):
                     at = first + block.count("\n", 0, begin)
-                    raise DataError(f"{self.path}, line {at}: {fault}; mend that line.")
+                    raise DataError(f"{self.path}, line {at}: {fault}; fix that line.")
         if empty:
             raise DataError(f"{self.path} has a header but no rows; give it at least one.")
 
     def _row_check(
         self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
     ) -> Callable[[str], str]:
-        """A function that says what is wrong with a row; "": nothing."""
+        """A function that returns what is wrong with a row, or an empty text."""
         names = list(self.columns)
         id_columns = [names.index(name) for name in ids]
         column = None if number is None else names.index(number)
@@ -169,8 +173,7 @@ class AtomicFile:
     def _suspicious(
         self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
     ) -> re.Pattern[str]:
-        """Where lines begin that are worth a closer look; one regular expression is ten times as
-        fast as a look at every line."""
+        """A pattern that matches the start of lines to check; ten times faster than all lines."""
         if len(self.separator) != 1:
             return re.compile("^", re.MULTILINE)
         separator = re.escape(self.separator)
@@ -182,7 +185,7 @@ class AtomicFile:
             if by is None:
                 plain[name] = f"(?:{plain_number})?"
             else:
-                plain[name] = ""  # several: each is looked at
+                plain[name] = ""  # every list of numbers is checked
         for name in ids:
             plain[name] = rf"(?!(?:{missing})(?:{separator}|$)){anything}"
         if number is not None:
@@ -190,9 +193,10 @@ class AtomicFile:
         return re.compile(f"^(?!{separator.join(plain.values())}$)", re.MULTILINE | re.ASCII)
 
     def _blocks(self) -> Iterator[tuple[int, str]]:
-        """Whole lines, many at a time, and the number of the first of them, from 1.
+        """Blocks of whole lines, each with the number of its first line, from 1.
 
-        Faults of reading become a :class:`DataError`.
+        Raises:
+            DataError: the file cannot be read or decoded, or has too long a line.
         """
         at = 1
         try:
@@ -217,7 +221,7 @@ class AtomicFile:
             raise DataError(f"Cannot read {self.path}: {reason}.") from error
 
     def _named(self) -> str:
-        """The first columns, on one line whatever they hold."""
+        """The names of the first columns on one line, escaped if they are not printable."""
         first = list(self.columns)[:10]
         names = [name[:60] if name.isprintable() else f"{name!r:.60}" for name in first]
         return ", ".join(names) + (", ..." if len(self.columns) > 10 else "")
@@ -246,7 +250,7 @@ class AtomicFile:
 
 
 def _wrong_number(text: str) -> str:
-    """What keeps ``text`` from being a number of RecBole's, which has 32 bits; "": nothing."""
+    """Why ``text`` is not a number of 32 bits, as RecBole needs it; empty if it is one."""
     if not _NUMBER.fullmatch(text):
         return "not a number"
     return "" if abs(float(text)) <= _LARGEST else f"a number above {_LARGEST:.4g}"

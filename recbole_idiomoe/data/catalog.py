@@ -1,4 +1,4 @@
-"""The catalogue: every item, what it is called and what it says."""
+"""The catalogue: the ids, titles and texts of all items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError, kind_of
+from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError, short_reason
 from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.cold_start import unseen_items
@@ -27,19 +27,19 @@ FILE_NAME = "catalog.json"
 
 @dataclass(frozen=True)
 class Catalog:
-    """The items in RecBole's own order: row ``i`` is RecBole's internal item ``i``.
+    """The items in RecBole's order: row ``i`` is RecBole's internal item ``i``.
 
     Row 0 is RecBole's padding item. It has no text and is never recommended.
     """
 
     item_ids: list[str]
-    """The dataset's own names of the items."""
+    """Ids of the items in the data set's files."""
     titles: list[str]
-    """The first text field, for people to read; empty where there is none."""
+    """The first text field of each item, for display; empty if it has none."""
     texts: list[str]
-    """The templated text that the language model reads; empty where there is none."""
+    """The templated text that the language model reads; empty if an item has none."""
     untrained: list[int] = field(default_factory=list)
-    """Rows that no training saw: held out for a cold start, or added to a trained model."""
+    """Rows that were not trained: held out for a cold start, or added after training."""
 
     @property
     def item_num(self) -> int:
@@ -48,7 +48,7 @@ class Catalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over item names and texts, in their order, and what was not trained on."""
+        """SHA-256 over the item ids and texts in order, and over the untrained rows."""
         digest = hashlib.sha256()
         for item_id, text in zip(self.item_ids, self.texts, strict=True):
             digest.update(f"{item_id}\x1f{text}\x1e".encode("utf-8", "surrogatepass"))
@@ -61,10 +61,10 @@ class Catalog:
         return {item_id: row for row, item_id in enumerate(self.item_ids) if row > 0}
 
     def rows(self, item_ids: Sequence[str]) -> np.ndarray:
-        """Internal rows of the named items, shape ``(n,)``.
+        """The rows of the items with the given ids, shape ``(n,)``.
 
         Raises:
-            DataError: no list, or some items are not in the catalogue; the message names them.
+            DataError: ``item_ids`` is not a list, or an item is not in the catalogue.
         """
         check_history(item_ids)
         names = [str(item_id) for item_id in item_ids]
@@ -80,7 +80,7 @@ class Catalog:
         return np.array([self._index[name] for name in names], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the catalogue into ``folder``, aside and then renamed."""
+        """Write the catalogue into ``folder`` atomically."""
         content = {"fingerprint": self.fingerprint, **asdict(self)}
         write_text(folder / FILE_NAME, json.dumps(content, ensure_ascii=True))
 
@@ -89,7 +89,7 @@ class Catalog:
         """Read the catalogue of a saved model.
 
         Raises:
-            CheckpointError: there is none, or it was altered.
+            CheckpointError: there is no catalogue in ``folder``, or it was altered.
         """
         path = folder / FILE_NAME
         try:
@@ -98,7 +98,7 @@ class Catalog:
             catalog = cls(**content)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
-                f"{path} is no catalogue ({kind_of(error)}); give the folder of a model "
+                f"{path} is no catalogue ({short_reason(error)}); give the folder of a model "
                 "that this package saved."
             ) from error
         if catalog.fingerprint != fingerprint:
@@ -107,10 +107,10 @@ class Catalog:
 
 
 def check_history(history: Any) -> None:
-    """``history`` is a list.
+    """Check that ``history`` is a list.
 
     Raises:
-        DataError: it is not.
+        DataError: ``history`` is something else.
     """
     if isinstance(history, str):
         raise DataError(f"history={history!r:.60} is one string; give a list of item ids.")
@@ -119,13 +119,13 @@ def check_history(history: Any) -> None:
 
 
 def read_history(text: str, where: str) -> list[str]:
-    """The item ids in ``ID,ID``; one that holds a comma is in quotes, as in a CSV file.
+    """Parse item ids of the form ``ID,ID``; an id with a comma is quoted, as in a CSV file.
 
     Args:
-        where: what an error says that ``text`` was given with.
+        where: the origin of ``text``, for error messages.
 
     Raises:
-        DataError: quotes that do not pair.
+        DataError: quotes are not paired.
     """
     try:
         item_ids = next(csv.reader([text], skipinitialspace=True, strict=True), [])
@@ -138,10 +138,10 @@ def read_history(text: str, where: str) -> list[str]:
 
 
 def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
-    """The catalogue of a RecBole dataset, its text templated as ``settings`` says.
+    """The catalogue of a RecBole dataset, with texts from ``settings.item_template``.
 
     Raises:
-        SettingError: a text field that was not loaded, or a template that does not fit.
+        SettingError: a text field was not loaded, or the template does not fit the fields.
     """
     item_ids = [str(item_id) for item_id in dataset.field2id_token[dataset.iid_field]]
     untrained = unseen_items(dataset).tolist()
@@ -159,16 +159,16 @@ def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
 
 
 def text_fields(settings: Settings) -> dict[str, str]:
-    """``item_text_fields`` as ``{role: column}``; a list gives each column its own name."""
+    """``item_text_fields`` as ``{role: column}``; in a list, the role is the column's name."""
     fields = settings.item_text_fields or {}
     return dict(fields) if isinstance(fields, dict) else {name: name for name in fields}
 
 
 def text_entries(dataset: Dataset, settings: Settings) -> dict[str, list[list[str]]]:
-    """By role, the entries of every item's field: several in a list of phrases, else one or none.
+    """The entries of every item, by role: several for a list of phrases, else one or none.
 
     Raises:
-        SettingError: a text field that was not loaded.
+        SettingError: a text field was not loaded.
     """
     fields = text_fields(settings)
     for column in fields.values():
@@ -183,10 +183,10 @@ def text_entries(dataset: Dataset, settings: Settings) -> dict[str, list[list[st
 
 
 def _entries(dataset: Dataset, column: str) -> list[list[str]]:
-    """Of a RecBole item column, before or after its format change."""
+    """The entries of a RecBole item column, before or after RecBole changes its format."""
     values = dataset.item_feat[column]
     names = dataset.field2id_token.get(column)
-    if names is None:  # a number: shown as it is
+    if names is None:  # a column of numbers
         return [[], *([f"{float(value):g}"] for value in values[1:])]
     rows = np.asarray(values) if hasattr(values, "numpy") else values.to_numpy()
     entries = [[str(names[i]) for i in np.atleast_1d(row) if int(i) != 0] for row in rows]

@@ -1,4 +1,4 @@
-"""Where a data set's atomic files are, and whether RecBole will be able to read them."""
+"""Finding or downloading a data set's atomic files, and checking that RecBole can read them."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from typing import Any, Protocol
 from recbole.utils import url as recbole_url
 
 from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.base.recbole_package import recbole_folder
 from recbole_idiomoe.base.spelling import did_you_mean
 from recbole_idiomoe.data.amazon.building import Dumps, build
 from recbole_idiomoe.data.amazon.fetching import Unavailable
 from recbole_idiomoe.data.atomic_files import AtomicFile
 from recbole_idiomoe.data.names import list_datasets, recbole_datasets
 
-_PATIENCE_S = 30.0
-"""RecBole's download waits for ever where a network swallows what is sent."""
+_TIMEOUT_S = 30.0
+"""Seconds before a silent connection fails, on which RecBole's download would wait for ever."""
 
 
 class DataSettings(Protocol):
-    """What is read here of a run's configuration, which is made on top of this package."""
+    """The part of a run's configuration that finding its data set needs."""
 
     data_root: Path
-    """The folder that holds a folder per data set."""
+    """The folder with a folder for each data set."""
     dataset_class: type[Any]
     """The subclass of RecBole's ``Dataset`` that the model is trained on."""
     read_by_model: set[str]
-    """Settings that the model's own files ask for."""
+    """Names of settings that the model's own files mention."""
 
     def __getitem__(self, key: str) -> Any: ...
     def __setitem__(self, key: str, value: Any) -> None: ...
 
 
 def locate(config: DataSettings) -> None:
-    """Point ``config`` at the data set's files, downloading them if nobody has them.
+    """Find the data set's files, or download them, and set their place in ``config``.
 
-    Looked at in this order: ``<data_path>/<dataset>``, the same under the name that
-    RecBole has for the data set, RecBole's own copy of ml-100k, RecBole's download, the
-    public dumps that ``dumps`` names.
-    Sets ``config["dataset"]`` to the name that the files bear and ``config["data_path"]``
-    to their folder; ``config["dataset_label"]`` stays the name that was asked for.
+    The order is ``<data_path>/<dataset>``, the same under RecBole's name of the data set,
+    RecBole's copy of ml-100k, RecBole's download, and the public dumps that ``dumps`` names.
+    Sets ``config["dataset"]`` to the name in the files and ``config["data_path"]`` to their
+    folder; ``config["dataset_label"]`` stays the name that the user gave.
 
     Raises:
-        DataError: a name that nobody knows and no folder for it, a folder without the
-            file, or a download that failed, after which nothing half-made is left.
+        DataError: the name is unknown and has no folder, the folder lacks a file, or the download
+            failed, which leaves no partial files.
     """
     label, root = config["dataset_label"], config.data_root
     recbole_name = config["recbole_name"] or label
     for name in (label, recbole_name):
         if all(path.is_file() for path in _inter_files(config, root / name, name)):
-            _point(config, name, root / name)
+            _set_place(config, name, root / name)
             return
     for name in (label, recbole_name):
         if (root / name).is_dir():
@@ -64,31 +64,31 @@ def locate(config: DataSettings) -> None:
                 "--data_path."
             )
         if all(path.is_file() for path in _inter_files(config, root, name)):
-            mend = (
+            fix = (
                 "name the folder above it"
                 if root.resolve().name == name
                 else f"move its files into {root / name}"
             )
             raise DataError(
                 f"--data_path={root} holds the files of {name} itself, and must hold a folder "
-                f"{name}; {mend}."
+                f"{name}; {fix}."
             )
     if label == "ml-100k":
-        _point(config, label, _bundled_ml_100k())
+        _set_place(config, label, recbole_folder() / "dataset_example" / "ml-100k")
         return
     dumps = Dumps.from_setting(config["dumps"]) if config["dumps"] else None
     failures = []
     if recbole_name in recbole_datasets():
         try:
             _download(recbole_name, root)
-            _point(config, recbole_name, root / recbole_name)
+            _set_place(config, recbole_name, root / recbole_name)
             return
         except Unavailable as error:
             failures.append(f"RecBole cannot download {recbole_name} ({error})")
     if dumps:
         try:
             build(label, root, dumps)
-            _point(config, label, root / label)
+            _set_place(config, label, root / label)
             return
         except Unavailable as error:
             failures.append(f"the public dumps cannot be fetched ({error})")
@@ -105,10 +105,10 @@ def locate(config: DataSettings) -> None:
 
 
 def check_atomic_files(config: DataSettings) -> None:
-    """Read headers, and scan rows, before RecBole does and stops with a traceback.
+    """Check headers and rows of the files before RecBole fails on them with a traceback.
 
     Raises:
-        DataError: the file, the field, the row where there is one, and the mend.
+        DataError: the message names the file, the column, the row if there is one, and the fix.
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     load_col = config["load_col"]
@@ -136,7 +136,7 @@ def check_atomic_files(config: DataSettings) -> None:
 
 
 def _item_columns(config: DataSettings) -> list[str]:
-    """Columns of the ``.item`` file that the text of an item or the model asks for."""
+    """The columns of the ``.item`` file that the text of an item or the model needs."""
     text = config["item_text_fields"] or []
     columns = list(text.values()) if isinstance(text, dict) else list(text)
     if "selected_features" in config.read_by_model:
@@ -147,46 +147,40 @@ def _item_columns(config: DataSettings) -> list[str]:
 
 
 def _inter_files(config: DataSettings, folder: Path, name: str) -> list[Path]:
-    """The interaction files: one, or one for each part of a ready-made split."""
+    """The interaction files: one, or one for each part of a split in ``benchmark_filename``."""
     parts = config["benchmark_filename"]
     names = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]
     return [folder / file for file in names]
 
 
-def _point(config: DataSettings, name: str, folder: Path) -> None:
+def _set_place(config: DataSettings, name: str, folder: Path) -> None:
     config["dataset"], config["data_path"] = name, str(folder)
 
 
-def _bundled_ml_100k() -> Path:
-    import recbole
-
-    return Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
-
-
 def _download(name: str, root: Path) -> None:
-    """Fetch RecBole's ``name`` into ``root/name``, whole or not at all.
+    """Download RecBole's data set ``name`` into ``root/name`` atomically.
 
     Raises:
-        Unavailable: it cannot be had; the message is the reason.
+        Unavailable: the download failed; the message is the reason.
     """
     url = recbole_datasets()[name]
     new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as aside,
-            _patience(),
+            tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as temporary,
+            _connection_timeout(),
         ):
             if not recbole_url.decide_download(url):
                 raise DataError("the download was declined")
-            archive = Path(recbole_url.download_url(url, aside))
-            files = Path(aside) / name
+            archive = Path(recbole_url.download_url(url, temporary))
+            files = Path(temporary) / name
             recbole_url.extract_zip(str(archive), str(files))
             recbole_url.rename_atomic_files(str(files), archive.stem, name)
             if not (files / f"{name}.inter").is_file():
                 raise DataError(f"the archive holds no {name}.inter")
             os.replace(files, root / name)
-    # RecBole lets through whatever urllib, zipfile and the file system raise.
+    # RecBole passes on any error of urllib, zipfile and the file system.
     except Exception as error:
         with suppress(OSError):
             for folder in new_folders:
@@ -196,9 +190,10 @@ def _download(name: str, root: Path) -> None:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def _connection_timeout() -> Iterator[None]:
+    """Give connections inside the block a timeout of ``_TIMEOUT_S``."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE_S)
+    socket.setdefaulttimeout(_TIMEOUT_S)
     try:
         yield
     finally:

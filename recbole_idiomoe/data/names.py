@@ -1,7 +1,4 @@
-"""Which data sets have a name.
-
-Nothing heavy is imported: ``--list_datasets`` answers at once.
-"""
+"""The names of known data sets. Imports nothing heavy, so that ``--list_datasets`` is fast."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ from recbole_idiomoe.base.recbole_package import recbole_folder
 
 
 def list_datasets() -> list[str]:
-    """Names of data sets: those with settings of ours, then those RecBole can download."""
+    """Names of the data sets with a settings file here, then of RecBole's downloads."""
     ours = sorted(path.stem for path in (yaml_files.properties_path() / "dataset").glob("*.yaml"))
     return [*ours, *(name for name in recbole_datasets() if name not in ours)]
 
 
 def recbole_datasets() -> dict[str, str]:
-    """RecBole's data sets: where each is downloaded from, by name."""
+    """The download URLs of RecBole's data sets, by name."""
     text = (recbole_folder() / "properties" / "dataset" / "url.yaml").read_text(encoding="utf-8")
     urls: dict[str, str] = yaml_files.parse(text)
     return urls

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, MissingLibraryError
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.lm.embedding import centred_directions
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, item_token
@@ -179,7 +179,7 @@ class SemanticIds:
     def save(self, folder: Path) -> None:
         """Write codes and codebooks into ``folder``, aside and then renamed."""
         content = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        with written_aside(folder / FILE_NAME) as aside:
+        with atomic_write(folder / FILE_NAME) as aside:
             save_file(content, aside)
 
     @classmethod

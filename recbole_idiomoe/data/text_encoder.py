@@ -14,7 +14,7 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from recbole_idiomoe.base.errors import BackboneError, CheckpointError, SettingError, kind_of
+from recbole_idiomoe.base.errors import BackboneError, CheckpointError, SettingError, short_reason
 from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm.vocabulary import keep_no_words
@@ -161,7 +161,7 @@ def read_vectors(path: Path, item_ids: Sequence[str], setting: str) -> np.ndarra
             names, vectors = archive["item_ids"].astype(str), archive["vectors"].astype(np.float32)
     except Exception as error:  # zipfile and numpy each raise their own of a broken file
         raise SettingError(
-            f"{setting}={str(path)!r} cannot be read ({kind_of(error)}); an .npz file "
+            f"{setting}={str(path)!r} cannot be read ({short_reason(error)}); an .npz file "
             "with the arrays item_ids (strings) and vectors (one row each) is wanted."
         ) from error
     if (

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import tokenizers
 
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.lm.vocabulary import encode_text
 
@@ -38,7 +38,7 @@ def text_tokens(
     found = _read(path, len(texts))
     if found is None:
         found = _tokenise(tokenizer, texts, most)
-        with written_aside(path) as aside, open(aside, "wb") as file:
+        with atomic_write(path) as aside, open(aside, "wb") as file:
             np.savez(file, values=found.values, lengths=found.lengths)
     return found
 

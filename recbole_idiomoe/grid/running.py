@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from recbole.utils import get_local_time
 
-from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError, reason_of
+from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError, error_line
 from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.location import locate
 from recbole_idiomoe.grid.cells import Cell, Grid, cells_of, files_of, grid_result, shared_settings
-from recbole_idiomoe.report.tables import write_result
+from recbole_idiomoe.report.result_files import write_result
 from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs.plan import plan
 from recbole_idiomoe.runs.request import RunRequest
@@ -212,11 +212,11 @@ def _run_here(cells: Iterable[Cell], scratch: Path, logs: Path) -> Outcomes:
                 request = RunRequest(cell.model, cell.dataset, settings=settings)
                 outcome = execution.execute(plan(request)).to_json()
         except IdiomoeError as error:
-            outcome = Failure(reason_of(error))
+            outcome = Failure(error_line(error))
         # The other runs are worth having, whatever ends this one.
         except Exception as error:
             logging.getLogger().exception(f"{cell} failed")
-            outcome = Failure(reason_of(error))
+            outcome = Failure(error_line(error))
         yield cell, outcome
         shutil.rmtree(folder, ignore_errors=True)
 

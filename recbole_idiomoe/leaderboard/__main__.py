@@ -1,4 +1,4 @@
-"""``python -m recbole_idiomoe.leaderboard FOLDER``: its files anew, from the runs it keeps."""
+"""``python -m recbole_idiomoe.leaderboard FOLDER``: rebuild its files from the kept runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_idiomoe.base.command_line import Parser, ended
-from recbole_idiomoe.leaderboard.board import opened, read_board
+from recbole_idiomoe.base.command_line import Parser, run_program
+from recbole_idiomoe.leaderboard.board import open_board, read_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the files of the leaderboard that is named, and print its table."""
-    return ended(lambda: _main(arguments))
+    """Rebuild the files of a leaderboard and print its table; returns the exit code."""
+    return run_program(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:
@@ -23,8 +23,8 @@ def _main(arguments: Sequence[str] | None) -> None:
     )
     parser.add_argument("folder", type=Path, help="what --leaderboard named")
     folder = parser.parse_args(arguments).folder
-    read_board(folder)  # which an empty folder is not
-    with opened(folder) as board:
+    read_board(folder)  # fails for an empty folder, which open_board would fill
+    with open_board(folder) as board:
         print(write_outputs(board)["table"])
 
 

@@ -1,12 +1,12 @@
-"""A leaderboard's folder: which runs its tables are made of, and these runs, kept for good.
+"""A leaderboard's folder: its index of rows, and the runs that its tables are made of.
 
-``leaderboard.json`` names the protocol and the rows, ``runs/`` has a JSON and the ranks of every
-run, and those of its mix. What else is known of the targets is alike for all runs on a data set: it
-is kept once, in ``targets/``, and without their names, so that no data go on with a leaderboard,
-but for the users of a step whose loss was no number, in ``runs/`` until it is tried again. A
-row that is given other settings leaves its earlier runs there, and is found again with the earlier
-settings. Every step leaves the folder whole: a run's ranks are written before its JSON, which says
-that it is there, and both before the index names it.
+``leaderboard.json``, the index, has the protocol and the rows. ``runs/`` has, for every run, a JSON
+file, the ranks of its targets, and the ranks under its mix. ``targets/`` has what all runs on a
+data set share, once, and without names of users and items, so that the folder can be passed on
+without the data. (The one exception is the users of a step with a non-finite loss, kept in
+``runs/`` until the run is tried again.) A row with new settings keeps its earlier runs, which
+count again when the earlier settings return. A crash leaves a valid folder: the ranks of a run are
+written before its JSON file, which marks it as finished, and both before the index.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.base.errors import IdiomoeError, SettingError, kind_of
-from recbole_idiomoe.base.files import refusal, write_text
+from recbole_idiomoe.base.errors import IdiomoeError, SettingError, short_reason
+from recbole_idiomoe.base.files import unwritable_reason, write_text
 from recbole_idiomoe.base.run_folder import MIX_RANKS_FILE, RANKS_FILE
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Cell, Grid
@@ -53,40 +53,40 @@ class Row:
 
     model: str
     ours: bool
-    """Whether the model is of this package's own kind; else it is a baseline."""
+    """Whether the model is one of this package; otherwise it is a baseline."""
     own: dict[str, Any]
-    """Settings that only this row has."""
+    """The settings of this row alone."""
     identity: str
-    """That of its runs: :attr:`recbole_idiomoe.grid.cells.Cell.identity`."""
+    """Identity of its runs: :attr:`recbole_idiomoe.grid.cells.Cell.identity`."""
     runs: dict[str, str] = field(default_factory=dict)
     """Names of its runs in ``runs/``, by seed."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Why runs failed, by seed, until they succeed."""
+    """Reasons of failed runs, by seed, until they succeed."""
     tuned: dict[str, Any] = field(default_factory=dict)
-    """Those of its settings that tuning chose."""
+    """The settings that tuning chose."""
 
 
 @dataclass
 class Board:
-    """What ``leaderboard.json`` says."""
+    """The content of ``leaderboard.json``."""
 
     folder: Path
     protocol: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """That of every data set's runs; how many candidates there are is known after the first."""
+    """Protocol of the runs, by data set; the number of candidates is added after the first run."""
     data: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Digests of every data set's files."""
+    """Digests of the data files by name, by data set."""
     rows: dict[str, dict[str, Row]] = field(default_factory=dict)
-    """By data set and name."""
+    """Rows by name, by data set."""
 
     def enter(self, grid: Grid, cells: Sequence[Cell]) -> list[str]:
-        """Make ``cells`` the runs of their rows, with those that are kept already.
+        """Add the rows of ``cells``, and count the runs that are kept already.
 
         Returns:
-            Names of rows that had other settings so far.
+            Names of the rows whose settings changed.
 
         Raises:
-            SettingError: their protocol or their data are not those of the board, or give
-                targets no rank.
+            SettingError: their protocol or data differ from the leaderboard's, or their protocol
+                does not give every target one rank.
         """
         for dataset, cell in {cell.dataset: cell for cell in cells}.items():
             self._check(dataset, cell)
@@ -106,18 +106,18 @@ class Board:
         return changed
 
     def has(self, cell: Cell) -> bool:
-        """Whether the run is kept."""
+        """Whether the run of ``cell`` is kept."""
         return self._run_file(cell.key).exists()
 
     def keep(self, cell: Cell, result: Mapping[str, Any], alone: bool) -> None:
-        """Keep a finished run, and count it in every row that it is a run of.
+        """Keep a finished run, and count it in every row with its identity.
 
         Args:
-            result: as ``one_run.run_one`` gives it, its folder still there.
-            alone: whether no other run went on meanwhile.
+            result: the result of a run, whose folder still exists.
+            alone: whether no other run ran at the same time.
 
         Raises:
-            SettingError: its protocol or its targets are not those of the other runs.
+            SettingError: its protocol or its test targets differ from the other runs'.
         """
         found = dict(result["protocol"])
         _check_same(f"{cell.variant!r}", self.folder, found, self.protocol[cell.dataset])
@@ -132,7 +132,7 @@ class Board:
             path = self._run_file(cell.key).with_suffix(suffix)
             save_arrays(path, rank=ranks.rank.astype(np.int32))
         kept = {key: value for key, value in result.items() if key != "folder"}
-        # Where it ran is nobody else's affair.
+        # Paths of the user's machine stay out of the folder.
         settings = {k: v for k, v in result["settings"].items() if k not in _PLACES}
         kept |= {"settings": settings, "alone": alone}
         write_text(self._run_file(cell.key), json.dumps(kept, indent=1))
@@ -142,23 +142,23 @@ class Board:
         self.save()
 
     def fail(self, cell: Cell, reason: str) -> None:
-        """Note that a run failed, and why."""
+        """Record why a run failed."""
         for row in self.rows[cell.dataset].values():
             if row.identity == cell.identity:
                 row.failed[str(cell.settings["seed"])] = reason
         self.save()
 
     def results(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
-        """The kept runs of ``row`` and their ranks, by seed.
+        """The kept runs of ``row`` with their ranks, in the order of their seeds.
 
         Raises:
-            IdiomoeError: one cannot be read.
+            IdiomoeError: a run cannot be read.
         """
         kept = [(path, _read_run(path)) for path in self._run_files(row)]
         return self._with_ranks(kept, _RANKS)
 
     def mixes(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
-        """The mixes that were measured with these runs, as runs of their own; raises likewise."""
+        """The mixes of :meth:`results`, as runs, with their ranks; it raises the same errors."""
         read = ((path, mix_of(_read_run(path))) for path in self._run_files(row))
         return self._with_ranks([(path, run) for path, run in read if run], _MIX_RANKS)
 
@@ -173,7 +173,7 @@ class Board:
         found = protocol(config, 0)
         if reason := _without_ranks(config, found):
             raise SettingError(f"leaderboard={self.folder}: {reason}")
-        del found["candidates"]  # How many there are is known when the data are loaded.
+        del found["candidates"]  # their number is only known once the data are loaded
         known = self.protocol.setdefault(dataset, found)
         expected = {name: value for name, value in known.items() if name in found}
         _check_same(f"the {dataset} asked for", self.folder, found, expected)
@@ -202,7 +202,7 @@ class Board:
     def _with_ranks(
         self, kept: Sequence[tuple[Path, dict[str, Any]]], suffix: str
     ) -> list[tuple[dict[str, Any], Ranks]]:
-        """Runs of one row, each with its ranks, all of the same targets."""
+        """The runs of one row, each with its ranks over the same targets."""
         if not kept:
             return []
         targets = load_arrays(self._targets_file(kept[0][1]["dataset"]), "history", "popularity")
@@ -223,12 +223,8 @@ class Board:
         return self.folder / RUNS / f"{key}.json"
 
     def _run_files(self, row: Row) -> list[Path]:
-        """Those of ``row``, by seed."""
-        return [self._run_file(key) for _, key in sorted(row.runs.items(), key=_by_seed)]
-
-
-def _by_seed(run: tuple[str, str]) -> int:
-    return int(run[0])
+        """The JSON files of the runs of ``row``, in the order of their seeds."""
+        return [self._run_file(row.runs[seed]) for seed in sorted(row.runs, key=int)]
 
 
 def _read_run(path: Path) -> dict[str, Any]:
@@ -237,22 +233,22 @@ def _read_run(path: Path) -> dict[str, Any]:
         return run
     except (OSError, ValueError) as error:
         raise IdiomoeError(
-            f"{path} cannot be read ({kind_of(error)}); the command that made it runs it "
+            f"{path} cannot be read ({short_reason(error)}); the command that made it runs it "
             "anew once it is deleted."
         ) from error
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Board]:
-    """The leaderboard in ``folder``, to be written to by nobody else meanwhile; made if need be.
+def open_board(folder: Path) -> Iterator[Board]:
+    """Create or open the leaderboard in ``folder`` and lock it until the block ends.
 
     Raises:
-        SettingError: ``folder`` holds something else, cannot be written, or is in use.
+        SettingError: ``folder`` holds something else, cannot be written, or is locked.
     """
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_new:
         read_board(folder)
-    if reason := refusal(folder):
+    if reason := unwritable_reason(folder):
         raise SettingError(f"leaderboard={folder} cannot be written ({reason}); name another.")
     if is_new:
         Board(folder).save()
@@ -266,16 +262,16 @@ def opened(folder: Path) -> Iterator[Board]:
                 f"leaderboard={folder} is being written by another process; wait for it, or name "
                 "another folder."
             ) from error
-        yield read_board(folder)  # as whoever held it last has left it
+        yield read_board(folder)  # read again under the lock
     finally:
         os.close(lock)
 
 
 def read_board(folder: str | Path) -> Board:
-    """The leaderboard in ``folder``.
+    """Read the leaderboard in ``folder``.
 
     Raises:
-        SettingError: there is none.
+        SettingError: ``folder`` holds no leaderboard.
     """
     folder = Path(folder)
     try:
@@ -290,12 +286,12 @@ def read_board(folder: str | Path) -> Board:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(
             f"leaderboard={folder} is no leaderboard: its {INDEX} cannot be read "
-            f"({kind_of(error)}); name another folder, or one that is not there yet."
+            f"({short_reason(error)}); name another folder, or one that is not there yet."
         ) from error
 
 
 def _without_ranks(config: RunConfig, found: Mapping[str, Any]) -> str | None:
-    """Why the targets of such a run have no rank, or none that the tables could use."""
+    """Why the protocol ``found`` does not give every target one rank; None if it does."""
     if config["cold_start"]:
         return (
             f"cold_start={config['cold_start']} gives a target another rank in each length of "
@@ -317,6 +313,7 @@ def _without_ranks(config: RunConfig, found: Mapping[str, Any]) -> str | None:
 def _check_same(
     what: str, folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
+    """Raise a :class:`SettingError` unless ``found`` has the entries of ``expected``."""
     differing = [name for name in expected if found.get(name) != expected[name]]
     if differing:
         raise SettingError(

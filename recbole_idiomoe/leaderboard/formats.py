@@ -1,4 +1,4 @@
-"""Tables in Markdown, LaTeX and comma-separated values, and the notes that all of them share."""
+"""A leaderboard's tables in Markdown, LaTeX, CSV and plain text, and their shared notes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 from recbole_idiomoe.leaderboard.tables import DEVICE, MARKS, Table, is_cost
-from recbole_idiomoe.report.tables import aligned, fits, folded, protocol_line, wrapped
+from recbole_idiomoe.report.formatting import aligned, fits, protocol_line, wrap_names, wrapped
 
 
 def protocol_notes(protocols: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The protocol once, and what each data set has of its own."""
+    """What all data sets share of the protocol, then what differs by data set."""
     first = next(iter(protocols.values()), {})
     shared = {
         name: value
@@ -34,7 +34,7 @@ def protocol_notes(protocols: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def version_note(tables: Sequence[Table]) -> str:
-    """The versions that the runs were made with."""
+    """The versions of Python and of the packages that the runs used."""
     found: dict[str, list[str]] = {}
     for run in (run for table in tables for s in table.standings for run in s.runs):
         for name, version in run["versions"].items():
@@ -45,7 +45,7 @@ def version_note(tables: Sequence[Table]) -> str:
 
 
 def markdown(table: Table) -> str:
-    """What the rows reach, what they cost, and the notes: each no wider than a page."""
+    """A section with the table of metrics, the table of costs, and the notes."""
     notes = "\n".join(f"- {_md(note)}" for note in table.notes)
     parts = "\n\n".join(_markdown_table(part) for part in _in_two(table))
     return f"## {table.dataset}\n\n{parts}\n\n{notes}\n"
@@ -62,7 +62,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _in_two(table: Table) -> list[Table]:
-    """What the rows reach, and what those cost that were trained."""
+    """The columns of metrics, and the columns of costs, these without mixes."""
     costs = table.with_columns(is_cost)
     of_rows = zip(costs.rows, costs.standings, strict=True)
     trained = [row for row, standing in of_rows if not standing.mixed]
@@ -70,10 +70,10 @@ def _in_two(table: Table) -> list[Table]:
 
 
 def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The tables for a terminal, without what is in the other files alone."""
+    """The tables for a terminal, with fewer columns and notes than the files have."""
     lines: list[str] = []
     for table in tables:
-        lines += [*aligned(folded(_fitting(table))), ""]
+        lines += [*aligned(wrap_names(_fitting(table))), ""]
         for note in table.notes:
             if not note.startswith(("Published", MARKS)):
                 lines += wrapped(note)
@@ -84,7 +84,7 @@ def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def _fitting(table: Table) -> list[list[str]]:
-    """As many columns as a terminal has room for, two metrics in any case."""
+    """As many columns as fit a terminal, but at least two metrics."""
     shown = table.with_columns(lambda title: not title.startswith(_LEFT_OUT))
     metrics = [title for title in shown.header if "@" in title]
     for least_wanted in (*reversed(metrics[2:]), "params", "train s"):
@@ -103,7 +103,7 @@ _LEFT_OUT = ("kind", "published", "eval s", "epochs", "MiB", "seeds", "settings"
 
 
 def latex(table: Table) -> str:
-    """A float that needs the package booktabs: both tables, the notes as the caption."""
+    """A LaTeX float (package booktabs) of both tables, with the notes as its caption."""
     notes = " ".join(_tex(note) for note in table.notes)
     return "\n".join(
         [
@@ -139,7 +139,7 @@ def _tabular(table: Table) -> str:
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
-    """A line a run, with every metric of test and validation."""
+    """CSV with a line for each run and all of its test and validation metrics."""
     records = [
         {"dataset": table.dataset, "row": s.name, "ours": s.row.ours}
         | _record(run)
@@ -188,7 +188,7 @@ _TEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "<": "$<$",
         ">": "$>$",
-        "[": "{[}",  # behind a line's end it would be an argument
+        "[": "{[}",  # after a line's end it would be an argument
         "|": r"\textbar{}",
         "±": r"$\pm$",
         "Δ": r"$\Delta$",

@@ -1,4 +1,4 @@
-"""The files that a leaderboard is read in, written anew from the runs that are kept."""
+"""The output files of a leaderboard, written from the kept runs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from recbole_idiomoe.leaderboard.formats import (
     protocol_notes,
     version_note,
 )
-from recbole_idiomoe.leaderboard.page import page
-from recbole_idiomoe.leaderboard.plots import pictures
+from recbole_idiomoe.leaderboard.plots import plots_of
 from recbole_idiomoe.leaderboard.standings import standings_of
 from recbole_idiomoe.leaderboard.tables import Table, table_of
+from recbole_idiomoe.report.html import render
+from recbole_idiomoe.report.plot_style import NO_MATPLOTLIB
 
 
 def write_outputs(board: Board) -> dict[str, Any]:
     """Write ``README.md``, ``leaderboard.csv``, ``.tex`` and ``.html`` into the board's folder.
 
-    Each is written aside and renamed, so that an interruption leaves whole files.
-
     Returns:
-        What :func:`recbole_idiomoe.leaderboard.running.run_leaderboard` returns.
+        ``leaderboard``, its folder, ``table``, its text for a terminal, and ``rows``, its values.
 
     Raises:
-        IdiomoeError: runs that cannot be read, or do not compare.
+        IdiomoeError: a run cannot be read.
     """
     tables = [_table(board, dataset) for dataset in board.rows]
     notes = [*protocol_notes(board.protocol), version_note(tables)]
     title = f"Leaderboard: {', '.join(table.dataset for table in tables)}"
+    plots = {table.dataset: plots_of(table) for table in tables}
     files = {
         "README.md": "\n".join(
             [f"# {title}\n", *map(markdown, tables), "## Protocol\n", "\n\n".join(notes), ""]
@@ -43,8 +43,13 @@ def write_outputs(board: Board) -> dict[str, Any]:
             ["% Needs \\usepackage{booktabs}.", *(f"% {note}" for note in notes)]
             + [latex(table) for table in tables]
         ),
-        "leaderboard.html": page(
-            title, tables, notes, {table.dataset: pictures(table) for table in tables}
+        "leaderboard.html": render(
+            "leaderboard/page.html",
+            title=title,
+            tables=tables,
+            notes=notes,
+            plots=plots,
+            without="" if any(plots.values()) else NO_MATPLOTLIB,
         ),
     }
     for name, text in files.items():
@@ -62,7 +67,7 @@ def _table(board: Board, dataset: str) -> Table:
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:
-    """The table for programs."""
+    """The values of the table, for programs."""
     return [
         {
             "dataset": table.dataset,

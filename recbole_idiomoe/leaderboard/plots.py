@@ -1,7 +1,4 @@
-"""Pictures of a leaderboard as SVG text, in colours that do on light ground and on dark.
-
-matplotlib draws them; where it is not installed there are none.
-"""
+"""Plots of a leaderboard as SVG, readable on light and dark backgrounds; needs matplotlib."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ import numpy as np
 
 from recbole_idiomoe.leaderboard.standings import Standing
 from recbole_idiomoe.leaderboard.tables import Table
+from recbole_idiomoe.report.formatting import metric_title
 from recbole_idiomoe.report.plot_style import COLOURS, MARKERS, can_draw, style, svg_element
-from recbole_idiomoe.report.tables import metric_title
 
 BINS = 5
-_WIDTH, _HEIGHT = 5.2, 3.1  # inches, the legend left out: letters can be read on a telephone
+_WIDTH, _HEIGHT = 5.2, 3.1  # inches, without the legend; legible on a phone
 _LEGEND_LINE = 0.19  # inches
-_LEGEND, _HANDLE = 76, 7  # letters in a line of the legend, and what a line's sample takes of them
+_LEGEND, _HANDLE = 76, 7  # characters in a line of the legend, and of one line sample
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of one data set."""
+class Plot:
+    """One plot of one data set."""
 
     title: str
     caption: str
@@ -33,8 +30,8 @@ class Picture:
     """An ``<svg>`` element."""
 
 
-def pictures(table: Table) -> list[Picture]:
-    """All pictures of ``table``; none without matplotlib, or without a run."""
+def plots_of(table: Table) -> list[Plot]:
+    """The plots of ``table``; none without matplotlib or without a finished run."""
     ran = [standing for standing in table.standings if standing.runs]
     if not ran or not can_draw():
         return []
@@ -67,13 +64,12 @@ def pictures(table: Table) -> list[Picture]:
         ),
     ]
     return [
-        Picture(name, caption, _svg(f"{name}, {table.dataset}", draw))
-        for name, caption, draw in drawn
+        Plot(name, caption, _svg(f"{name}, {table.dataset}", draw)) for name, caption, draw in drawn
     ]
 
 
 def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """``values`` (n,), whole numbers, in at most five groups of about equal size: names, masks."""
+    """Split integers (n,) into at most five groups of about equal size: names and masks (n,)."""
     shares = np.arange(1, BINS + 1) / BINS
     uppers = np.unique(np.quantile(values, shares, method="inverted_cdf"))
     lowers = np.concatenate(([values.min()], uppers[:-1] + 1))
@@ -86,7 +82,7 @@ def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
 def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> None:
     for standing, look in _styled(ran):
         axes.errorbar(
-            max(standing.cost("train_seconds"), 0.1),  # counting models take next to none
+            max(standing.cost("train_seconds"), 0.1),  # a counting model takes about no time
             standing.mean(metric),
             yerr=standing.deviation(metric),
             capsize=2,
@@ -132,9 +128,9 @@ def _logarithmic(axis: Any) -> None:
 
 
 def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]]:
-    """Each row with how it is drawn: a mix as the model that is in it, but hollow and dashed.
+    """Each row with its plot style; a mix has its model's style, but hollow and dashed.
 
-    The legend has no line for it, which would leave no room: the caption tells.
+    To save room, mixes are explained in the caption instead of the legend.
     """
     looks = {id(row): index for index, row in enumerate(s.row for s in ran if not s.mixed)}
     mixed = {"linestyle": "--", "markerfacecolor": "none", "label": "_"}

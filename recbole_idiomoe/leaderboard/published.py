@@ -1,4 +1,4 @@
-"""What others printed of a model on a data set: ``properties/published.yaml``."""
+"""Published results of models on data sets, from ``properties/published.yaml``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recbole_idiomoe.base import yaml_files
 
 @dataclass(frozen=True)
 class Published:
-    """A number, and where it is from."""
+    """A published value and its source."""
 
     value: float
     source: str
@@ -17,7 +17,7 @@ class Published:
 
 
 def published(model: str, dataset: str, metric: str) -> list[Published]:
-    """What is printed of ``metric``, as ``ndcg@10``, in the order of the file."""
+    """The published values of ``metric``, for example ``ndcg@10``, in the order of the file."""
     found = _content()["numbers"].get(dataset, {}).get(model, {})
     return [
         Published(numbers[metric], source) for source, numbers in found.items() if metric in numbers
@@ -25,7 +25,7 @@ def published(model: str, dataset: str, metric: str) -> list[Published]:
 
 
 def sources() -> dict[str, str]:
-    """What each source is and what is known of its protocol, by its short name."""
+    """The citation and the protocol of each source, by its short name."""
     return {
         name: f"{about['cite']}: {about['protocol']}"
         for name, about in _content()["sources"].items()

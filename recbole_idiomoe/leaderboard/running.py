@@ -1,4 +1,4 @@
-"""Running what a leaderboard lacks."""
+"""Running the runs that a leaderboard lacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recbole_idiomoe.grid.running import (
     outcomes_of,
     scratch_folder,
 )
-from recbole_idiomoe.leaderboard.board import RUNS, Board, opened
+from recbole_idiomoe.leaderboard.board import RUNS, Board, open_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
 
 
@@ -32,13 +32,13 @@ def run_leaderboard(
     folder: str | Path,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Run those of ``grid`` that the leaderboard lacks, and write its tables and its page.
+    """Run the runs of ``grid`` that the leaderboard lacks, and write its files.
 
-    Rows that are there already stay. Every finished run is kept at once, so that the same call
-    goes on after an interruption; one that was cut off starts over.
+    Existing rows stay. Every finished run is kept at once, so that the same call resumes after an
+    interruption; only the run that was interrupted starts again.
 
     Args:
-        grid: rows to add, or to give more seeds; their baseline has no say, since rows are
+        grid: rows to add, or to give more seeds. Its ``baseline`` is ignored, since rows are
             compared with the best baseline.
         datasets: each row runs on each.
         config_files: YAML files or result files, for all rows.
@@ -47,16 +47,15 @@ def run_leaderboard(
         jobs: runs at a time, each in a process of its own if more than one.
 
     Returns:
-        ``leaderboard``, its folder, ``table``, its text, and ``rows``: what the tables say.
+        ``leaderboard``, its folder, ``table``, its text for a terminal, and ``rows``, its values.
 
     Raises:
-        IdiomoeError: what is asked for cannot be run or does not compare with what is there, or
-            some runs failed; the others have been run then, the tables are written, and the
-            message names what failed.
+        IdiomoeError: a run cannot be run or compared with the existing ones; or some runs failed,
+            after all others have run and the files are written.
     """
     check_jobs(jobs)
     cells = cells_with_data(grid, datasets, config_files, settings)
-    with opened(Path(folder)) as board:
+    with open_board(Path(folder)) as board:
         for row in dict.fromkeys(board.enter(grid, cells)):
             _say(f"{row} has other settings now; its earlier runs leave the table")
         failures = _run_missing(board, cells, jobs)
@@ -88,7 +87,7 @@ def _run_missing(board: Board, cells: Sequence[Cell], jobs: int) -> list[str]:
             if not isinstance(outcome, Failure):
                 try:
                     board.keep(cell, outcome, alone=jobs == 1)
-                except SettingError as error:  # such as other candidates than the others'
+                except SettingError as error:  # for example another number of candidates
                     outcome = Failure(str(error))
             if isinstance(outcome, Failure):
                 board.fail(cell, outcome.reason)

@@ -1,4 +1,4 @@
-"""How the rows of a leaderboard compare: means over seeds, and a paired test over users."""
+"""Comparison of a leaderboard's rows: means over seeds, and a paired test over users."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scipy.stats import monte_carlo_test
 
 from recbole_idiomoe.leaderboard.board import Board, Row
 from recbole_idiomoe.protocol.ranks import Ranks
-from recbole_idiomoe.report.tables import same_with_any_seed
+from recbole_idiomoe.report.grid_tables import same_with_any_seed
 
 PERMUTATIONS, TEST_SEED = 9999, 0
-BATCH = 200  # permutations at a time, for memory's sake
+BATCH = 200  # permutations at a time, to bound memory
 
 
 @dataclass(frozen=True)
@@ -27,65 +27,65 @@ class Standing:
     row: Row
     runs: Sequence[dict[str, Any]]
     ranks: Sequence[Ranks]
-    """Those of ``runs``, which go by seed."""
+    """Ranks of the test targets, for each of ``runs``."""
     mixed: bool = False
-    """Whether these are the row's runs mixed with a counter, see ``mix`` in the settings."""
+    """Whether these are the row's mixes with a counting model; see the setting ``mix``."""
 
     @cached_property
     def metrics(self) -> dict[str, tuple[float, ...]]:
-        """Every test metric, a value a seed."""
+        """Every test metric, with a value for each seed."""
         names = self.runs[0]["test_result"] if self.runs else ()
         return {name: tuple(run["test_result"][name] for run in self.runs) for name in names}
 
     def mean(self, metric: str) -> float:
-        """The mean of ``metric`` over seeds; nan if no run is there."""
+        """The mean of ``metric`` over seeds; nan without a run."""
         return statistics.mean(self.metrics[metric]) if self.runs else float("nan")
 
     @cached_property
     def same_with_any_seed(self) -> bool:
-        """Whether the row draws nothing by chance, so that its seeds say nothing of a spread."""
+        """Whether the row's model is deterministic, so that its seeds have no spread."""
         return same_with_any_seed(self.runs, "test_result")
 
     def deviation(self, metric: str) -> float | None:
-        """The standard deviation over seeds (of a sample); None without two that could differ."""
+        """The sample standard deviation over seeds; None for one seed or a deterministic model."""
         values = self.metrics.get(metric, ())
         if len(values) < 2 or self.same_with_any_seed:
             return None
         return statistics.stdev(values)
 
     def cost(self, name: str) -> float:
-        """The mean of another number of the runs, as ``train_seconds``."""
+        """The mean over runs of a cost, for example ``train_seconds``."""
         return statistics.mean(run[name] for run in self.runs)
 
     @property
     def alone(self) -> bool:
-        """Whether no other run went on beside any of its runs: else seconds do not compare."""
+        """Whether all its runs ran without another beside them, so that seconds are comparable."""
         return all(run["alone"] for run in self.runs)
 
     def by_user(self, metric: str) -> np.ndarray:
-        """``metric`` of every test target, averaged over seeds: (targets,)."""
+        """``metric`` of every test target, averaged over seeds: (target_num,)."""
         mean: np.ndarray = np.mean([ranks.metric(metric) for ranks in self.ranks], axis=0)
         return mean
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against the best baseline."""
+    """A row compared with the best baseline."""
 
     difference: float
-    """Of the means, relative to the baseline's."""
+    """Difference of the means, relative to the baseline's mean."""
     p: float
-    """See :func:`paired_p`."""
+    """The p-value of :func:`paired_p`."""
 
 
 def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
-    """The rows on ``dataset``, the best by ``metric`` first, those without a run last.
+    """The rows on ``dataset``, the best by ``metric`` first, failed rows last.
 
-    Each row's mix, if its runs have one, is another. Rows that wait for their first run are left
-    out.
+    A row whose runs have a mix is followed by its mix as a standing. Rows that wait for their
+    first run are left out.
 
     Raises:
-        IdiomoeError: runs that cannot be read.
+        IdiomoeError: a run cannot be read.
     """
     found = []
     for name, row in board.rows[dataset].items():
@@ -102,41 +102,42 @@ def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
 
 
 def best_baseline(standings: Sequence[Standing], mixed: bool = False) -> Standing | None:
-    """The first of ``standings``, best first, that is no model of ours and has run.
+    """The best standing with a run that is not a model of this package.
 
     Args:
-        mixed: what is compared with it is mixed, so that it may be too.
+        standings: the standings, best first.
+        mixed: whether mixes count as baselines, as in a comparison with a mix.
     """
     return next((s for s in standings if s.runs and not s.row.ours and s.mixed <= mixed), None)
 
 
 def compare(standing: Standing, baseline: Standing, metric: str) -> Comparison:
-    """``standing``, which has run, against ``baseline``."""
+    """Compare ``standing`` with ``baseline``; both have finished runs."""
     base = baseline.mean(metric)
     difference = standing.mean(metric) / base - 1 if base else float("nan")
     return Comparison(difference, paired_p(standing.by_user(metric) - baseline.by_user(metric)))
 
 
 def paired_p(differences: np.ndarray) -> float:
-    """How likely a mean as far from 0 as that of ``differences`` is if their signs are chance.
+    """The p-value of a two-sided sign-flip permutation test that the mean difference is 0.
 
-    Two-sided sign-flip permutation test; of 9,999 permutations, so at least .0001.
+    With 9,999 permutations it is at least .0001.
 
     Args:
-        differences: one a test target, (targets,).
+        differences: differences by test target, (target_num,).
     """
-    # Where both do alike, a sign changes nothing: this is most users, and all the time.
+    # The sign of a zero does not matter: leaving out the many zeros saves most of the time.
     sample = differences[differences != 0]
     if not len(sample):
         return 1.0
     random = np.random.default_rng(TEST_SEED)
 
-    def with_signs_by_chance(size: tuple[int, int]) -> np.ndarray:
+    def with_random_signs(size: tuple[int, int]) -> np.ndarray:
         return np.where(random.integers(2, size=size, dtype=bool), sample, -sample)
 
     result = monte_carlo_test(
         sample,
-        with_signs_by_chance,
+        with_random_signs,
         lambda sample, axis: sample.mean(axis=axis),
         n_resamples=PERMUTATIONS,
         batch=BATCH,
@@ -146,9 +147,9 @@ def paired_p(differences: np.ndarray) -> float:
 
 
 def marks(values: Sequence[float]) -> list[str]:
-    """``best``, ``second`` or nothing for each of ``values``, as the four printed digits have it.
+    """``best``, ``second`` or an empty text for each value, compared at four decimals.
 
-    Equals share a place; a nan has none.
+    Equal values share a place; nan has none.
     """
     printed = [None if value != value else round(value, 4) for value in values]
     places = sorted({value for value in printed if value is not None}, reverse=True)[:2]

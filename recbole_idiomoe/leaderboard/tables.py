@@ -1,4 +1,4 @@
-"""A leaderboard's numbers as one table a data set, whatever it is written in."""
+"""A leaderboard's tables, one for each data set, independent of the output format."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report.extra_rows import LANGUAGE, language_notes, mix_notes, nll_change
-from recbole_idiomoe.report.tables import count, metric_title, seed_notes
+from recbole_idiomoe.report.extra_rows import NLL_CHANGE, language_notes, mix_notes, nll_change
+from recbole_idiomoe.report.formatting import compact_number, metric_title
+from recbole_idiomoe.report.grid_tables import seed_notes
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table says in one place."""
+    """One cell of a table."""
 
     text: str
     value: float | str = ""
-    """What it is sorted by."""
+    """The value that its column is sorted by."""
     mark: str = ""
-    """``best``, ``second`` or nothing."""
+    """``best``, ``second`` or empty."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """All that is said of one data set."""
+    """The table and notes of one data set."""
 
     dataset: str
     metric: str
-    """The one that rows are ordered and tested by, and that chose the epochs."""
+    """The metric that orders and compares rows, and that chose the epochs."""
     header: list[str]
     rows: list[list[Cell]]
     notes: list[str]
     standings: list[Standing]
     comparisons: dict[str, Comparison]
-    """Rows' names to what they are against the best baseline."""
+    """Each row's comparison with the best baseline, by name."""
 
     def with_columns(self, keep: Callable[[str], bool]) -> Table:
-        """The table with those columns alone, by title, and its first, the rows' names."""
+        """The table with the first column and the columns whose title ``keep`` accepts."""
         kept = [n for n, title in enumerate(self.header) if n == 0 or keep(title)]
         rows = [[row[n] for n in kept] for row in self.rows]
         return replace(self, header=[self.header[n] for n in kept], rows=rows)
@@ -60,7 +61,7 @@ DEVICE = "device"
 
 
 def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
-    """The table of rows that are ordered best first, as ``standings_of`` gives them."""
+    """The table of the rows in ``standings``, which are ordered best first."""
     ran = [standing for standing in standings if standing.runs]
     baseline = best_baseline(standings)
     comparisons = {}
@@ -74,12 +75,12 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     if baseline is not None:
         columns["Δ"] = lambda standing: _difference(comparisons.get(standing.name))
         columns["p"] = lambda standing: _p(comparisons.get(standing.name))
-    # A variant or a mix, which others have printed nothing of, has a name of its own.
+    # Nobody has published a variant or a mix, whose name differs from its model's.
     cited = {s.name: published(s.name, dataset, metric) for s in standings if s.name == s.row.model}
     if any(cited.values()):
         columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
     if any("language" in run for s in ran for run in s.runs):
-        columns[LANGUAGE] = _language
+        columns[NLL_CHANGE] = _language
     if any(standing.row.tuned for standing in standings):
         columns["settings"] = _settings
     columns |= {"kind": _kind} | _COSTS
@@ -105,7 +106,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
 
 
 def _shown(metric: str, ran: Sequence[Standing]) -> list[str]:
-    """The metrics at the cut-off of ``metric``, this first; all of them are in the CSV."""
+    """``metric``, then the other metrics at its cutoff; the CSV file has all of them."""
     cutoff = metric.partition("@")[1:]
     measured = dict.fromkeys(name for standing in ran for name in standing.metrics)
     same = [name for name in measured if name.partition("@")[1:] == cutoff]
@@ -174,11 +175,7 @@ def _parameters(standing: Standing) -> Cell:
     if not standing.runs:
         return Cell("-")
     total = standing.runs[0]["parameters"]["total"]
-    return Cell(count(total), total)
-
-
-def _seeds(standing: Standing) -> Cell:
-    return Cell(str(len(standing.runs)), len(standing.runs))
+    return Cell(compact_number(total), total)
 
 
 def _settings(standing: Standing) -> Cell:
@@ -191,7 +188,7 @@ def _language(standing: Standing) -> Cell:
     if not changes:
         return Cell("-")
     mean = statistics.mean(changes)
-    # A mean could be 0 without any of them being it.
+    # The mean of changes that are not 0 may be 0.
     return Cell(nll_change(mean) if any(changes) else nll_change(0), mean)
 
 
@@ -201,7 +198,7 @@ def _device(standing: Standing) -> Cell:
 
 
 def is_cost(title: str) -> bool:
-    """Whether the column with this title says what a row cost, not how good it is."""
+    """Whether the column with this title has a cost and not a metric."""
     return title in _COSTS or title == DEVICE
 
 
@@ -211,7 +208,7 @@ _COSTS: dict[str, Callable[[Standing], Cell]] = {
     "epochs": _cost("epochs", lambda _, value: f"{value:.0f}"),
     "params": _parameters,
     "MiB": _cost("peak_memory_mib", lambda _, value: f"{value:,.0f}"),
-    "seeds": _seeds,
+    "seeds": lambda standing: Cell(str(len(standing.runs)), len(standing.runs)),
 }
 
 

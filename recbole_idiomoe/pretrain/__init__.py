@@ -1,1 +1,1 @@
-"""Training a small decoder from plain text: where the bundled language model comes from."""
+"""Training of a small decoder on plain text, by which the bundled language model was made."""

@@ -9,22 +9,22 @@ from typing import Any, cast
 
 from transformers import HfArgumentParser
 
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.pretrain.pipeline import pretrain
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 
 
 class _Parser(Parser, HfArgumentParser):
-    """Settings in a dataclass, errors in a line."""
+    """Parses settings into a dataclass and reports errors in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train a model as the arguments say; the exit status."""
+    """Train a model with the settings in the arguments; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    return ended(
+    return run_program(
         lambda: _main(given),
         interrupted="interrupted; the same command goes on from its last checkpoint",
     )

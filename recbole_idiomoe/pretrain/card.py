@@ -1,4 +1,4 @@
-"""The model card that is written beside the weights."""
+"""The model card, which is written next to the weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLE_TOKENS = 40
 
 @dataclass(frozen=True)
 class Reference:
-    """Bits per byte of some texts under what the model is compared with."""
+    """Bits per byte of a text under the models that the trained one is compared with."""
 
     untrained: float
     ngram: float
@@ -31,7 +31,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One file of text: how much of it was trained on, how much held out."""
+    """Numbers of training texts, of their bytes, and of held-out texts in one file."""
 
     name: str
     text_num: int
@@ -42,7 +42,7 @@ class Corpus:
 def samples(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, seed: int
 ) -> tuple[str, str]:
-    """What the model says after ``prompt``: greedily, and drawn from its distribution."""
+    """Two continuations of ``prompt``: greedy, and sampled at temperature 0.8."""
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     options = {"max_new_tokens": SAMPLE_TOKENS, "min_new_tokens": SAMPLE_TOKENS}
     greedy = model.generate(**inputs, **options, do_sample=False)
@@ -62,13 +62,14 @@ def model_card(
     said: tuple[str, str],
     command: Sequence[str],
 ) -> str:
-    """The card, in Markdown with the hub's front matter.
+    """The card as Markdown, with the front matter of the Hugging Face hub.
 
     Args:
-        token_num: tokens of the training text, seen once an epoch.
-        measured, references: likelihood under the model, and what to compare it with, by text.
-        said: the greedy and the drawn sample.
-        command: the arguments that made the model.
+        token_num: number of tokens in the training text.
+        measured: likelihood under the model, by name of the text.
+        references: bits per byte under other models, by name of the text.
+        said: the greedy and the sampled continuation of the prompt.
+        command: the arguments of the command that made the model.
     """
     name = settings.name or Path(settings.out).resolve().name
     config = model.config

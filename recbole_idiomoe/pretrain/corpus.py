@@ -1,4 +1,4 @@
-"""Files of plain text: read, held out, tokenized, packed into windows."""
+"""Training text: files are read, split, tokenized and packed into windows."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.ope
 
 
 def read_texts(file: str) -> list[str]:
-    """The texts of a file, in its order, empty ones left out.
+    """The texts of a file in its order, without empty ones.
 
     Raises:
-        DataError: the file cannot be read, or holds no text.
+        DataError: the file cannot be read, or has no text.
     """
     path = Path(file).expanduser()
     try:
-        # newline="": a carriage return is text too.
+        # newline="" keeps carriage returns, which are part of the text.
         with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="") as stream:
             content = stream.read()
     except (EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}; UTF-8 text is wanted.") from error
-    except OSError as error:  # gzip's own faults come without strerror
+    except OSError as error:  # gzip raises errors without strerror
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
     texts = [text for text in SEPARATOR.split(content) if text.strip()]
     if not texts:
@@ -45,10 +45,10 @@ def read_texts(file: str) -> list[str]:
 
 
 def hold_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """``texts`` to train on and a random ``share`` of them, at least one, to measure on.
+    """Split ``texts`` at random: to train on, and a held-out ``share`` of at least one.
 
     Raises:
-        DataError: none is left to train on.
+        DataError: no text is left to train on.
     """
     count = max(1, round(share * len(texts)))
     if count >= len(texts):
@@ -62,7 +62,7 @@ def hold_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[str], 
 
 
 def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
-    """Tokens of all texts in a row, end of text before each and last, as uint16."""
+    """The tokens of all texts (n,), uint16, with end-of-text around each text."""
     end = np.array([tokenizer.eos_token_id], dtype=np.uint16)
     parts = [end]
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -72,15 +72,16 @@ def pack(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray
 
 
 class Windows:
-    """Batches of windows of a token stream, in an order that a seed and a step determine.
+    """Batches of windows of a token stream, determined by a seed and the step.
 
-    Each epoch cuts the stream at another offset and shuffles the windows anew. Windows that
-    fill no batch wait for another epoch.
+    Each epoch cuts the stream at another random offset and shuffles the windows. Windows that do
+    not fill a batch are left out of the epoch.
 
     Args:
         tokens: the packed stream, shape ``(n,)``.
-        context: tokens that a window predicts.
-        batch_size: windows in a batch.
+        context: number of tokens that a window predicts.
+        batch_size: number of windows in a batch.
+        seed: seed of offsets and orders.
 
     Raises:
         DataError: the stream is shorter than one batch.
@@ -88,7 +89,7 @@ class Windows:
 
     def __init__(self, tokens: np.ndarray, context: int, batch_size: int, seed: int) -> None:
         self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
-        # One window less than fit, to have room for the offset.
+        # One window fewer than fit leaves room for the offset.
         self.window_num = (len(tokens) - 1) // context - 1
         self.steps_per_epoch = self.window_num // batch_size
         if self.steps_per_epoch < 1:
@@ -98,7 +99,7 @@ class Windows:
             )
 
     def batches(self, first: int, last: int) -> Iterator[torch.Tensor]:
-        """Batches of the steps ``first`` to ``last - 1``, each ``(batch_size, context + 1)``."""
+        """The batches of steps ``first`` to ``last - 1``, each ``(batch_size, context + 1)``."""
         step = first
         while step < last:
             epoch, within = divmod(step, self.steps_per_epoch)

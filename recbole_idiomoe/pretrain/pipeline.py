@@ -1,4 +1,4 @@
-"""From files of text to a folder that ``from_pretrained`` opens."""
+"""Pretraining: from files of text to a model folder for ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, Qwen2Config
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.files import folder_written_aside, refusal
+from recbole_idiomoe.base.files import atomic_folder_update, unwritable_reason
 from recbole_idiomoe.lm.backbone import random_decoder
 from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
@@ -24,24 +24,27 @@ from recbole_idiomoe.pretrain.card import Corpus, Reference, model_card, samples
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 from recbole_idiomoe.pretrain.references import ByteNgrams, xz_bits_per_byte
 from recbole_idiomoe.pretrain.settings import PretrainSettings
-from recbole_idiomoe.pretrain.training import ASIDE, last_checkpoint, train
+from recbole_idiomoe.pretrain.training import TEMPORARY_CHECKPOINT, last_checkpoint, train
 
 logger = logging.getLogger(__name__)
 
 
 def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
-    """Train a tokenizer and a decoder, measure them, write them and their card.
+    """Train a tokenizer and a decoder, measure them, and write them with a model card.
 
-    The folder holds a standard transformers model in bfloat16, ``README.md``, the card, and
-    ``SHA256SUMS`` of everything else. Runs on a GPU in bf16 if there is one, else on the CPU.
+    The folder gets a standard transformers model in bfloat16, the card as ``README.md``, and
+    ``SHA256SUMS`` of the other files. Training uses a GPU in bf16 if there is one, else the CPU.
 
     Args:
-        command: what the card says that the model was made with.
+        command: the arguments of the command, for the card.
+
+    Returns:
+        The folder of the model.
 
     Raises:
-        DataError: text that cannot be read or is too little.
-        SettingError: sizes that make no decoder, a folder that cannot be written, or several
-            processes.
+        DataError: the text cannot be read, or is too short.
+        SettingError: the sizes do not make a decoder, the folder cannot be written, or there are
+            several processes.
         CheckpointError: the folder holds a finished model, or another run's checkpoint.
     """
     on_gpu = torch.cuda.is_available()
@@ -58,7 +61,7 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
     measured_on = held_out | {Path(file).name: read_texts(file) for file in settings.test}
 
     logger.info("%d texts; training a tokenizer", len(trained_on))
-    # By lines: a text as long as a book is slow to count words in. So no token spans blank lines.
+    # By lines, since counting words is slow in a text as long as a book; no token spans lines.
     lines = (line for text in trained_on for line in text.splitlines(keepends=True))
     tokenizer = train_tokenizer(lines, settings.vocab_size)
     tokens = pack(tokenizer, trained_on)
@@ -89,7 +92,7 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
         folder,
         lambda: measure(heldout_texts).nll_per_token,
     )
-    # What is measured is what is shipped: rounded weights, and nothing else rounded.
+    # Measure the weights as they are saved, rounded to bfloat16, but compute in float32.
     for parameter in decoder.parameters():
         parameter.data = parameter.data.bfloat16().float()
     measured = {name: measure(texts) for name, texts in measured_on.items()}
@@ -105,19 +108,19 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds a model, or that cannot be written."""
+    """Raise an error if ``folder`` holds a model or cannot be written."""
     finished = (folder / SUMS_FILE).exists()  # written last
     foreign = (folder / "config.json").exists() and not last_checkpoint(folder)
     if finished or foreign:
         raise CheckpointError(f"{folder} already holds a model; give another --out or delete it.")
-    if reason := refusal(folder):
+    if reason := unwritable_reason(folder):
         raise SettingError(f"--out: {reason}; give a folder that can be written.")
 
 
 def _read(
     settings: PretrainSettings,
 ) -> tuple[list[str], dict[str, list[str]], list[Corpus]]:
-    """Texts to train on, held-out texts by what they are called, and both for the card."""
+    """The training texts, the held-out texts by name, and their numbers for the card."""
     trained_on: list[str] = []
     held_out: dict[str, list[str]] = {}
     corpora = []
@@ -152,20 +155,20 @@ def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> 
             eos_token_id=end,
         )
         return random_decoder(config, settings.seed)
-    except Exception as error:  # the config, torch and the attention each raise their own kind
+    except Exception as error:  # the config, torch and the attention raise different errors
         raise SettingError(f"these sizes make no decoder: {error}".splitlines()[0]) from error
 
 
 def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
-    """Put the finished model into ``folder``, the sums last, and remove the checkpoints."""
-    with folder_written_aside(folder) as aside, no_progress_bars():
-        decoder.to(torch.bfloat16).save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+    """Write the finished model into ``folder``, its checksums last, and remove the checkpoints."""
+    with atomic_folder_update(folder) as temporary, no_progress_bars():
+        decoder.to(torch.bfloat16).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
         sums = [
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
-            for file in sorted(aside.iterdir())
+            for file in sorted(temporary.iterdir())
         ]
-        (aside / "README.md").write_text(card, encoding="utf-8")
-        (aside / SUMS_FILE).write_text("".join(sums), encoding="ascii", newline="\n")
-    for checkpoint in (*folder.glob("checkpoint-*"), folder / ASIDE):
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / SUMS_FILE).write_text("".join(sums), encoding="ascii", newline="\n")
+    for checkpoint in (*folder.glob("checkpoint-*"), folder / TEMPORARY_CHECKPOINT):
         shutil.rmtree(checkpoint, ignore_errors=True)

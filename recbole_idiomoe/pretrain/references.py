@@ -1,4 +1,4 @@
-"""What bits per byte are worth: a compressor and a 5-gram model of bytes on the same text."""
+"""References for bits per byte: the xz compressor and a 5-gram model of bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def xz_bits_per_byte(texts: Sequence[str]) -> float:
-    """Size of the texts together under ``xz -9e``, in bits per byte."""
+    """Bits per byte of the joined texts, compressed by ``xz -9e``."""
     data = "".join(texts).encode()
     return 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
 
@@ -23,13 +23,13 @@ class ByteNgrams:
     context backs off to the uniform distribution.
 
     Args:
-        texts: to count in; contexts do not reach over the start of a text.
-        order: longest n-gram in bytes, at most 7.
+        texts: training texts; contexts do not cross the start of a text.
+        order: length of the longest n-gram in bytes, at most 7.
     """
 
     def __init__(self, texts: Sequence[str], order: int = 5) -> None:
         self.order = order
-        # Distinct ones of each text first: all bytes of all texts at once need no sorting.
+        # Counting text by text first avoids sorting the n-grams of all texts at once.
         found = [np.unique(_codes(text, order), return_counts=True) for text in texts]
         grams, counts = _sum(
             np.concatenate([codes for codes, _ in found]),
@@ -43,7 +43,7 @@ class ByteNgrams:
             self._tables.append((codes, number, contexts, total, different))
 
     def bits_per_byte(self, texts: Sequence[str]) -> float:
-        """Cross entropy of ``texts`` under the model."""
+        """The cross entropy of ``texts`` under the model, in bits per byte."""
         bits, byte_num = 0.0, 0
         for text in texts:
             codes = _codes(text, self.order)
@@ -61,7 +61,7 @@ class ByteNgrams:
 
 
 def _codes(text: str, order: int) -> np.ndarray:
-    """The n-gram that ends at each byte as one number, zeros before the first byte."""
+    """The n-gram that ends at each byte as one integer, padded with zeros at the start."""
     data = np.frombuffer(text.encode(), np.uint8)
     codes = np.zeros(len(data), np.uint64)
     for back in range(min(order, len(data))):
@@ -74,12 +74,12 @@ def _mask(n: int) -> np.uint64:
 
 
 def _sum(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct keys, ascending, and the sum of the counts of each."""
+    """The distinct keys in ascending order, and the sum of the counts of each."""
     distinct, index = np.unique(keys, return_inverse=True)
     return distinct, np.bincount(index, weights=counts, minlength=len(distinct)).astype(np.int64)
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The value of each wanted key; 0 for one that is not there."""
+    """The value of each wanted key; 0 for a key that is not in ``keys``."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, values[at], 0)

@@ -1,4 +1,4 @@
-"""What ``python -m recbole_idiomoe.pretrain`` can be told."""
+"""The settings of ``python -m recbole_idiomoe.pretrain``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ABOVE_0 = (
 
 
 def _setting(default: Any, help: str) -> Any:
-    """A field as HfArgumentParser reads it: metadata becomes arguments of add_argument."""
+    """A field for HfArgumentParser, which passes its metadata to ``add_argument``."""
     if isinstance(default, list):
         metadata = {"help": help, "metavar": "FILE", "action": "extend"}
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -36,10 +36,10 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Text in, a folder out, and the sizes of what is trained.
+    """Input text, output folder, sizes of the model, and settings of the training.
 
     Raises:
-        SettingError: a number out of its range, or numbers that do not fit together.
+        SettingError: a value is out of range, or two values do not fit together.
     """
 
     text: list[str] = field(

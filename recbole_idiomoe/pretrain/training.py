@@ -1,4 +1,4 @@
-"""The training loop: next-token loss on packed text, through Accelerate."""
+"""The training loop: next-token loss on packed text, with Accelerate."""
 
 from __future__ import annotations
 
@@ -24,35 +24,39 @@ from recbole_idiomoe.pretrain.corpus import Windows
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 
 PROGRESS = "progress.json"
-ASIDE = ".checkpoint"
-# What may differ when a run is resumed: it changes no weight. Text is told by its tokens.
+TEMPORARY_CHECKPOINT = ".checkpoint"
+# Settings that may change when a run resumes, as they change no weight; tokens tell the text.
 FREE = ("text", "out", "name", "sources", "test", "prompt", "save_every")
 
 
 @dataclass
 class Progress:
-    """How far a run has come: what a checkpoint holds beside weights and optimizer.
+    """The progress of a run, which a checkpoint holds with weights and optimizer state.
 
-    ``epochs`` has a row of ``epoch``, ``train_nll`` and ``heldout_nll``, in nats per token, for
-    each epoch that is over. ``seconds`` are those of training, with what it measured in between.
+    Attributes:
+        settings: settings that decide the weights, and a hash of the tokens.
+        step: number of finished steps.
+        seconds: time of training, including the measurements on held-out text.
+        loss_sum: sum of the losses of the steps in the current epoch.
+        epochs: ``epoch``, ``train_nll`` and ``heldout_nll`` (nats per token) of each finished one.
     """
 
     settings: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
-    loss_sum: float = 0.0  # of the steps of the epoch under way
+    loss_sum: float = 0.0
     epochs: list[dict[str, float]] = field(default_factory=list)
 
 
 class NextTokenLoss(nn.Module):
-    """Summed cross entropy of the next tokens of windows of shape ``(batch, context + 1)``."""
+    """Summed next-token cross entropy of windows ``(batch, context + 1)``."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        # A scalar leaves the module: Accelerate would copy logits to float32.
+        # Returns a scalar, since Accelerate would copy returned logits to float32.
         logits = self.decoder(windows[:, :-1], use_cache=False).logits
         targets = windows[:, 1:].flatten()
         return F.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
@@ -66,17 +70,16 @@ def train(
     folder: Path,
     heldout_nll: Callable[[], float],
 ) -> Progress:
-    """Train ``decoder`` in place, on the accelerator's device.
+    """Train ``decoder`` in place on the accelerator's device, and checkpoint into ``folder``.
 
-    A checkpoint in ``folder`` is gone on with, to the very weights that an uninterrupted run
-    would have reached; on a GPU up to the order in which its kernels add. The last step leaves
-    one too.
+    Training resumes from a checkpoint in ``folder`` and reaches the same weights as without an
+    interruption (on a GPU, up to the order of sums in its kernels).
 
     Args:
-        heldout_nll: nats per token on held-out text; asked after each epoch.
+        heldout_nll: computes the nats per token on held-out text, after each epoch.
 
     Raises:
-        CheckpointError: the checkpoint there belongs to other settings or text, or is broken.
+        CheckpointError: the checkpoint is broken, or was made with other settings or text.
     """
     total = max(1, round(settings.epochs * windows.steps_per_epoch))
     optimizer = torch.optim.AdamW(
@@ -108,7 +111,7 @@ def train(
         progress.step += 1
         bar.update()
         epoch_over = progress.step % windows.steps_per_epoch == 0
-        if progress.step % 20 == 0 or epoch_over:  # to read the loss is to wait for the GPU
+        if progress.step % 20 == 0 or epoch_over:  # reading the loss waits for the GPU
             rate = (bar.format_dict["rate"] or 0) * tokens_per_step
             bar.set_postfix_str(f"{rate:,.0f} tokens/s, loss {loss.item():.3f}", refresh=False)
         if epoch_over:
@@ -132,7 +135,7 @@ def train(
 
 
 def _parameter_groups(decoder: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases and the embedding do not."""
+    """Weight decay for matrices, but not for norms, biases and the embedding."""
     embedding = decoder.get_input_embeddings().weight
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -146,25 +149,25 @@ def _parameter_groups(decoder: PreTrainedModel, weight_decay: float) -> list[dic
 
 
 def _fingerprint(settings: PretrainSettings, windows: Windows) -> dict[str, Any]:
-    """What decides the weights that a run reaches."""
+    """The settings that decide the final weights, and a hash of the tokens."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
     return chosen | {"tokens": hashlib.sha256(windows.tokens.tobytes()).hexdigest()}
 
 
 def _save(accelerator: Accelerator, progress: Progress, folder: Path) -> None:
-    """Write a checkpoint aside, rename it, and remove the ones before it."""
+    """Write a checkpoint atomically, then remove the earlier ones."""
     earlier = list(folder.glob("checkpoint-*"))
-    aside = folder / ASIDE
-    shutil.rmtree(aside, ignore_errors=True)
-    accelerator.save_state(str(aside))
-    (aside / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    os.replace(aside, folder / f"checkpoint-{progress.step}")
+    temporary = folder / TEMPORARY_CHECKPOINT
+    shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.save_state(str(temporary))
+    (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    os.replace(temporary, folder / f"checkpoint-{progress.step}")
     for old in earlier:
         shutil.rmtree(old)
 
 
 def _resume(accelerator: Accelerator, chosen: dict[str, Any], folder: Path) -> Progress:
-    """Load the last checkpoint into what Accelerate prepared; without one, start."""
+    """Load the last checkpoint into the accelerator's objects; without one, start at step 0."""
     if not (checkpoint := last_checkpoint(folder)):
         return Progress(chosen)
     try:
@@ -172,9 +175,9 @@ def _resume(accelerator: Accelerator, chosen: dict[str, Any], folder: Path) -> P
         differing = [name for name in chosen if progress.settings.get(name) != chosen[name]]
         if not differing:
             accelerator.load_state(str(checkpoint))
-    except Exception as error:  # of a broken file, each library raises its own
+    except Exception as error:  # each library raises its own error for a broken file
         raise CheckpointError(
-            f"{checkpoint} cannot be gone on with ({type(error).__name__}); if it is broken, "
+            f"{checkpoint} cannot be resumed ({type(error).__name__}); if it is broken, "
             "delete it to start again."
         ) from error
     if differing == ["tokens"]:
@@ -188,6 +191,6 @@ def _resume(accelerator: Accelerator, chosen: dict[str, Any], folder: Path) -> P
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the most steps in ``folder``; None: there is none."""
+    """The checkpoint in ``folder`` with the most steps, or None."""
     found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
     return max(found, key=lambda path: int(path.name[11:]), default=None)

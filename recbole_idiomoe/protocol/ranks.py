@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from recbole_idiomoe.base import distributed
-from recbole_idiomoe.base.errors import IdiomoeError, kind_of
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.errors import IdiomoeError, short_reason
+from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch
 from recbole_idiomoe.protocol.sharing import in_order
 
@@ -91,7 +91,7 @@ class NamedRanks(Ranks):
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write ``arrays`` to ``path``, a ``.npz`` file, whole or not at all."""
-    with written_aside(path) as aside, open(aside, "wb") as file:
+    with atomic_write(path) as aside, open(aside, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
@@ -105,7 +105,7 @@ def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         with np.load(path) as arrays:
             return {name: arrays[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise IdiomoeError(f"{path} holds no ranks ({kind_of(error)}).") from error
+        raise IdiomoeError(f"{path} holds no ranks ({short_reason(error)}).") from error
 
 
 def is_ranked(metric: str) -> bool:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.data.catalog import read_history
 from recbole_idiomoe.recommend.loading import load
-from recbole_idiomoe.report.tables import WIDTH
+from recbole_idiomoe.report.formatting import WIDTH
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m recbole_idiomoe.recommend``: print a table of recommendations."""
-    return ended(lambda: _main(arguments))
+    return run_program(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:

@@ -1,1 +1,1 @@
-"""Results as tables, pages and plots."""
+"""Results as text tables, HTML pages and plots."""

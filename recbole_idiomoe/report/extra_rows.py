@@ -1,6 +1,6 @@
-"""What is measured besides a run's own metrics, as rows and notes of any table.
+"""Extra rows and notes of a table: mixes with a counting model, and the change in language.
 
-A result's ``mix`` is that of :mod:`recbole_idiomoe.protocol.mixing`, its ``language`` that of
+A result's ``mix`` comes from :mod:`recbole_idiomoe.protocol.mixing`, its ``language`` from
 :mod:`recbole_idiomoe.protocol.language`.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Result = Mapping[str, Any]
+from recbole_idiomoe.report.result_files import Result
 
-LANGUAGE = "ΔNLL"
-"""What training did to the likelihood of a text, see ``language_file`` in the settings."""
+NLL_CHANGE = "ΔNLL"
+"""Title of the change in a text's likelihood by training; see the setting ``language_file``."""
 
 
 def with_mixes(results: Sequence[Result], named: str = "model") -> list[Result]:
-    """``results``, each followed by the mix that was measured with it as a result of its own.
+    """``results``, each followed by its mix, if it has one, as another result.
 
     Args:
-        named: the entry that names a result.
+        named: the key of a result's name.
     """
     every: list[Result] = []
     for result in results:
@@ -30,7 +30,7 @@ def with_mixes(results: Sequence[Result], named: str = "model") -> list[Result]:
 
 
 def mix_of(result: Result) -> dict[str, Any] | None:
-    """The mix that was measured with ``result``, if one was; only a mix has a ``weight``."""
+    """The mix of ``result`` as a result, or None. Only a mix has the key ``weight``."""
     if not (mix := result.get("mix")):
         return None
     shared = {key: value for key, value in result.items() if key != "mix"}
@@ -38,7 +38,7 @@ def mix_of(result: Result) -> dict[str, Any] | None:
 
 
 def mix_notes(results: Sequence[Result], chosen_by: str, named: str = "model") -> list[str]:
-    """What the mixes among ``results`` are, and their weights by seed."""
+    """Notes that explain the mixes among ``results`` and list their weights by seed."""
     weights: dict[str, dict[str, list[str]]] = {}
     for result in results:
         if "weight" in result:
@@ -61,11 +61,11 @@ def _listed(values: Mapping[str, Sequence[str]]) -> str:
 def language_notes(
     results: Sequence[Result], named: str = "model", values: bool = True
 ) -> list[str]:
-    """What :data:`LANGUAGE` of ``results`` is, a note for each text and tokenizer.
+    """Notes that explain :data:`NLL_CHANGE`, one for each text and tokenizer.
 
     Args:
-        named: the entry that names a result.
-        values: say what was found too, by seed.
+        named: the key of a result's name.
+        values: whether to list the values as well, by seed.
     """
     changes: dict[str, dict[str, list[str]]] = {}
     for result in results:
@@ -78,11 +78,17 @@ def language_notes(
             rows = changes.setdefault(about, {})
             rows.setdefault(result[named], []).append(nll_change(found["nll_change"]))
     if values:
-        return [f"{LANGUAGE}, {about}: {_listed(rows)}." for about, rows in changes.items()]
+        return [f"{NLL_CHANGE}, {about}: {_listed(rows)}." for about, rows in changes.items()]
     of = [f" of {', '.join(rows)}" if len(changes) > 1 else "" for rows in changes.values()]
-    return [f"{LANGUAGE}{whose}: {about}." for whose, about in zip(of, changes, strict=True)]
+    return [f"{NLL_CHANGE}{whose}: {about}." for whose, about in zip(of, changes, strict=True)]
 
 
 def nll_change(value: float) -> str:
-    """A change of NLL: 0 alone is no change at all."""
+    """A change of NLL with four decimals, or ``0`` if nothing changed at all."""
     return f"{value:+.4f}" if value else "0"
+
+
+def unable_note(names: Sequence[str]) -> str:
+    """A note on the models that cannot rank unseen items."""
+    listed = ", ".join(dict.fromkeys(names))
+    return f"Unseen items are no candidates of a model that cannot rank them: {listed}."

@@ -6,10 +6,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **values: object) -> str:
-    """The page that ``template`` makes of ``values``, which become text whatever they hold.
+    """Fill an HTML template with ``values``, which are escaped.
 
     Args:
-        template: its path inside the package; all templates extend ``report/page.html``.
+        template: path inside the package; all templates extend ``report/page.html``.
     """
     environment = Environment(
         loader=PackageLoader("recbole_idiomoe", "."),

@@ -1,6 +1,6 @@
-"""What all pictures share: their style, and their way into a page.
+"""The style that all plots share, and their conversion to SVG for an HTML page.
 
-matplotlib draws them; where it is not installed there are none.
+Plots are only drawn if matplotlib is installed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import re
 from html import escape
 from typing import Any
 
-WITHOUT = "Pictures need matplotlib: pip install recbole_idiomoe[plots], then the same command."
+NO_MATPLOTLIB = (
+    "Pictures need matplotlib: pip install recbole_idiomoe[plots], then the same command."
+)
 
-# Told apart by people who see few colours, and on either ground (after Okabe and Ito).
+# Distinct for colour-blind readers and on light or dark backgrounds (after Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#7f7f7f")
 MARKERS = "osD^vP*X<>"
 INK = "#0a0b0c"
-"""Of letters and axes; in a page it becomes the colour of the page's text, whatever that is."""
+"""Colour of text and axes; in an HTML page it becomes the colour of the page's text."""
 
 
 def can_draw() -> bool:
@@ -26,11 +28,11 @@ def can_draw() -> bool:
 
 
 def style(name: str, *, for_page: bool) -> dict[Any, Any]:
-    """matplotlib's settings for one picture.
+    """matplotlib's settings (rcParams) for one plot.
 
     Args:
-        name: its own, so that the same picture is the same file, and no two of a page share ids.
-        for_page: letters stay text, in the page's own type.
+        name: seed of the SVG ids, so that a plot is reproducible and ids are unique in a page.
+        for_page: whether letters stay text, in the page's own font.
     """
     return {
         "text.parse_math": False,  # a row's name may have a dollar sign
@@ -46,13 +48,13 @@ def style(name: str, *, for_page: bool) -> dict[Any, Any]:
 
 
 def svg_element(figure: Any, title: str) -> str:
-    """A matplotlib figure as an ``<svg>`` for a page of any ground; ``title`` names it."""
+    """A matplotlib figure as an ``<svg>`` element, labelled ``title``, for light and dark pages."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     element = text.getvalue()[text.getvalue().index("<svg") :].replace(INK, "currentColor")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", element)
-    # Every figure has a figure_1; what nothing refers to needs no id.
+    # Every figure has an id figure_1: ids that nothing refers to are removed.
     used = set(re.findall(r"#([\w.-]+)", element))
     element = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", element)
     return element.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)

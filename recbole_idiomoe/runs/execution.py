@@ -21,7 +21,7 @@ from recbole_idiomoe.base.environment import (
     versions,
 )
 from recbole_idiomoe.base.errors import CheckpointError, IdiomoeError, SettingError
-from recbole_idiomoe.base.files import remove_asides, written_aside
+from recbole_idiomoe.base.files import atomic_write, remove_temporary_files
 from recbole_idiomoe.base.run_folder import (
     CHECKPOINT_FILE,
     MIX_RANKS_FILE,
@@ -85,7 +85,7 @@ def execute(plan: RunPlan) -> RunResult:
 
 def _execute(plan: RunPlan) -> RunResult:
     if plan.resume is not None and distributed.is_main():
-        remove_asides(plan.resume)
+        remove_temporary_files(plan.resume)
     try:
         return _train_and_test(plan)
     except KeyboardInterrupt as error:
@@ -291,5 +291,5 @@ def _save_weights(plan: RunPlan, model: torch.nn.Module) -> None:
         name: each.cpu().clone(memory_format=torch.contiguous_format)
         for name, each in model.state_dict().items()
     }
-    with written_aside(plan.folder / "model.safetensors") as aside:
+    with atomic_write(plan.folder / "model.safetensors") as aside:
         save_file(weights, str(aside))

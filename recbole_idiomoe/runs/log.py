@@ -10,7 +10,7 @@ from recbole.utils import init_logger
 
 from recbole_idiomoe import compat
 from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
-from recbole_idiomoe.base.files import FULL, refusal
+from recbole_idiomoe.base.files import DISK_FULL_ERRNOS, unwritable_reason
 from recbole_idiomoe.config.run_config import RunConfig
 
 LOG, CURVES = Path("log"), Path("log_tensorboard")
@@ -27,7 +27,7 @@ def start_log(config: RunConfig) -> None:
         root.removeHandler(handler)
         handler.close()
     for folder in (LOG, CURVES):
-        if reason := refusal(folder):
+        if reason := unwritable_reason(folder):
             raise IdiomoeError(f"the log cannot be written ({reason}); run in another folder.")
     # RecBole looks first and makes then: of several runs that start together, one would fail.
     (LOG / config["model"]).mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
             raise DiskFullError(
                 f"{LOG.absolute()} cannot be written: the disk is full; make room and try again "
                 "(a run goes on with --resume)."

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import CheckpointError
-from recbole_idiomoe.base.files import new_folder
+from recbole_idiomoe.base.files import atomic_new_folder
 from recbole_idiomoe.base.run_folder import read_run, write_run
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.training.averaging import WeightAverage
@@ -68,7 +68,7 @@ class ModelFolder:
 
         def write() -> None:
             shutil.rmtree(self.path / name, ignore_errors=True)  # of one that was broken off
-            with new_folder(self.path / name) as aside:
+            with atomic_new_folder(self.path / name) as aside:
                 self.catalog_lm.save(aside, weights)
                 write_run(aside, read_run(self.path))
             for older in sorted(self.path.glob(f"{EPOCH_FOLDER}*"))[:-most]:

@@ -12,7 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import set_color
 
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.training.loss_watch import StepWatch
 from recbole_idiomoe.training.observed import ObservedTrainer
@@ -131,7 +131,7 @@ class ResumableTrainer(RecBoleTrainer):
         if epoch < 0 and self.start_epoch > 0:
             return  # RecBole's loop has no epoch left, and would save the last weights as the best
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             super()._save_checkpoint(epoch, verbose=False, saved_model_file=aside, **kwargs)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")

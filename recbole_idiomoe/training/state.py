@@ -14,7 +14,7 @@ import torch
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import CheckpointError
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.files import atomic_write
 
 STATE_FILE = "training_state.pt"
 
@@ -67,7 +67,7 @@ def write_state(trainer: Any, epoch: int, **more: Any) -> None:
     }
 
     def write() -> None:
-        with written_aside(_file(trainer)) as aside:
+        with atomic_write(_file(trainer)) as aside:
             torch.save(state, aside)
 
     distributed.from_main(write)

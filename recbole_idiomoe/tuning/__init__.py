@@ -1,4 +1,4 @@
-"""Search for settings on validation: the same number of trials for every model."""
+"""Search for settings on validation, with the same number of trials for every model."""
 
 from recbole_idiomoe.tuning.search import tune
 from recbole_idiomoe.tuning.table import table

@@ -1,7 +1,7 @@
-"""What to try next: optuna's TPE, asked anew for every trial.
+"""Proposals of settings by optuna's TPE, computed anew for every trial.
 
-A proposal follows from the trials before it and the seed alone, so that a search that was
-interrupted goes on as if it had not been.
+A proposal depends only on the earlier trials and the seed, so that an interrupted search resumes
+without a difference.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from recbole_idiomoe.tuning.space import SearchSpace
 
 
 def load_optuna() -> Any:
-    """optuna, quiet.
+    """Import optuna and silence its log.
 
     Raises:
-        MissingLibraryError: it is not installed.
+        MissingLibraryError: optuna is not installed.
     """
     try:
         import optuna
@@ -36,15 +36,14 @@ def propose(
     seed: int,
     bigger: bool,
 ) -> dict[str, Any]:
-    """A value for every setting of ``space``.
+    """Propose a value for every setting of ``space``.
 
     Args:
-        space: what may be tried.
-        tried: settings and value of all earlier trials; one that failed has None, and counts as
-            being as bad as the worst. Settings outside ``space``, as defaults may be, teach
-            nothing.
-        seed: of the search; each of its trials draws numbers of its own.
-        bigger: whether a bigger value is a better one.
+        space: the search space.
+        tried: settings and value of all earlier trials. A failed trial has the value None and
+            counts as the worst value. Settings outside ``space``, as defaults may be, are ignored.
+        seed: seed of the search; it is combined with the number of the trial.
+        bigger: whether a bigger value is better.
 
     Raises:
         MissingLibraryError: optuna is not installed.
@@ -59,7 +58,7 @@ def propose(
     values = [value for _, value in tried if value is not None]
     worst = (min if bigger else max)(values)
     for settings, value in tried:
-        with suppress(ValueError):  # optuna's, of settings outside the space
+        with suppress(ValueError):  # from optuna, for settings outside the space
             study.add_trial(
                 optuna.trial.create_trial(
                     params=dict(settings),

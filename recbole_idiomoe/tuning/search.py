@@ -1,4 +1,4 @@
-"""Tuning models: trials one after another, each kept as it ends, and the best one's settings.
+"""Tuning: runs trials one after another, keeps each of them, and writes the best settings.
 
 A trial is a run up to its best epoch on validation. The test split is not evaluated, and what
 chooses is not given it (``tests`` of :class:`~recbole_idiomoe.runs.request.RunRequest`).
@@ -21,15 +21,15 @@ from typing import Any
 from recbole.utils import get_local_time
 
 from recbole_idiomoe.base import distributed, yaml_files
-from recbole_idiomoe.base.command_line import interruption_told
+from recbole_idiomoe.base.command_line import resume_hint
 from recbole_idiomoe.base.errors import (
     BackboneError,
     DataError,
     MissingLibraryError,
     SettingError,
-    reason_of,
+    error_line,
 )
-from recbole_idiomoe.base.files import refusal
+from recbole_idiomoe.base.files import unwritable_reason
 from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import read_grid
@@ -43,7 +43,7 @@ from recbole_idiomoe.tuning.space import read_search_space
 from recbole_idiomoe.tuning.trials import (
     Trial,
     best_of,
-    held,
+    locked,
     read_trials,
     value_of,
     write_best,
@@ -62,31 +62,31 @@ def tune(
     *,
     trials: int,
 ) -> list[dict[str, Any]]:
-    """Search the settings of every model on every data set, with as many trials each.
+    """Search the settings of every model on every data set, with the same number of trials.
 
-    The first trial has the model's default settings, the others are proposed by TPE from the
-    ``search_space`` (see ``properties/model/``). What is given, by file or setting, is not
-    searched. The best value of ``valid_metric`` on validation wins; between equals, the earlier
-    trial. The setting ``tuned`` names the folder, ``tuned`` if it does not: there,
-    ``MODEL_DATASET.json`` keeps every trial, and the same call goes on where it stopped;
+    The first trial has the model's default settings; TPE proposes the others from the
+    ``search_space`` (see ``properties/model/``). Settings that are given are not searched. The
+    best value of ``valid_metric`` on validation wins, and of equal ones the earliest.
+
+    The setting ``tuned`` names the folder of the results (default: ``tuned``).
+    ``MODEL_DATASET.json`` there keeps every trial, so that the same call resumes the search;
     ``MODEL_DATASET.yaml`` has the best settings, for ``tuned`` or ``config_files`` of a run.
 
     Args:
-        models: as in :func:`recbole_idiomoe.api.run`.
-        datasets: likewise.
-        config_files: likewise; one may have a ``search_space``.
-        settings: likewise.
-        trials: how many, for each model on each data set, the default settings' included. A
-            model with an empty search space has that one alone.
+        models: names of models, as in :func:`recbole_idiomoe.api.run`.
+        datasets: names of data sets, as in :func:`recbole_idiomoe.api.run`.
+        config_files: files with settings for all models, which may have a ``search_space``.
+        settings: settings for all models; they override ``config_files``.
+        trials: number of trials for each model on each data set, the first one included. A model
+            with an empty search space has only the first.
 
     Returns:
-        One entry a model and data set: what its JSON file holds, with no more than ``trials``
+        An entry for each model and data set: the content of its JSON file with up to ``trials``
         trials, the ``best`` of them, and the ``file`` with its settings.
 
     Raises:
-        IdiomoeError: something that cannot be searched, or that another process is searching in
-            the same folder, or default settings that cannot be run.
-            Another trial that fails is kept, with the reason, and counts.
+        IdiomoeError: the settings cannot be searched, another process searches into the same
+            file, or the first trial failed. Other failed trials are kept with their reason.
     """
     if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials <= _MOST_TRIALS:
         raise SettingError(
@@ -103,9 +103,9 @@ def tune(
     folder = next((layer["tuned"] for layer in reversed(layers) if layer.get("tuned")), FOLDER)
     if not isinstance(folder, str | Path):
         raise SettingError(f"tuned={folder!r} must name a folder.")
-    if reason := refusal(Path(folder)):
+    if reason := unwritable_reason(Path(folder)):
         raise SettingError(f"tuned={folder} cannot be written ({reason}); name another.")
-    # The folder is written to, not read.
+    # This search writes to the folder: its runs must not read settings from it.
     settings = {**(settings or {}), "tuned": None}
     searches = [
         _Search(model, dataset, config_files, settings, names, Path(folder))
@@ -113,11 +113,11 @@ def tune(
         for model in names
     ]
     with (
-        interruption_told("the same command goes on"),
+        resume_hint("the same command goes on"),
         ExitStack() as locks,
-    ):  # all of them, before hours of the trials of the first
+    ):  # lock all files before the first trial
         for file in dict.fromkeys(search.trials_file for search in searches):
-            locks.enter_context(held(file))
+            locks.enter_context(locked(file))
         return [search.run(trials) for search in searches]
 
 
@@ -125,9 +125,9 @@ class _Search:
     """The search for one model's settings on one data set.
 
     Raises:
-        SettingError: the model's settings or its search space cannot be, or its file has trials
-            of another search.
-        CheckpointError: its file of trials cannot be read.
+        SettingError: the settings or the search space are not valid, or the file of trials
+            belongs to another search.
+        CheckpointError: the file of trials cannot be read.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class _Search:
             "settings": default.complete_settings(),
         }
         self._check_ends(default)
-        self._kept()  # found out before hours of the trials of those before it
+        self._kept()  # raises its errors before the first trial of any search
 
     def config(self, searched: Mapping[str, Any]) -> RunConfig:
         """The configuration of a trial with the settings ``searched``."""
@@ -169,7 +169,7 @@ class _Search:
         return f"{self.identity['model']} on {self.identity['dataset']}"
 
     def run(self, budget: int) -> dict[str, Any]:
-        """Run what is missing of ``budget`` trials, and choose among these."""
+        """Run the missing ones of ``budget`` trials, and choose the best of all of them."""
         trials = self._kept()
         budget = budget if self.space.entries else 1
         while len(trials) < budget:
@@ -182,7 +182,7 @@ class _Search:
         return {**self.identity, "trials": trials, "best": best, "file": str(self.file)}
 
     def _kept(self) -> list[Trial]:
-        """The trials that earlier commands ran."""
+        """The trials of earlier calls."""
         return read_trials(self.trials_file, self.identity)
 
     def _next_settings(self, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class _Search:
         return propose(self.space, tried, self.identity["seed"], self.identity["bigger_is_better"])
 
     def _trial(self, earlier: Sequence[Trial]) -> Trial:
-        """The trial after the ``earlier`` ones. The first must not fail."""
+        """Run the trial after the ``earlier`` ones. Errors of the first trial are raised."""
         settings = self._next_settings(earlier)
         checkpoints = Path(self.identity["settings"]["checkpoint_dir"])
         folder = new_folder(checkpoints, f"trial-{get_local_time()}-{os.getpid()}")
@@ -203,15 +203,15 @@ class _Search:
             with users_kept(users_file):
                 outcome = self._validated(settings, folder)
             if earlier and outcome["data"] != earlier[0]["data"]:
-                raise DataError(f"{self}: the data are others than those of the first trial.")
+                raise DataError(f"{self}: the data differ from the data of the first trial.")
         except (BackboneError, DataError, MissingLibraryError):
-            raise  # they are not the doing of what is searched
-        # The other trials are worth having, whatever ends this one.
+            raise  # not caused by the settings that are searched
+        # A failed trial must not end the search.
         except Exception as error:
             if not earlier:
                 raise
             logging.getLogger().exception(f"a trial of {self} failed")
-            outcome = {"failed": reason_of(error)}
+            outcome = {"failed": error_line(error)}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         seconds = round(time.perf_counter() - start, 1)
@@ -243,7 +243,7 @@ class _Search:
         print(said, file=sys.stderr, flush=True)
 
     def _check_ends(self, default: RunConfig) -> None:
-        """Refuse entries that the model cannot take, and those that are the same for all models.
+        """Refuse entries that the model cannot use, and entries of the protocol.
 
         Raises:
             SettingError: the message names the file and the entry.
@@ -264,6 +264,6 @@ class _Search:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as JSON gives them back."""
+    """``values`` after a round trip through JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain

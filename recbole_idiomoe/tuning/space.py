@@ -1,4 +1,4 @@
-"""What is searched: the ``search_space`` of a model's YAML file, or of a user's own."""
+"""The search space: the ``search_space`` of a model's YAML file, or of a user's file."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The values that settings are tried with."""
+    """The values to try for each setting."""
 
     source: str
-    """The file that names it."""
+    """The file that defines the space."""
     entries: dict[str, dict[str, Any]]
-    """By setting: ``choices``, or ``low`` and ``high``, both inclusive, and ``log`` or ``step``.
+    """For each setting ``choices``, or inclusive ``low`` and ``high``, with ``log`` or ``step``.
 
-    Numbers between whole ends are whole.
+    If ``low``, ``high`` and ``step`` are integers, so are the values.
     """
 
     def without(self, given: Mapping[str, Any]) -> SearchSpace:
-        """The space of what is left to search, once some settings are given.
+        """The space without the settings that are given.
 
         Raises:
-            SettingError: nothing is, of a space that has something.
+            SettingError: no setting is left, although the space has some.
         """
         left = {name: entry for name, entry in self.entries.items() if name not in given}
         if self.entries and not left:
@@ -45,11 +45,11 @@ class SearchSpace:
         return SearchSpace(self.source, left)
 
     def place(self, name: str) -> str:
-        """Where the entry called ``name`` stands, for a message."""
+        """The place of the entry ``name``, for an error message."""
         return f"{self.source}: search_space: {name}"
 
     def ends(self) -> list[tuple[str, Any]]:
-        """Settings with values that stand for all of an entry's: its choices, or both ends."""
+        """Pairs of a setting and a value to check: all choices, or both ends of a range."""
         return [
             (name, value)
             for name, entry in self.entries.items()
@@ -63,13 +63,13 @@ def read_search_space(
     config_files: Sequence[str | Path] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> SearchSpace:
-    """The space of ``model`` on ``dataset``: the last of the layers that has one says it whole.
+    """The search space of ``model`` on ``dataset``, from the last layer that has one.
 
-    The layers are those of :class:`~recbole_idiomoe.config.run_config.RunConfig`: our YAML files,
-    of which ``overall.yaml`` has one for models without their own, ``config_files``, ``settings``.
+    The layers are the same as in :class:`~recbole_idiomoe.config.run_config.RunConfig`: the
+    package's YAML files (``overall.yaml`` has a default), ``config_files``, then ``settings``.
 
     Raises:
-        SettingError: an entry that cannot be; the message names the file and the entry.
+        SettingError: an entry is not valid; the message names the file and the entry.
     """
     ours = yaml_files.properties_path().parent
     layers = [
@@ -93,7 +93,7 @@ def read_search_space(
 
 
 def _fault(entry: Any) -> str | None:
-    """What is wrong with an entry, if anything is."""
+    """What is wrong with an entry, or None."""
     if isinstance(entry, dict) and entry.keys() == {"choices"}:
         return _fault_of_choices(entry["choices"])
     parts = {"low", "high"}

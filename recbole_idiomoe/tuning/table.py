@@ -1,4 +1,4 @@
-"""The best trials of a search, for people."""
+"""A text table of the best trials of a search."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from recbole_idiomoe.report.tables import WIDTH, wrapped
-from recbole_idiomoe.tuning.trials import ranked, said_best, value_of
+from recbole_idiomoe.report.formatting import WIDTH, wrapped
+from recbole_idiomoe.tuning.trials import best_description, ranked, value_of
 
 _SHOWN = 5
 
 
 def table(searches: Sequence[Mapping[str, Any]]) -> str:
-    """What :func:`recbole_idiomoe.tuning.tune` returned: the best trials, and the default's."""
+    """The best trials, and the one with default settings, of each search that ``tune`` returned."""
     return "\n".join(line for search in searches for line in _lines(search)).rstrip()
 
 
 def _lines(search: Mapping[str, Any]) -> Iterator[str]:
     trials, metric, best = search["trials"], search["valid_metric"], search["best"]
     yield from wrapped(
-        f"{search['model']} on {search['dataset']}: {said_best(trials)}, by {metric} on validation "
-        "(nothing was tested); trial 1 has the default settings."
+        f"{search['model']} on {search['dataset']}: {best_description(trials)}, by {metric} on "
+        "validation (nothing was tested); trial 1 has the default settings."
     )
     width = max(6, len(metric))
     head = f"{'trial':>5}  {metric:>{width}}  {'epochs':>6}  {'time':>8}  settings"

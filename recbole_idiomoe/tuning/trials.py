@@ -1,4 +1,4 @@
-"""What a search keeps: a file of all its trials, and one with the settings of the best."""
+"""The files of a search: one with all trials, and one with the best settings."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from typing import Any, TextIO
 
 import yaml
 
-from recbole_idiomoe.base.errors import CheckpointError, SettingError, kind_of
+from recbole_idiomoe.base.errors import CheckpointError, SettingError, short_reason
 from recbole_idiomoe.base.files import write_text
 
 Trial = dict[str, Any]
 """``number`` from 1, ``settings`` that are searched, ``seconds``, and either ``valid`` (metrics),
-``epochs``, ``data`` (counts) and ``device``, or ``failed``: why."""
+``epochs``, ``data`` (counts) and ``device``, or ``failed`` (the reason)."""
 
-# Of settings that do not change a result, or that another machine has another of.
+# Settings that do not change a result, or that differ from machine to machine.
 _NOT_COMPARED = {"given", "checkpoint_dir", "data_path", "gpu_id", "show_progress", "use_gpu"}
 
 
 @contextmanager
-def held(file: Path) -> Iterator[None]:
-    """No other process searches into ``file`` meanwhile; however this one ends, others may then.
+def locked(file: Path) -> Iterator[None]:
+    """Lock ``file`` against other searches inside the block.
 
-    The lock is on a file beside it, which stays: ``file`` itself is replaced at every trial.
+    The lock is on a second file that stays, since ``file`` itself is replaced at every trial. It
+    ends with the process at the latest.
 
     Raises:
-        SettingError: another one does, or its file cannot be written, as one of another account's.
+        SettingError: another process holds the lock, or the second file cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with _opened(file.with_suffix(".lock")) as lock:
@@ -57,21 +58,21 @@ def _opened(path: Path) -> TextIO:
         return open(path, "a+", encoding="utf-8")
     except OSError as error:
         raise SettingError(
-            f"{path} cannot be written ({kind_of(error)}); remove it if its search has ended, or "
-            "name another folder with --tuned."
+            f"{path} cannot be written ({short_reason(error)}); remove it if its search has ended, "
+            "or name another folder with --tuned."
         ) from error
 
 
 def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
-    """The trials that ``file`` has of ``search``; none if there is no file.
+    """Read the trials of ``search`` from ``file``; none if the file does not exist.
 
     Args:
-        file: as :func:`write_trials` writes it.
-        search: what the trials are of, fit for JSON: ``settings``, complete, and more.
+        file: a file of :func:`write_trials`.
+        search: the search as plain data, with its complete ``settings``.
 
     Raises:
         CheckpointError: the file cannot be read.
-        SettingError: it has trials of another search.
+        SettingError: the file has trials of another search.
     """
     if not file.exists():
         return []
@@ -81,7 +82,7 @@ def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
         theirs, ours = ({**each, **each["settings"]} for each in (kept, search))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as the trials of a search ({kind_of(error)}); remove it, "
+            f"{file} cannot be read as the trials of a search ({short_reason(error)}); remove it, "
             "or name another folder with --tuned."
         ) from error
     compared = (theirs.keys() | ours.keys()) - _NOT_COMPARED - {"settings", "trials"}
@@ -95,18 +96,18 @@ def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
 
 
 def write_trials(file: Path, search: Mapping[str, Any], trials: Sequence[Trial]) -> None:
-    """Keep ``trials`` of ``search``, all or none."""
+    """Write ``search`` and its ``trials`` to ``file`` atomically."""
     content = {**search, "trials": trials}
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def value_of(trial: Trial, search: Mapping[str, Any]) -> float | None:
-    """What a trial is judged by: ``valid_metric`` on validation; None if it failed."""
+    """A trial's ``valid_metric`` on validation; None if it failed."""
     return trial["valid"][search["valid_metric"].lower()] if "valid" in trial else None
 
 
 def ranked(trials: Sequence[Trial], search: Mapping[str, Any]) -> list[Trial]:
-    """Those of ``trials`` that did not fail, best first; of equals, the earlier."""
+    """The successful trials, best first, and of equal ones the earlier first."""
     sign = -1 if search["bigger_is_better"] else 1
     valued = [(value_of(trial, search), trial) for trial in trials]
     succeeded = [(sign * value, trial) for value, trial in valued if value is not None]
@@ -114,24 +115,24 @@ def ranked(trials: Sequence[Trial], search: Mapping[str, Any]) -> list[Trial]:
 
 
 def best_of(trials: Sequence[Trial], search: Mapping[str, Any]) -> Trial:
-    """The first of :func:`ranked`."""
+    """The best successful trial."""
     return ranked(trials, search)[0]
 
 
-def said_best(trials: Sequence[Trial]) -> str:
-    """What the best of ``trials`` is called, as a table or a file has it."""
+def best_description(trials: Sequence[Trial]) -> str:
+    """A description of the best of ``trials`` for tables and files."""
     count = len(trials)
     return f"the best of {count} trials" if count > 1 else "the only trial"
 
 
 def write_best(file: Path, search: Mapping[str, Any], trials: Sequence[Trial], best: Trial) -> None:
-    """Write the settings of ``best`` as a settings file that says where they come from."""
+    """Write the settings of ``best`` as YAML, with comments on their origin."""
     metric = search["valid_metric"]
     value, default = (f"{value_of(trial, search):.6f}" for trial in (best, trials[0]))
     failed = sum("failed" in trial for trial in trials)
     given = yaml.safe_dump(search["given"], default_flow_style=True, width=10**6).strip()
     said = [
-        f"{search['model']} on {search['dataset']}: {said_best(trials)}"
+        f"{search['model']} on {search['dataset']}: {best_description(trials)}"
         f"{f' ({failed} failed)' if failed else ''}, by {metric} on validation.",
         f"{metric} on validation: {value}, trial {best['number']}; default settings: {default}.",
         f"Seed {search['seed']}, of the runs and of the search (TPE of optuna "

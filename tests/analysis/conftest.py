@@ -12,7 +12,7 @@ import torch
 
 from recbole_idiomoe import api
 from recbole_idiomoe.analysis import outputs, report
-from recbole_idiomoe.report import plot_style as drawing
+from recbole_idiomoe.report import plot_style
 from tests.training.cycle import TINY, write_cycle
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures too, in every format."""
     for module in (outputs, report):
-        monkeypatch.setattr(module, "can_draw", drawing.can_draw)
+        monkeypatch.setattr(module, "can_draw", plot_style.can_draw)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from recbole_idiomoe.analysis.attention_maps import (
     Means,
-    attention_read,
     even_attention,
     read_items,
     read_text,
+    reading_attention,
     text_attention,
 )
 from recbole_idiomoe.lm import IdiomoeForCausalLM, decoder_layers
@@ -102,7 +102,7 @@ def test_every_family_shows_its_attention_layer_by_layer(family: str) -> None:
     seen: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         plain = lm(mixed_batch()).logits
-        with attention_read(lm.backbone, seen.__setitem__):
+        with reading_attention(lm.backbone, seen.__setitem__):
             read = lm(mixed_batch()).logits
         after = lm(mixed_batch()).logits
     torch.testing.assert_close(read, plain, atol=1e-4, rtol=1e-4)
@@ -139,7 +139,7 @@ def test_layers_are_let_go_one_by_one() -> None:
         assert all(reference() is None for reference in alive)
         alive.append(weakref.ref(output[1]))
 
-    with torch.no_grad(), attention_read(model, lambda layer, found: None):
+    with torch.no_grad(), reading_attention(model, lambda layer, found: None):
         hooks = [attention_of(each).register_forward_hook(keep) for each in decoder_layers(model)]
         model.base_model(text_batch(1))
     assert len(alive) == LAYERS == len(hooks)

@@ -16,11 +16,11 @@ from recbole_idiomoe import load
 from recbole_idiomoe.analysis import ffn_memory as module
 from recbole_idiomoe.analysis import outputs
 from recbole_idiomoe.analysis.__main__ import main
-from recbole_idiomoe.analysis.canvas import image
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.efficiency import _memory, dense_form, make_batch
 from recbole_idiomoe.analysis.neurons import value_vectors
-from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.plot_layout import plot_file
+from recbole_idiomoe.analysis.plots import PLOTS
 from recbole_idiomoe.analysis.report import HELP
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import _labels, open_runs
@@ -84,11 +84,11 @@ def test_every_command_writes_its_files_and_prints_its_tables(
     # A picture can be drawn from the JSON alone, and is the one that was written.
     analysis = Analysis(**content)
     starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
-    for picture in PICTURES[name]:
+    for picture in PLOTS[name]:
         assert content["tables"][picture.table]
         files = {kind: Path(f"out/{name}-{picture.name}.{kind}").read_bytes() for kind in starts}
         assert all(files[kind].startswith(start) for kind, start in starts.items())
-        assert files["svg"] == image(picture, analysis, "svg")
+        assert files["svg"] == plot_file(picture, analysis, "svg")
 
 
 def test_a_terminal_has_all_figures_of_a_table_that_is_wider() -> None:
@@ -347,7 +347,7 @@ def test_labels_are_as_short_as_can_be(infos: list[dict[str, Any]], labels: list
         (["ffn-memory", "IDIOMoE", "--neuron", "2:0"], "has layers 0 to 1, not 2."),
         (["ffn-memory", "IDIOMoE", "--neuron", "0:24"], "has neurons 0 to 23."),
         (["ffn-memory", "IDIOMoE", "--category_field", "brand"], "no column 'brand' of words"),
-        (["ffn-memory", "IDIOMoE", "--device", "tpu9"], "--device=tpu9 is not to be had here"),
+        (["ffn-memory", "IDIOMoE", "--device", "tpu9"], "--device=tpu9 is not available here"),
         (["ffn-memory", "IDIOMoE", "--kk", "3"], "unknown setting --kk"),
         (["attention", "IDIOMoE", "--text", "none.txt"], "--text=none.txt cannot be read"),
         (["attention", "IDIOMoE", "--histories_file", "no.txt"], "no.txt cannot be read"),

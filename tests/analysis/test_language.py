@@ -13,8 +13,8 @@ import torch
 
 from recbole_idiomoe import load
 from recbole_idiomoe.analysis import benchmarks
-from recbole_idiomoe.analysis.canvas import element
-from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.plot_layout import plot_svg
+from recbole_idiomoe.analysis.plots import PLOTS
 from recbole_idiomoe.analysis.results import Analysis
 from recbole_idiomoe.protocol.language import language_kept
 from tests.analysis.test_commands import Folders, analysed, refused
@@ -61,7 +61,7 @@ def test_a_frozen_text_path_changes_by_exactly_nothing(folders: Folders) -> None
     assert notes[0].startswith("IDIOMoE: 0 nats") and notes[1].startswith("ItemLLM: ")
     assert all("no language to keep" in note for note in notes)  # tiny models start from nothing
     analysis = Analysis(**content)
-    picture = element(PICTURES["language"][0], analysis, narrow=False)
+    picture = plot_svg(PLOTS["language"][0], analysis, narrow=False)
     assert ">0<" in picture and f">{trained['nll_change']:+.4f}<" in picture
     assert content["tables"]["tasks"] == [] and not Path("out/language-tasks.csv").exists()
 

@@ -14,10 +14,10 @@ import pytest
 from recbole_idiomoe.analysis import outputs, report
 from recbole_idiomoe.analysis.__main__ import main
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
-from recbole_idiomoe.analysis.pictures import PICTURES
+from recbole_idiomoe.analysis.plots import PLOTS
 from recbole_idiomoe.analysis.report import Section, figures_of, page
 from recbole_idiomoe.analysis.results import Analysis
-from recbole_idiomoe.report.plot_style import WITHOUT
+from recbole_idiomoe.report.plot_style import NO_MATPLOTLIB
 from tests.analysis.test_commands import Folders
 from tests.pages import check_page
 
@@ -40,7 +40,7 @@ def test_every_picture_has_its_numbers_and_the_command_that_makes_them(
     timed = ["--efficiency", "--length", "8", "16"]
     text = reported(folders["IDIOMoE"], folders["ItemLLM"], *TEXT, *timed)
     check_page(text)
-    assert WITHOUT not in text and "Not made" not in text and "on demand" not in text
+    assert NO_MATPLOTLIB not in text and "Not made" not in text and "on demand" not in text
     monkeypatch.setattr(outputs, "can_draw", lambda: False)
     sections = dict(re.findall(r'<section id="(.*?)">(.*?)</section>', text, flags=re.DOTALL))
     assert list(sections) == list(COMMANDS)
@@ -49,7 +49,7 @@ def test_every_picture_has_its_numbers_and_the_command_that_makes_them(
         analysis = Analysis(**content)
         assert all(f"<li>{escape(note)}</li>" in unquoted(section) for note in analysis.notes)
         figures = re.findall(r"<figure>.*?</figure>", section, flags=re.DOTALL)
-        drawn = [p for p in PICTURES[name] if analysis.tables[p.table]]
+        drawn = [p for p in PLOTS[name] if analysis.tables[p.table]]
         assert len(figures) == sum(map(bool, analysis.tables.values())) >= len(drawn) > 0
         for figure, picture in zip(figures, drawn, strict=False):
             assert figure.index("<svg") < figure.index("<table>") < figure.index("<code>")
@@ -101,7 +101,7 @@ def test_what_a_run_cannot_have_and_what_nobody_asked_for_is_said(
         ("no/such", [], "is not the folder of a run"),
         ("SASRec", [], "SASRec, which is no language model"),
         ("IDIOMoE", ["--k", "0"], "--k=0 is out of range"),
-        ("IDIOMoE", ["--device", "tpu9"], "--device=tpu9 is not to be had here"),
+        ("IDIOMoE", ["--device", "tpu9"], "--device=tpu9 is not available here"),
         ("IDIOMoE", ["--text", "none.txt"], "--text=none.txt cannot be read"),
         ("IDIOMoE", ["--txt", "a"], "unknown setting --txt"),
     ],
@@ -129,7 +129,7 @@ def test_words_stay_words_and_nothing_of_them_becomes_markup(
     monkeypatch.setattr(report, "can_draw", lambda: False)
     plain = page([made_up(bad)], bad, {})
     check_page(plain)
-    assert "<svg" not in plain and plain.count(WITHOUT) == 1 and cells(plain)[1][0] == bad
+    assert "<svg" not in plain and plain.count(NO_MATPLOTLIB) == 1 and cells(plain)[1][0] == bad
 
 
 def made_up(word: str) -> Section:

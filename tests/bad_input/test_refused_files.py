@@ -16,7 +16,7 @@ from tests.bad_input.stranger import ITEMS, ROWS, Stranger, append, both
     [
         ({"inter": lambda _: bytes(range(256)) * 20}, ["toy.inter, line 2", "not utf-8"]),
         ({"inter": lambda _: b"\0" * 500}, ["toy.inter", "in the header"]),
-        ({"inter": lambda text: text[:-9]}, ["toy.inter, line 49", "2 fields", "mend that line"]),
+        ({"inter": lambda text: text[:-9]}, ["toy.inter, line 49", "2 fields", "fix that line"]),
         ({"inter": lambda text: text.encode("utf-16")}, ["line 1", "not utf-8", "--encoding"]),
         ({"item": lambda text: text.replace("m", "é").encode("latin-1")}, ["toy.item", "not utf"]),
         ({"inter": lambda text: text.replace("stamp", "")}, ["no column 'timestamp'"]),

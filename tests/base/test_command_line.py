@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_idiomoe.base.command_line import ended
+from recbole_idiomoe.base.command_line import run_program
 from recbole_idiomoe.base.errors import DataError
 
 PROGRAMS = {
@@ -62,8 +62,8 @@ def test_a_reader_who_has_seen_enough_is_no_fault(tmp_path: Path) -> None:
     script = tmp_path / "endless.py"
     script.write_text(
         "import sys\n"
-        "from recbole_idiomoe.base.command_line import ended\n"
-        "sys.exit(ended(lambda: [print('row ' * 20) for _ in range(10_000)] and None))\n"
+        "from recbole_idiomoe.base.command_line import run_program\n"
+        "sys.exit(run_program(lambda: [print('row ' * 20) for _ in range(10_000)] and None))\n"
     )
     with subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -78,9 +78,9 @@ def test_how_a_program_ends_is_its_exit_code(capsys: pytest.CaptureFixture[str])
     def failing(error: BaseException) -> None:
         raise error
 
-    assert ended(lambda: None) == 0 and ended(lambda: 3) == 3
-    assert ended(lambda: failing(DataError("no file"))) == 2
-    assert ended(lambda: failing(KeyboardInterrupt()), interrupted="goes on") == 130
+    assert run_program(lambda: None) == 0 and run_program(lambda: 3) == 3
+    assert run_program(lambda: failing(DataError("no file"))) == 2
+    assert run_program(lambda: failing(KeyboardInterrupt()), interrupted="goes on") == 130
     assert capsys.readouterr().err == "error: no file\ngoes on\n"
     with pytest.raises(ZeroDivisionError):
-        ended(lambda: failing(ZeroDivisionError()))
+        run_program(lambda: failing(ZeroDivisionError()))

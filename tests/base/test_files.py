@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from recbole_idiomoe import cli
 from recbole_idiomoe.base.errors import DiskFullError
 from recbole_idiomoe.base.files import (
-    folder_written_aside,
-    new_folder,
-    remove_asides,
+    atomic_folder_update,
+    atomic_new_folder,
+    atomic_write,
+    remove_temporary_files,
     write_text,
-    written_aside,
 )
 from recbole_idiomoe.training.observed import ObservedTrainer
 from tests.training.cycle import TINY, write_cycle
@@ -55,7 +55,7 @@ def names(folder: Path) -> list[str]:
 def test_a_full_disk_leaves_the_file_before(writer: str, small_disk: Path) -> None:
     path = small_disk / "state"
     write_text(path, "before")
-    with pytest.raises(DiskFullError, match="the disk is full") as error, written_aside(path) as to:
+    with pytest.raises(DiskFullError, match="the disk is full") as error, atomic_write(path) as to:
         WRITERS[writer](to)
     assert str(small_disk) in str(error.value) and "\n" not in str(error.value)
     assert path.read_text() == "before" and names(small_disk) == ["state"]
@@ -67,11 +67,11 @@ def test_a_full_disk_leaves_the_folder_before(writer: str, small_disk: Path) -> 
     folder.mkdir()
     for name in ("config", "weights"):
         write_text(folder / name, "before")
-    with pytest.raises(DiskFullError), folder_written_aside(folder) as aside:
+    with pytest.raises(DiskFullError), atomic_folder_update(folder) as aside:
         (aside / "config").write_text("after")
         WRITERS[writer](aside / "weights")
     assert {path.read_text() for path in folder.iterdir()} == {"before"}
-    with pytest.raises(DiskFullError), new_folder(small_disk / "other") as aside:
+    with pytest.raises(DiskFullError), atomic_new_folder(small_disk / "other") as aside:
         WRITERS[writer](aside / "weights")
     assert names(small_disk) == ["model"] and names(folder) == ["config", "weights"]
 
@@ -94,9 +94,9 @@ def test_a_disk_that_fills_up_while_it_is_flushed(
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="no disk"), written_aside(tmp_path / "state"):
+    with pytest.raises(RuntimeError, match="no disk"), atomic_write(tmp_path / "state"):
         raise RuntimeError("no disk has to do with it")
-    with pytest.raises(PermissionError), folder_written_aside(tmp_path):
+    with pytest.raises(PermissionError), atomic_folder_update(tmp_path):
         raise PermissionError
     assert names(tmp_path) == []
 
@@ -127,11 +127,11 @@ def test_names_are_flushed_after_the_rename(
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     write_text(tmp_path / "state", "before")
     (tmp_path / ".hidden").write_text("another's")
-    left = [written_aside(tmp_path / "state"), folder_written_aside(tmp_path)]
+    left = [atomic_write(tmp_path / "state"), atomic_folder_update(tmp_path)]
     for writing in left:
         writing.__enter__()
     assert len(names(tmp_path)) == 4
-    remove_asides(tmp_path)
+    remove_temporary_files(tmp_path)
     assert names(tmp_path) == [".hidden", "state"]
 
 

@@ -11,7 +11,7 @@ from recbole_idiomoe.leaderboard import plots
 from recbole_idiomoe.leaderboard.board import read_board
 from recbole_idiomoe.leaderboard.plots import groups_of
 from recbole_idiomoe.leaderboard.standings import standings_of
-from recbole_idiomoe.report.plot_style import WITHOUT
+from recbole_idiomoe.report.plot_style import NO_MATPLOTLIB
 from tests.leaderboard.boards import Runner
 from tests.leaderboard.conftest import Lead
 from tests.pages import Elements, check_page
@@ -34,7 +34,7 @@ def test_the_page_is_whole_and_needs_nothing_else(
     lead("IDIOMoE", variants={name: {"model": "SASRec"}, "IDIOMoE": {}}, seeds=2)
     text = Path("board/leaderboard.html").read_text()
     check_page(text)
-    assert WITHOUT not in text
+    assert NO_MATPLOTLIB not in text
     assert "<i>" not in text and text.count("&lt;i&gt; &amp;") > 5
 
     drawn = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)

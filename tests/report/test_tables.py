@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 
 from recbole_idiomoe.base.errors import IdiomoeError
+from recbole_idiomoe.report.__main__ import main
 from recbole_idiomoe.report.extra_rows import language_notes
-from recbole_idiomoe.report.tables import (
-    aligned,
-    check_writable,
-    joined,
-    main,
-    markdown,
-    table,
-    write_result,
-)
+from recbole_idiomoe.report.formatting import aligned
+from recbole_idiomoe.report.grid_tables import markdown
+from recbole_idiomoe.report.result_files import check_writable, merge_grids, write_result
+from recbole_idiomoe.report.tables import table
 
 METRICS = ["hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10"]
 PROTOCOL = {"split": "LS valid_and_test", "mask_seen": True, "filters": {"rm_dup_inter": None}}
@@ -228,19 +224,19 @@ def test_a_grid_in_markdown_has_the_validation_metric_too() -> None:
 
 def test_grids_that_ran_in_different_places_are_joined_under_one_protocol() -> None:
     one, other = grid(base=[0.1]), grid(more=[0.2])
-    assert "| more | 0.2000 | +100.0% |" in markdown(joined([one, other]))
+    assert "| more | 0.2000 | +100.0% |" in markdown(merge_grids([one, other]))
     with pytest.raises(IdiomoeError, match="'base' on toys"):
-        joined([one, grid(base=[0.2])])
+        merge_grids([one, grid(base=[0.2])])
     other["protocol"]["toys"] = PROTOCOL | {"mask_seen": False}
     with pytest.raises(IdiomoeError, match="do not compare"):
-        joined([one, other])
+        merge_grids([one, other])
 
 
 def test_the_measured_tables_are_those_of_their_files() -> None:
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
     for names in (["backbone-amazon-toys"], ["backbone-ml-100k-SASRec", "backbone-ml-100k"]):
         grids = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
-        assert markdown(joined(grids)).split("\n\n")[0] + "\n\n" in text
+        assert markdown(merge_grids(grids)).split("\n\n")[0] + "\n\n" in text
 
 
 @pytest.mark.parametrize(
@@ -322,7 +318,7 @@ def test_a_grid_has_the_mixes_means_and_weights_by_seed() -> None:
     lines = [" ".join(line.split()) for line in table([one]).splitlines()]
     assert "base + 0.3000 ± 0.1414 +50.0% 0.5000 ± 0.2828 +25.0% 2.5M" in lines
     assert "on validation: base 0.1, 0.2; other 0.1, 0.2." in " ".join(lines)
-    text = markdown(joined([one]))
+    text = markdown(merge_grids([one]))
     assert "| other + TransitionCounter | 0.4000 ± 0.0000 | +100.0% |" in text
     assert "- validation" not in text
 

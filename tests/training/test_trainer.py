@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run.json").write_text('{"model": "IDIOMoE", "dataset": "x", "settings": {}}')
-    monkeypatch.setattr(api, "refusal", lambda folder: f"{folder}: Read-only file system")
+    monkeypatch.setattr(api, "unwritable_reason", lambda folder: f"{folder}: Read-only file system")
     with pytest.raises(SettingError, match=r"resume=.* cannot be written .*Read-only file system"):
         api.run(resume=tmp_path)
 

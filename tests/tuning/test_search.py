@@ -220,8 +220,8 @@ def test_two_searches_into_one_file_at_once_are_refused(validate: Validate) -> N
 def test_a_search_that_was_killed_holds_nothing(validate: Validate) -> None:
     hold = (
         "import sys, time; from pathlib import Path\n"
-        "from recbole_idiomoe.tuning.trials import held\n"
-        "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "from recbole_idiomoe.tuning.trials import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold, KEPT], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
@@ -252,7 +252,7 @@ def test_other_data_end_the_search(validate: Validate, monkeypatch: pytest.Monke
     tune(**SASREC, settings=SPACE, trials=1)
     fewer = lambda plan: replace(validate(plan), users=0)  # noqa: E731
     monkeypatch.setattr(execution, "execute", fewer)
-    with pytest.raises(DataError, match="the data are others than those of the first trial"):
+    with pytest.raises(DataError, match="the data differ from the data of the first"):
         tune(**SASREC, settings=SPACE, trials=2)
 
 

@@ -1,1 +1,1 @@
-"""The public Amazon reviews of 2014, 2018 and 2023, from their dumps to atomic files."""
+"""Conversion of the public Amazon review dumps (2014, 2018, 2023) to atomic files."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_idiomoe.base import yaml_files
-from recbole_idiomoe.base.command_line import Parser, ended
+from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
 from recbole_idiomoe.data.amazon.fetching import fetch
@@ -17,17 +17,17 @@ from recbole_idiomoe.data.amazon.writing import convert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert as the arguments say; the exit status."""
+    """Convert dumps as the arguments say; returns the exit code."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    return ended(
+    return run_program(
         lambda: print(_run(_parser().parse_args(arguments))),
         interrupted="interrupted; the same command goes on with what is fetched",
     )
 
 
 def _run(given: argparse.Namespace) -> str:
-    """The report on what was written."""
+    """Convert, and return the report to print."""
     if given.core < 1 or not 0 <= given.max_malformed <= 1:
         raise SettingError("--core must be at least 1, and --max_malformed between 0 and 1.")
     if bool(given.reviews) != bool(given.metadata):

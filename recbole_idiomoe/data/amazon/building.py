@@ -1,4 +1,4 @@
-"""A data set by its name: its dumps fetched if need be, converted, and held against the paper."""
+"""Building a data set by its name: fetch its dumps, convert them, compare with the paper."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Dumps:
     reviews: Source
     metadata: Source
     lines: int | None = None
-    """Reviews that the publishers count."""
+    """Number of reviews according to the publishers."""
     table_8: tuple[int, int] | None = None
     """Sequences and items in the paper's Table 8, as printed."""
 
     @classmethod
     def from_setting(cls, value: Any) -> Dumps:
-        """The entry, checked.
+        """Parse and check the entry.
 
         Raises:
-            SettingError: it is of another form.
+            SettingError: the entry has another form.
         """
         keys = {"reviews", "metadata", "lines", "table_8"}
         if not isinstance(value, Mapping) or not {"reviews", "metadata"} <= set(value) <= keys:
@@ -56,12 +56,12 @@ class Dumps:
 
 
 def build(name: str, root: Path, dumps: Dumps) -> None:
-    """``root/NAME``, from dumps that are fetched into ``root/NAME-dumps`` and kept there.
+    """Build ``root/NAME`` from dumps that are fetched into ``root/NAME-dumps`` and kept there.
 
-    Of several processes that want the same, one works and the others wait.
+    Of several processes that need the data set, one builds it and the others wait.
 
     Raises:
-        Unavailable: a dump can be had from nowhere; a folder that stays empty goes again.
+        Unavailable: a dump cannot be fetched; new folders that stayed empty are removed.
         DataError: the dumps cannot be converted.
     """
     folder = root / f"{name}-dumps"
@@ -92,7 +92,7 @@ def build(name: str, root: Path, dumps: Dumps) -> None:
 
 
 def report(summary: Summary, dumps: Dumps | None) -> str:
-    """The summary, and beside it what the publishers and the paper count."""
+    """The summary, compared with the numbers of the publishers and of the paper."""
     lines = [summary.text()]
     if dumps and dumps.lines is not None:
         known, read = dumps.lines, summary.lines

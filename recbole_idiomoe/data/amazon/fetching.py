@@ -1,7 +1,7 @@
-"""Dumps from where they are published, resumed where a download broke off.
+"""Downloads of dumps, which resume after an interruption.
 
-With urllib, as RecBole downloads too: the bytes as they are, where other clients unpack a ``.gz``
-that a server calls an encoding.
+They use urllib, as RecBole does, since other clients may unpack a ``.gz`` that a server declares
+as a content encoding.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.base.version import __version__
 
 PATIENCE_S = 30.0
-"""Seconds without a byte, after which a connection is given up."""
+"""Seconds without a byte after which a connection is closed."""
 ATTEMPTS = 5
-"""Connections in a row that bring nothing, after which a server is given up."""
+"""Connections in a row without a byte after which a server is given up."""
 PAUSE_S = 1.0
-"""Seconds before the second such attempt; they double."""
+"""Seconds before the second of these attempts; the wait doubles after each."""
 
 _PASSING = (408, 429, 500, 502, 503, 504)
 _CHUNK = 1 << 20
@@ -43,31 +43,31 @@ logger = logging.getLogger(__name__)
 
 
 class Unavailable(DataError):
-    """A dump that cannot be had from any of its addresses."""
+    """A file that cannot be downloaded from any of its addresses."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dump is published, and what is known of it."""
+    """The addresses of a dump, with its size and hash where they are known."""
 
     urls: tuple[str, ...]
     """Addresses of the same file, tried in turn."""
     size: int | None = None
-    """Bytes, where known."""
+    """Size in bytes, if known."""
     sha256: str | None = None
-    """Where published."""
+    """SHA-256 in hexadecimal, if published."""
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The name of the file, from its first address."""
         return urlsplit(self.urls[0]).path.rsplit("/", 1)[-1]
 
     @classmethod
     def from_setting(cls, value: Any, where: str) -> Source:
-        """``{urls: [...], size: ..., sha256: ...}`` as a YAML file has it.
+        """Parse ``{urls: [...], size: ..., sha256: ...}`` of a YAML file.
 
         Raises:
-            SettingError: it is something else.
+            SettingError: ``value`` has another form.
         """
         unknown = set(value) - {"urls", "size", "sha256"} if isinstance(value, Mapping) else {"?"}
         urls = [] if unknown else value.get("urls")
@@ -80,13 +80,13 @@ class Source:
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """``folder/NAME``, downloaded unless it is there; what broke off before is gone on with.
+    """Download a file to ``folder/NAME`` unless it exists, and return its path.
 
-    Until it is whole the file is called ``NAME.part``.
+    An interrupted download resumes from ``NAME.part``.
 
     Raises:
-        Unavailable: no address has it; the message says what each answered.
-        DataError: the disk is full, or cannot be written.
+        Unavailable: no address has the file; the message has the answer of each.
+        DataError: the disk is full or cannot be written.
     """
     path = folder / source.name
     if path.is_file():
@@ -117,11 +117,11 @@ def fetch(source: Source, folder: Path) -> Path:
 
 
 class _Refused(Exception):
-    """An answer that asking again would not change."""
+    """An answer that another attempt would not change."""
 
 
 def _download(url: str, part: Path, size: int | None) -> None:
-    """Append to ``part`` until it is whole; goes on after a fault as long as bytes arrive."""
+    """Append to ``part`` until it is complete, with new attempts as long as bytes arrive."""
     idle, begun_with = 0, _size(part)
     with tqdm(unit="B", unit_scale=True, desc=part.stem, total=size, disable=None) as bar:
         while True:
@@ -147,7 +147,7 @@ def _download(url: str, part: Path, size: int | None) -> None:
 
 
 def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
-    """One connection's worth of ``url``, from where ``part`` ends."""
+    """Read ``url`` from the end of ``part`` over one connection."""
     had = _size(part)
     request = urllib.request.Request(url, headers={"User-Agent": f"recbole_idiomoe/{__version__}"})
     if had:
@@ -159,13 +159,13 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
             raise
         with error:
             if _range_of(error)[1] == had:
-                return  # nothing after the end: the part is whole
+                return  # nothing after the end: the part is complete
         part.unlink()
         raise ConnectionError("the file there is another one than was begun") from error
     with response:
         begun, total = _range_of(response)
         if response.status != 206:
-            had = 0  # a server that knows no ranges sends all of it again
+            had = 0  # a server without ranges sends the whole file
         elif begun != had:
             raise _Refused("another part of the file than was asked for")
         if total is not None and size is not None and total != size:
@@ -188,7 +188,7 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """What has come; no error of the connection passes for one of the disk."""
+    """The next bytes; an error of the connection is raised as one, not as a disk error."""
     try:
         return response.read1(_CHUNK)
     except TimeoutError:
@@ -198,7 +198,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _range_of(response: Any) -> tuple[int | None, int | None]:
-    """Where the body begins, and the size of the whole file; None: not said."""
+    """The offset of the body, and the size of the whole file; None if unknown."""
     if match := _RANGE.match(response.headers.get("Content-Range") or ""):
         begun, total = match.groups()
         return _number(begun), _number(total)
@@ -210,7 +210,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _check(part: Path, source: Source) -> None:
-    """The size and hash that are known, or the part goes."""
+    """Check size and hash where they are known; remove the part if they differ."""
     found = _size(part)
     if source.size is not None and found != source.size:
         part.unlink()
@@ -228,7 +228,7 @@ def _size(path: Path) -> int:
 
 
 def _is_network(error: OSError) -> bool:
-    """Whether it is of a connection; the others are of the disk."""
+    """Whether an error comes from the connection, and not from the disk."""
     return isinstance(error, urllib.error.URLError | ConnectionError | TimeoutError)
 
 

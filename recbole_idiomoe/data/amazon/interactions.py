@@ -1,4 +1,4 @@
-"""Interactions as arrays: each pair once, then the k-core."""
+"""Interactions as arrays, with the steps of preprocessing: unique pairs, k-core, order."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from recbole_idiomoe.data.amazon.reading import Review
 
 @dataclass(frozen=True)
 class Interactions:
-    """Rows of ``(user, item, time)`` and the names that the numbers stand for.
-
-    16 bytes a row, and an entry of a dictionary for each user and item.
-    """
+    """Rows of ``(user, item, time)``, and the ids of users and items; 16 bytes for each row."""
 
     user: np.ndarray
     """Index into ``users``, int32, shape ``(n,)``."""
@@ -32,7 +29,7 @@ class Interactions:
 
     @classmethod
     def collect(cls, reviews: Iterable[Review]) -> Interactions:
-        """Those of ``reviews``, in their order."""
+        """The interactions of ``reviews``, in their order."""
         users: dict[str, int] = {}
         items: dict[str, int] = {}
         user_column, item_column, time_column = array("i"), array("i"), array("d")
@@ -49,9 +46,9 @@ class Interactions:
         )
 
     def each_pair_once(self) -> Interactions:
-        """The earliest of a user's interactions with an item, as in the benchmark of 2023.
+        """Keep the earliest interaction of each user and item, as in the benchmark of 2023.
 
-        Of equally early ones it is the first in the file.
+        Of several at the same time, the first in the file is kept.
         """
         order = np.lexsort((self.time, self.item, self.user))
         user, item = self.user[order], self.item[order]
@@ -60,7 +57,7 @@ class Interactions:
         return self._rows(np.sort(order[new]))
 
     def k_core(self, k: int) -> Interactions:
-        """What is left when users and items with fewer than ``k`` are left out, over and over."""
+        """The k-core: users and items with fewer than ``k`` rows are removed until none is left."""
         kept = np.arange(len(self))
         while True:
             user, item = self.user[kept], self.item[kept]
@@ -70,18 +67,18 @@ class Interactions:
             kept = kept[enough]
 
     def in_order(self) -> Interactions:
-        """Users as they first appear, each one's interactions by time, ties as in the file."""
+        """Rows by user, in the order of first appearance, then by time, then as in the file."""
         return self._rows(np.lexsort((self.time, self.user)))
 
     def _rows(self, rows: np.ndarray) -> Interactions:
-        """The given rows, and only the names that they have."""
+        """The given rows, with only the users and items that they contain."""
         user, users = _renumbered(self.user[rows], self.users)
         item, items = _renumbered(self.item[rows], self.items)
         return Interactions(user, item, self.time[rows], users, items)
 
 
 def _renumbered(values: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """``values`` counted through without gaps, and the names of those that are there."""
+    """``values`` renumbered without gaps, and the names of the ones that occur."""
     there = np.zeros(len(names), dtype=bool)
     there[values] = True
     numbers = np.cumsum(there, dtype=np.int32) - 1

@@ -1,8 +1,8 @@
-"""Dumps of reviews and of metadata, line by line, whatever their year.
+"""Dumps of reviews and metadata of all years, read line by line.
 
-A line is a JSON object; the metadata of 2014 are Python literals instead (single quotes), which
-``ast.literal_eval`` reads and nothing evaluates. A line that is neither, or that lacks what is
-needed, is malformed: counted, skipped, and refused where there are too many.
+A line is a JSON object, or in the metadata of 2014 a Python literal, which ``ast.literal_eval``
+parses without running code. A line that is neither, or lacks a needed field, is malformed: it is
+counted and skipped, and too many of them are an error.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from recbole_idiomoe.data.amazon.text import category_names, one_line
 from recbole_idiomoe.data.atomic_files import MISSING
 
 MAX_LINE = 4 << 20
-"""Bytes of the longest line that is read; metadata with a whole web page in it have 1 MB."""
+"""Most bytes of a line; metadata that contain a whole web page have 1 MB."""
 
 _TOO_LONG = b"<too long>"
 _ALWAYS_ALLOWED = 10
-_HOPELESS = 1000  # lines, after which a file without a good one is read no further
-_MAX_TIME = 1e11  # seconds; what exceeds it is not a time
+_HOPELESS = 1000  # lines; a file whose first ones are all malformed is read no further
+_MAX_TIME = 1e11  # seconds since 1970; a larger number is not a time
 _ID = re.compile(r"[!-~]{1,64}")
 _SHOW_EVERY = 4096
 
 
 class BrokenDump(DataError):
-    """A file that ends early or is damaged; another download may mend it."""
+    """A file that is truncated or damaged; downloading it again may help."""
 
 
 class Review(NamedTuple):
-    """Who reviewed what, when (seconds since 1970)."""
+    """A user's review of an item, at a time in seconds since 1970."""
 
     user: str
     item: str
@@ -49,7 +49,7 @@ class Review(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What the metadata say of an item; a text that is not there is empty."""
+    """The metadata of an item; a missing text is empty."""
 
     item: str
     title: str
@@ -58,22 +58,22 @@ class Item(NamedTuple):
 
 
 class _Fault(ValueError):
-    """Why a line is malformed."""
+    """The reason why a line is malformed."""
 
 
 class Dump:
-    """A file of reviews or metadata, gzipped or plain, that is read once from end to end.
+    """A file of reviews or metadata, gzipped or plain, which can be read once.
 
-    A bar shows how far, if stderr is a terminal.
+    A progress bar is shown if stderr is a terminal.
 
     Args:
         path: the file.
-        limit: largest share of malformed lines; 10 of them are always allowed, unless it is 0.
+        limit: largest share of malformed lines; unless it is 0, 10 are always allowed.
 
     Attributes:
-        lines: lines read, blank ones left out.
-        faults: how many lines were malformed, by reason.
-        first: the first such line, as ``line 12: no user``; empty if there is none.
+        lines: number of lines read, without blank ones.
+        faults: number of malformed lines, by reason.
+        first: the first malformed line, for example ``line 12: no user``; else empty.
     """
 
     def __init__(self, path: Path, limit: float) -> None:
@@ -84,23 +84,24 @@ class Dump:
 
     @property
     def malformed(self) -> int:
-        """How many lines were malformed."""
+        """The number of malformed lines."""
         return self.faults.total()
 
     def reviews(self) -> Iterator[Review]:
-        """Every well-formed review.
+        """The well-formed reviews.
 
         Raises:
             DataError: the file cannot be read, or too many lines are malformed.
-            BrokenDump: it ends early, or is damaged.
+            BrokenDump: the file is truncated or damaged.
         """
         return self._read(_review)
 
     def items(self) -> Iterator[Item]:
-        """Every well-formed row of metadata; an item may have several.
+        """The well-formed rows of metadata; an item may have several.
 
         Raises:
-            DataError: as :meth:`reviews`.
+            DataError: the file cannot be read, or too many lines are malformed.
+            BrokenDump: the file is truncated or damaged.
         """
         return self._read(_item)
 
@@ -132,12 +133,12 @@ class Dump:
             )
         raise DataError(
             f"{self.path}: {self.malformed} of {self.lines} lines are malformed ({self.first}), "
-            f"more than the share of {self.limit:g} allowed; mend the file, or allow more with "
+            f"more than the share of {self.limit:g} allowed; fix the file, or allow more with "
             "--max_malformed."
         )
 
     def _raw_lines(self) -> Iterator[bytes]:
-        """Lines with their ends, and ``_TOO_LONG`` for one that is."""
+        """Lines with their line ends, and ``_TOO_LONG`` in place of a line that is too long."""
         read = 0
         try:
             with open(self.path, "rb") as raw:
@@ -169,7 +170,7 @@ class Dump:
 
 
 def _unpacked(raw: IO[bytes]) -> Any:
-    """What ``raw`` holds, unpacked if it is gzipped; names lie, the first bytes do not."""
+    """The content of ``raw``, unpacked if its first bytes, not its name, say that it is gzipped."""
     packed = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
     return gzip.GzipFile(fileobj=raw) if packed else raw
@@ -192,9 +193,9 @@ def _literal(line: bytes) -> Any:
         raise _Fault("neither JSON nor a Python literal")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # backslashes that Python will not know one day
+            warnings.simplefilter("ignore")  # of backslashes that a later Python will reject
             return ast.literal_eval(line.decode("utf-8").strip())
-    # literal_eval compiles the text: what the compiler says of odd input is not only syntax.
+    # literal_eval compiles the text, and the compiler raises more than syntax errors.
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise _Fault("neither JSON nor a Python literal") from error
 
@@ -203,7 +204,7 @@ def _review(row: Mapping[str, Any]) -> Review:
     if "reviewerID" in row:  # 2014 and 2018
         user, item, time = row["reviewerID"], row.get("asin"), row.get("unixReviewTime")
         return Review(_id(user, "user"), _id(item, "item"), _seconds(time))
-    # 2023: variants of a product share the parent, whom the metadata describe; milliseconds.
+    # 2023: variants of a product share a parent, which the metadata describe; milliseconds.
     user, item, time = row.get("user_id"), row.get("parent_asin"), row.get("timestamp")
     return Review(_id(user, "user"), _id(item, "item"), _seconds(time, unit=1e-3))
 

@@ -1,4 +1,4 @@
-"""Texts of the metadata as an atomic file can hold them."""
+"""Cleaning of metadata texts for atomic files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 LONGEST = 2000
-"""Characters that are kept of a title or a brand; longer ones are whole web pages."""
+"""Most characters of a title or brand; longer ones are whole web pages."""
 
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*>")
 # Control and format characters that pandas, csv or a terminal would act on, and surrogates that
@@ -17,10 +17,10 @@ _SPACE = re.compile(r"\s+")
 
 
 def one_line(value: Any) -> str:
-    """``value`` as plain text on one line: entities resolved, tags and control characters gone.
+    """``value`` as plain text on one line, without entities, tags and control characters.
 
-    A list is its texts, joined by a space; what is neither is empty, and so is a title of 2018
-    that is a piece of the web page's script.
+    The texts of a list are joined by spaces. The result is empty for any other type, and for
+    titles of 2018 that are pieces of a web page's script.
     """
     if isinstance(value, list | tuple):
         value = " ".join(part for part in value if isinstance(part, str))
@@ -32,13 +32,13 @@ def one_line(value: Any) -> str:
             break
         text = html.unescape(text)
     text = _SPACE.sub(" ", _UNFIT.sub(" ", _TAG.sub(" ", text))).strip()
-    if "getTime" in text:  # how the dumps' own page says to find such titles
+    if "getTime" in text:  # the mark of such titles according to the dumps' own page
         return ""
     return text[:LONGEST].rstrip()
 
 
 def category_names(value: Any) -> list[str]:
-    """The names in ``value``, each once: a list, or the nested paths of 2014 one after another."""
+    """The distinct category names in ``value``: a list, or the nested lists of 2014."""
     names: list[str] = []
     waiting = [value]
     while waiting:

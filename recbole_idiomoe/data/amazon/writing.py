@@ -1,4 +1,4 @@
-"""Atomic files of a data set, as ``properties/dataset/amazon-*.yaml`` reads them."""
+"""Conversion of dumps to atomic files, which ``properties/dataset/amazon-*.yaml`` describe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.base.files import new_folder
+from recbole_idiomoe.base.files import atomic_new_folder
 from recbole_idiomoe.data.amazon.interactions import Interactions
 from recbole_idiomoe.data.amazon.reading import Dump, Item
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Summary:
-    """What was read, and what is left of it."""
+    """Numbers of what was read, and of what is left after preprocessing."""
 
     dataset: str
     reviews: str
@@ -31,17 +31,17 @@ class Summary:
     metadata_lines: int
     metadata_malformed: dict[str, int]
     repeated: int
-    """Reviews of an item by a user who had reviewed it already."""
+    """Number of reviews of an item by a user who has already reviewed it."""
     users: int
     items: int
     interactions: int
     without_metadata: int
     without_title: int
-    """Items whose metadata have none, or that have no metadata."""
+    """Number of items without a title, or without metadata."""
     without_categories: int
 
     def text(self) -> str:
-        """The same for people, several lines."""
+        """The summary as text of several lines."""
         left_out = self.lines - sum(self.malformed.values()) - self.repeated - self.interactions
         return "\n".join(
             [
@@ -66,22 +66,22 @@ def convert(
 ) -> Summary:
     """Write ``folder/NAME.inter``, ``NAME.item`` and ``NAME.summary.json``; NAME is the folder's.
 
-    A user and an item meet once, at their earliest review; then comes the ``core``-core. Every
-    item that is left has a row in ``.item``, whether or not the metadata know it: RecBole would
-    drop the interactions of one that has none. Users are in the order in which the dump names
-    them, their interactions in the order of time; times are seconds since 1970.
+    Of several reviews of an item by a user, the earliest is kept; then the ``core``-core is taken.
+    Every remaining item gets a row in ``.item``, with or without metadata, since RecBole drops the
+    interactions of items without a row. Users are in the order of the dump, their interactions in
+    the order of time, in seconds since 1970.
 
     Args:
         reviews: dump of reviews.
         metadata: dump of metadata.
-        folder: where the files go; nothing appears there before all are written.
+        folder: the new folder, which appears once all files are written.
         core: fewest interactions of a user and of an item (paper, section B.3: 5).
         max_malformed: largest share of malformed lines in either dump.
 
     Raises:
         DataError: ``folder`` has files, a dump cannot be read or has too many malformed lines, or
-            nothing is left.
-        BrokenDump: one that is damaged or ends early.
+            no interaction is left.
+        BrokenDump: a dump is truncated or damaged.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} holds files already; remove it, or give another name.")
@@ -122,7 +122,7 @@ def convert(
 
 
 def _described(dump: Dump, wanted: set[str]) -> dict[str, Item]:
-    """The rows of ``wanted`` items: an item's first row, or its first one with a title."""
+    """The metadata of ``wanted`` items: the first row of each with a title, else its first row."""
     found: dict[str, Item] = {}
     for row in dump.items():
         if row.item in wanted and (row.item not in found or not found[row.item].title):
@@ -133,16 +133,16 @@ def _described(dump: Dump, wanted: set[str]) -> dict[str, Item]:
 def _write(folder: Path, kept: Interactions, items: dict[str, Item], summary: Summary) -> None:
     name = folder.name
     try:
-        with new_folder(folder) as aside:
-            with open(aside / f"{name}.inter", "w", encoding="utf-8", newline="\n") as file:
+        with atomic_new_folder(folder) as temporary:
+            with open(temporary / f"{name}.inter", "w", encoding="utf-8", newline="\n") as file:
                 file.write(INTER_HEADER)
                 file.writelines(_inter_lines(kept))
-            with open(aside / f"{name}.item", "w", encoding="utf-8", newline="\n") as file:
+            with open(temporary / f"{name}.item", "w", encoding="utf-8", newline="\n") as file:
                 file.write(ITEM_HEADER)
                 for item in sorted(kept.items):
                     row = items.get(item, Item(item, "", [], ""))
                     file.write(f"{item}\t{row.title}\t{'|'.join(row.categories)}\t{row.brand}\n")
-            with open(aside / f"{name}.summary.json", "w", encoding="utf-8") as file:
+            with open(temporary / f"{name}.summary.json", "w", encoding="utf-8") as file:
                 json.dump(asdict(summary), file, indent=2)
     except OSError as error:
         raise DataError(

@@ -10,7 +10,7 @@ from recbole.data.dataloader import TrainDataLoader
 from recbole.utils import init_seed
 
 from recbole_idiomoe.base import distributed
-from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.models.first_stage import StageRun
 from recbole_idiomoe.models.registry import get_model
 
@@ -52,7 +52,7 @@ def _train_id_encoder(run: StageRun) -> None:
     trainer = run.fit(stage, model, loader, run.folder / "id_encoder.pth")
     item_ids = histories.field2id_token[histories.iid_field].astype(str)
     vectors = model.items.weight.detach().cpu().numpy()
-    with written_aside(run.folder / ID_VECTORS_FILE) as aside, aside.open("wb") as file:
+    with atomic_write(run.folder / ID_VECTORS_FILE) as aside, aside.open("wb") as file:
         np.savez(file, item_ids=item_ids[1:], vectors=vectors[1:])
     result = trainer.best_valid_result
     getLogger().info(f"E4SRec, stage 2 of 2: the language model; stage 1 validated at {result}")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, MissingLibraryError
-from recbole_idiomoe.base.files import folder_written_aside
+from recbole_idiomoe.base.files import atomic_folder_update
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
@@ -251,7 +251,7 @@ class CatalogLM(nn.Module):
             weights: weights to write in place of the language model's own; needed if its own are
                 distributed over processes.
         """
-        with folder_written_aside(folder) as aside:
+        with atomic_folder_update(folder) as aside:
             with no_progress_bars():
                 self.lm.save_pretrained(aside, state_dict=weights)
             if folder not in self._described:  # they are large, and do not change

@@ -1,4 +1,4 @@
-"""Pictures of analyses, drawn from what their JSON holds, for eyes of any kind."""
+"""The plots of the analyses, drawn from the content of their JSON files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from recbole_idiomoe.analysis.canvas import Canvas, Picture
+from recbole_idiomoe.analysis.plot_layout import Plot, PlotLayout
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.report.extra_rows import nll_change
 from recbole_idiomoe.report.plot_style import COLOURS, INK, MARKERS
 
 
-def _ffn_memory(canvas: Canvas, analysis: Analysis) -> None:
-    """Figure 5: a row of two panels for each data set."""
+def _ffn_memory(layout: PlotLayout, analysis: Analysis) -> None:
+    """The paper's Figure 5: a row of two panels for each data set."""
     rows = analysis.tables["layers"]
     datasets = _datasets(analysis)
-    panels = canvas.panels(len(datasets), 2)
+    panels = layout.panels(len(datasets), 2)
     lines = list(dict.fromkeys((row["run"], row["expert"]) for row in rows))
     lines = [line for line in lines if line[1] != "random vectors"]
     for (left, right), (dataset, runs) in zip(panels, datasets.items(), strict=True):
@@ -49,12 +49,12 @@ def _ffn_memory(canvas: Canvas, analysis: Analysis) -> None:
         for axes in (left, right):
             _whole_numbers(axes)
             axes.set_xlabel("layer")
-    canvas.legend(panels)
+    layout.legend(panels)
 
 
-def _text_attention(canvas: Canvas, analysis: Analysis) -> None:
-    """Figure 7: previous token, first token, entropy."""
-    (panels,) = grid = canvas.panels(1, 3)
+def _text_attention(layout: PlotLayout, analysis: Analysis) -> None:
+    """The paper's Figure 7: attention to the previous and the first token, and its entropy."""
+    (panels,) = grid = layout.panels(1, 3)
     titles = {
         "previous": ("to the previous token", "mean attention"),
         "first": ("to the first token", "mean attention"),
@@ -71,14 +71,14 @@ def _text_attention(canvas: Canvas, analysis: Analysis) -> None:
         axes.set_xlabel("layer")
         axes.set_ylim(0, None)
         _whole_numbers(axes)
-    canvas.legend(grid)
+    layout.legend(grid)
 
 
-def _distances(canvas: Canvas, analysis: Analysis) -> None:
-    """Figure 8: attention by distance, in early, middle and late layers."""
+def _distances(layout: PlotLayout, analysis: Analysis) -> None:
+    """The paper's Figure 8: attention by distance in early, middle and late layers."""
     table = analysis.tables["distance"]
     blocks = list(dict.fromkeys(row["layers"] for row in table))
-    (panels,) = grid = canvas.panels(1, len(blocks), sharey=True)
+    (panels,) = grid = layout.panels(1, len(blocks), sharey=True)
     for axes, block in zip(panels, blocks, strict=True):
         rows = {
             run["run"]: [r for r in table if (r["run"], r["layers"]) == (run["run"], block)]
@@ -89,13 +89,13 @@ def _distances(canvas: Canvas, analysis: Analysis) -> None:
         axes.set_xlabel("distance, tokens")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-    canvas.label_y(panels, "mean attention")
-    canvas.legend(grid)
+    layout.label_y(panels, "mean attention")
+    layout.legend(grid)
 
 
-def _item_attention(canvas: Canvas, analysis: Analysis) -> None:
-    """Shares of attention on histories, beside what even attention would give."""
-    (panels,) = grid = canvas.panels(1, 3, sharey=True)
+def _item_attention(layout: PlotLayout, analysis: Analysis) -> None:
+    """Shares of attention on histories, compared with evenly spread attention."""
+    (panels,) = grid = layout.panels(1, 3, sharey=True)
     titles = {
         "item_to_items": "items to other items",
         "item_to_text": "items to text",
@@ -117,13 +117,13 @@ def _item_attention(canvas: Canvas, analysis: Analysis) -> None:
         axes.set_xlabel("layer")
         axes.set_ylim(0, 1)
         _whole_numbers(axes)
-    canvas.label_y(panels, "share of attention")
-    canvas.legend(grid)
+    layout.label_y(panels, "share of attention")
+    layout.legend(grid)
 
 
-def _efficiency(canvas: Canvas, analysis: Analysis) -> None:
-    """More time than the dense form, by length."""
-    (panels,) = grid = canvas.panels(1, 2, sharey=True)
+def _efficiency(layout: PlotLayout, analysis: Analysis) -> None:
+    """Time beyond the dense form, by length."""
+    (panels,) = grid = layout.panels(1, 2, sharey=True)
     table = analysis.tables["costs"]
     for axes, (phase, title) in zip(
         panels, {"train": "training step", "infer": "inference"}.items(), strict=True
@@ -137,27 +137,27 @@ def _efficiency(canvas: Canvas, analysis: Analysis) -> None:
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_title(title)
         axes.set_xlabel("tokens of a sequence")
-    canvas.label_y(panels, "time beyond the dense form, %")
-    canvas.legend(grid)
+    layout.label_y(panels, "time beyond the dense form, %")
+    layout.legend(grid)
 
 
-def _language(canvas: Canvas, analysis: Analysis) -> None:
-    """Figure 3: likelihood of a text by run, and what training did to it."""
-    (panels,) = grid = canvas.panels(1, 2, sharey=True)
+def _language(layout: PlotLayout, analysis: Analysis) -> None:
+    """The paper's Figure 3: likelihood of a text by run, and its change by training."""
+    (panels,) = grid = layout.panels(1, 2, sharey=True)
     rows = analysis.tables["text"]
     after, change = panels
     _bars(after, rows, "nll", "untouched_nll", "{:.3f}".format)
     _bars(change, rows, "nll_change", None, nll_change)
     after.set_title("NLL, nats a token")
     change.set_title("change from the untouched backbone")
-    canvas.legend(grid)
+    layout.legend(grid)
 
 
-def _tasks(canvas: Canvas, analysis: Analysis) -> None:
-    """Figure 3: benchmarks by run, a panel each."""
+def _tasks(layout: PlotLayout, analysis: Analysis) -> None:
+    """The paper's Figure 3: a panel for each benchmark, with a bar for each run."""
     table = analysis.tables["tasks"]
     tasks = list(dict.fromkeys((row["task"], row["metric"]) for row in table))
-    grid = canvas.panels(-(-len(tasks) // 3), min(3, len(tasks)), sharey=True)
+    grid = layout.panels(-(-len(tasks) // 3), min(3, len(tasks)), sharey=True)
     panels = grid.ravel()
     for axes, (task, metric) in zip(panels, tasks, strict=False):
         rows = [row for row in table if (row["task"], row["metric"]) == (task, metric)]
@@ -165,7 +165,7 @@ def _tasks(canvas: Canvas, analysis: Analysis) -> None:
         axes.set_title(f"{task}: {metric}")
     for axes in panels[len(tasks) :]:
         axes.set_axis_off()
-    canvas.legend(grid)
+    layout.legend(grid)
 
 
 def _bars(
@@ -176,7 +176,7 @@ def _bars(
     shown: Callable[[float], str],
     spread: str = "",
 ) -> None:
-    """A bar a run, the first on top, with its number, and a black line for its backbone."""
+    """A labelled bar for each run, the first on top, and a black line for its backbone."""
     from matplotlib.ticker import MaxNLocator
 
     at, values = range(len(rows)), _numbers(rows, column)
@@ -213,7 +213,7 @@ def _bars(
 def _beside_untouched(
     axes: Any, rows: dict[str, list[Row]], along: str, column: str, **changes: Any
 ) -> None:
-    """Each run's line, and above them, thin and black, those of their untouched backbones."""
+    """A line for each run, and thin black lines above them for the untouched backbones."""
     for index, (name, of_run) in enumerate(rows.items()):
         style = _style(index, name) | {"linewidth": 3, "alpha": 0.55} | changes
         axes.plot([row[along] for row in of_run], _numbers(of_run, column), **style)
@@ -225,7 +225,7 @@ def _beside_untouched(
 def _references(
     found: dict[str, np.ndarray], what: str
 ) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
-    """What runs are compared with, once where it is the same: label, values and style."""
+    """Reference lines (label, values, style), one for all runs that share the same values."""
     groups: dict[bytes, list[str]] = {}
     for name, values in found.items():
         groups.setdefault(values.tobytes(), []).append(name)
@@ -236,12 +236,12 @@ def _references(
 
 
 def _numbers(rows: Sequence[Row], column: str) -> np.ndarray:
-    """A column with nan for what is missing, which leaves a gap in a line."""
+    """A column as numbers; missing values are nan, which is a gap in a line."""
     return np.array([row[column] for row in rows], dtype=float)
 
 
 def _datasets(analysis: Analysis) -> dict[str, list[str]]:
-    """The runs of each data set."""
+    """The names of the runs of each data set."""
     found: dict[str, list[str]] = {}
     for run in analysis.runs:
         found.setdefault(run["dataset"], []).append(run["run"])
@@ -259,9 +259,9 @@ def _whole_numbers(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-PICTURES: dict[str, list[Picture]] = {
+PLOTS: dict[str, list[Plot]] = {
     "ffn-memory": [
-        Picture(
+        Plot(
             "figure",
             "FFN neurons by layer",
             "Means over each layer's neurons. Dotted: random vectors in place of neurons "
@@ -271,21 +271,21 @@ PICTURES: dict[str, list[Picture]] = {
         )
     ],
     "attention": [
-        Picture(
+        Plot(
             "text",
             "Attention on text by layer",
             "Means over heads and queries, beside the backbone before any training here.",
             "text",
             _text_attention,
         ),
-        Picture(
+        Plot(
             "distance",
             "Attention on text by distance",
             "Means over heads, queries and the layers of a block.",
             "distance",
             _distances,
         ),
-        Picture(
+        Plot(
             "items",
             "Attention between items and text on histories",
             "Shares of the attention of item tokens and of text tokens. Dashed: attention that is "
@@ -295,14 +295,14 @@ PICTURES: dict[str, list[Picture]] = {
         ),
     ],
     "language": [
-        Picture(
+        Plot(
             "text",
             "Likelihood of a text, before and after",
             "Every token takes the text path. Lower is better; a change of 0 is exact.",
             "text",
             _language,
         ),
-        Picture(
+        Plot(
             "tasks",
             "Benchmarks, before and after",
             "By lm_eval; error bars: its standard error.",
@@ -311,7 +311,7 @@ PICTURES: dict[str, list[Picture]] = {
         ),
     ],
     "efficiency": [
-        Picture(
+        Plot(
             "figure",
             "Time beyond the dense form",
             "Medians, with half the range between the quartiles of single turns; the dense form "
@@ -321,4 +321,4 @@ PICTURES: dict[str, list[Picture]] = {
         )
     ],
 }
-"""By analysis."""
+"""The plots of each analysis, by its name."""

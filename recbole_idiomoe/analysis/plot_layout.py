@@ -1,4 +1,4 @@
-"""What a picture of an analysis is drawn on: a file on white ground, or a page of any ground."""
+"""Layout of an analysis's plots, for files with a white background and for HTML pages."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """An empty matplotlib figure.
+class PlotLayout:
+    """A matplotlib figure and the arrangement of its panels.
 
     Args:
-        narrow: panels stand in one column, as a telephone shows them.
+        narrow: whether all panels stand in one column, for a phone.
     """
 
     figure: Any
     narrow: bool = False
 
     def panels(self, height: int, width: int, sharey: bool = False) -> Any:
-        """Axes (height, width), wherever they stand."""
+        """Create panels; returns their axes as an array (height, width)."""
         rows, columns = (height * width, 1) if self.narrow else (height, width)
         self.figure.set_size_inches(_PANEL[0] * columns, _PANEL[1] * rows)
         axes = self.figure.subplots(rows, columns, squeeze=False, sharey=sharey)
         return axes.reshape(height, width)
 
     def label_y(self, panels: Any, text: str) -> None:
-        """Name the axis that the panels of a row share."""
+        """Label the y-axis that the panels of a row share."""
         for axes in panels if self.narrow else panels[:1]:
             axes.set_ylabel(text)
 
     def legend(self, panels: Any) -> None:
-        """One for all panels, below them, each label once."""
+        """Draw one legend for all panels below them, with each label once."""
         handles: dict[str, Any] = {}
         for axes in np.ravel(panels):
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -71,47 +71,47 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of an analysis and the table that has its numbers."""
+class Plot:
+    """One plot of an analysis, and the table with its numbers."""
 
     name: str
     title: str
     caption: str
     table: str
-    draw: Callable[[Canvas, Analysis], None]
-    """Draws on an empty canvas."""
+    draw: Callable[[PlotLayout, Analysis], None]
+    """Draws the plot into an empty layout."""
 
 
-def image(picture: Picture, analysis: Analysis, kind: str) -> bytes:
-    """The picture as a file of ``kind``: ``png``, ``svg`` or ``pdf``. Needs matplotlib."""
+def plot_file(plot: Plot, analysis: Analysis, kind: str) -> bytes:
+    """The bytes of a plot as ``png``, ``svg`` or ``pdf`` (``kind``). Needs matplotlib."""
     dates = {"svg": "Date", "pdf": "CreationDate"}
     metadata = {dates[kind]: None} if kind in dates else {}
     content = io.BytesIO()
-    with _drawn(picture, analysis, style(picture.name, for_page=False)) as figure:
+    with _drawn(plot, analysis, style(plot.name, for_page=False)) as figure:
         figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=metadata)
     return content.getvalue()
 
 
-def element(picture: Picture, analysis: Analysis, *, narrow: bool) -> str:
-    """The picture as an ``<svg>`` for a page. Needs matplotlib.
+def plot_svg(plot: Plot, analysis: Analysis, *, narrow: bool) -> str:
+    """The plot as an ``<svg>`` element for an HTML page. Needs matplotlib.
 
     Args:
-        narrow: for a telephone, its panels below one another.
+        narrow: whether its panels stand in one column, for a phone.
     """
-    name = f"{analysis.name} {picture.name} {'narrow' if narrow else 'wide'}"
-    with _drawn(picture, analysis, style(name, for_page=True), narrow) as figure:
-        return svg_element(figure, picture.title)
+    name = f"{analysis.name} {plot.name} {'narrow' if narrow else 'wide'}"
+    with _drawn(plot, analysis, style(name, for_page=True), narrow) as figure:
+        return svg_element(figure, plot.title)
 
 
 @contextmanager
 def _drawn(
-    picture: Picture, analysis: Analysis, settings: dict[Any, Any], narrow: bool = False
+    plot: Plot, analysis: Analysis, settings: dict[Any, Any], narrow: bool = False
 ) -> Iterator[Any]:
-    """The figure, while ``settings`` hold."""
+    """The drawn figure, with matplotlib's ``settings`` applied inside the block."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(settings | _STYLE):
         figure = Figure(layout="constrained")
-        picture.draw(Canvas(figure, narrow), analysis)
+        plot.draw(PlotLayout(figure, narrow), analysis)
         yield figure
