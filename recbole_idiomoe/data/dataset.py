@@ -19,7 +19,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.data.ragged import RaggedArray
 
 HISTORY_END = "history_end"
 
@@ -131,7 +131,7 @@ class HistoryDataset(SequentialDataset):
         np.maximum.at(last, users, ends)
         return torch.from_numpy((last[users] - ends) % self.max_item_list_len == 0)
 
-    def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> Ragged:
+    def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> RaggedArray:
         """This split's interactions as windows of items, every target in exactly one.
 
         A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets; the
@@ -147,7 +147,7 @@ class HistoryDataset(SequentialDataset):
             Arrays of at least two and at most ``max_items + 1`` item rows.
         """
         first, last = self._window_bounds(max_items, lengths, room)
-        return Ragged(self.history_items, first, last + 1)
+        return RaggedArray(self.history_items, first, last + 1)
 
     def training_window_users(self, max_items: int, lengths: np.ndarray, room: int) -> np.ndarray:
         """The user row of each of :meth:`training_windows`, which has the same arguments."""

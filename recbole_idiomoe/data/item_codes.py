@@ -13,7 +13,7 @@ import numpy as np
 from recbole_idiomoe.base.errors import CheckpointError, DataError
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, encode_text, item_token, item_tokens
 
@@ -114,7 +114,9 @@ def codes_of(
 def atomic_codes(catalog: Catalog, item_token_offset: int) -> ItemCodes:
     """A token for each item (paper, section 3.2.1)."""
     rows = np.arange(item_token_offset, item_token_offset + catalog.item_num)
-    return ItemCodes(Ragged.joined(rows, np.ones_like(rows)), item_tokens(catalog.item_ids))
+    return ItemCodes(
+        RaggedArray.from_lengths(rows, np.ones_like(rows)), item_tokens(catalog.item_ids)
+    )
 
 
 def semantic_codes(semantic_ids: SemanticIds, item_token_offset: int) -> ItemCodes:

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from recbole_idiomoe.data.batch import SequenceBatch, collate, counts
-from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.data.sequence import NOTHING, SequenceBuilder, TokenSequence
+from recbole_idiomoe.data.ragged import RaggedArray
+from recbole_idiomoe.data.sequence import NOTHING, TokenSequence
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 
 # Windows are sorted by length inside pools of this many batches: long enough for little
 # padding, short enough that a batch's company changes every epoch.
@@ -104,7 +105,7 @@ class WindowLoader:
         ranks: int = 1,
     ) -> None:
         self.rank, self.ranks = rank, ranks
-        self.windows = Ragged.of(windows)
+        self.windows = RaggedArray.of(windows)
         self.queries = queries
         self.builder = builder
         self.max_batch_tokens = max_batch_tokens

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from recbole_idiomoe.base.files import written_aside
-from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.lm.vocabulary import encode_text
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ TEXTS_AT_ONCE = 8192
 
 def text_tokens(
     tokenizer: Any, texts: Sequence[str], most: int, cache: str | None = None
-) -> Ragged:
+) -> RaggedArray:
     """Token ids of each text, the first ``most`` of them; see :func:`encode_text`.
 
     Args:
@@ -43,14 +43,14 @@ def text_tokens(
     return found
 
 
-def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> Ragged:
+def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> RaggedArray:
     pieces, lengths = [np.zeros(0, dtype=np.int32)], []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         rows = encode_text(tokenizer, list(texts[start : start + TEXTS_AT_ONCE]))
         cut = [row[:most] for row in rows]
         lengths += [len(row) for row in cut]
         pieces.append(np.array([token for row in cut for token in row], dtype=np.int32))
-    return Ragged.joined(np.concatenate(pieces), np.array(lengths, dtype=np.int64))
+    return RaggedArray.from_lengths(np.concatenate(pieces), np.array(lengths, dtype=np.int64))
 
 
 def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
@@ -65,7 +65,7 @@ def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, count: int) -> Ragged | None:
+def _read(path: Path, count: int) -> RaggedArray | None:
     """What :func:`text_tokens` kept of ``count`` texts; None: nothing that can be used."""
     if not path.exists():
         return None
@@ -77,4 +77,4 @@ def _read(path: Path, count: int) -> Ragged | None:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         logger.warning("%s is damaged (%s) and is made anew", path, type(error).__name__)
         return None
-    return Ragged.joined(values, lengths)
+    return RaggedArray.from_lengths(values, lengths)

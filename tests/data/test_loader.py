@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from recbole_idiomoe.data.loader import WindowLoader, one_ahead, token_groups
-from recbole_idiomoe.data.sequence import ITEM, SequenceBuilder
+from recbole_idiomoe.data.sequence import ITEM
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 
 OFFSET = 1000
 

@@ -20,7 +20,7 @@ from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
 from recbole_idiomoe.lm.row_exchange import RowExchange
-from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
+from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.training import sharding, trainer
 from tests.distributed.ranks import interrupted_in_epoch, runs, started

@@ -22,7 +22,8 @@ from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.item_codes import ItemCodes, load_item_codes, make_item_codes
 from recbole_idiomoe.data.loader import token_groups
-from recbole_idiomoe.data.sequence import NOTHING, SequenceBuilder, TokenSequence
+from recbole_idiomoe.data.sequence import NOTHING, TokenSequence
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.data.text_tokens import text_tokens
 from recbole_idiomoe.lm import (
