@@ -1,6 +1,6 @@
 """A compact sequence of arrays of different lengths.
 
-numpy and scipy have no such type, and indexing one row of a jagged torch tensor takes milliseconds.
+numpy and scipy have none, and torch's jagged tensors take milliseconds to index one row.
 """
 
 from __future__ import annotations

@@ -56,27 +56,20 @@ def build_sequence(
 ) -> TokenSequence:
     """Build the sequence of one history: the reference of ``SequenceBuilder``.
 
-    The example has a history of items 1 and 2, followed by item 3. Item 2 has no text::
+    In this example, item 1 has a text of two tokens, item 2 has none, and item 3 comes next. Items
+    2 and 3 are predicted, each from the last token in front of its segment:
 
-        position       0    1    2    3    4
-        input_ids     50    1    2  101  102
-        token_types    0    0    0    1    1
-        segments       0    1    1    1    2
-        predict_at                    *    *
-        targets                     102  103
-        previous                      1    2
-
-    >>> texts = [[], [1, 2], [], [3]]  # row 0 is the padding item
+    >>> texts = [[], [11, 12], [], [13]]  # row 0 is the padding item
     >>> codes = [[100], [101], [102], [103]]
     >>> sequence = build_sequence([1, 2], texts, codes, 100, next_item=3, instruction=[50])
     >>> for name, array in sequence._asdict().items():
-    ...     print(name, array.tolist())
-    input_ids [50, 1, 2, 101, 102]
-    token_types [0, 0, 0, 1, 1]
-    segments [0, 1, 1, 1, 2]
-    predict_at [3, 4]
-    targets [102, 103]
-    previous [1, 2]
+    ...     print(f"{name:11}", *(f"{value:3}" for value in array))
+    input_ids    50  11  12 101 102
+    token_types   0   0   0   1   1
+    segments      0   1   1   1   2
+    predict_at    3   4
+    targets     102 103
+    previous      1   2
 
     Args:
         history: item rows, oldest first.

@@ -72,9 +72,7 @@ class SequenceBuilder:
 
     def length(self, window: np.ndarray, with_text: bool = True) -> int:
         """Number of tokens of :meth:`build_training` without a query, computed without building."""
-        items, text_lengths = self._fit(window[:-1], with_text, self.room)
-        kept = self.code_lengths[items].sum() + text_lengths.sum()
-        return len(self.instruction) + int(kept + self.code_lengths[window[-1]]) - 1
+        return int(self.lengths(RaggedArray.of([window]), with_text)[0])
 
     def lengths(self, windows: RaggedArray, with_text: bool = True) -> np.ndarray:
         """The :meth:`length` of each window, shape ``(windows,)``."""
@@ -85,9 +83,10 @@ class SequenceBuilder:
         if with_text:
             tokens = tokens + _range_sums(self._text_lengths[windows.values], *before_last)
             is_whole &= tokens <= self.room
-        lengths = len(self.instruction) + tokens + self.code_lengths[last] - 1
         for i in np.flatnonzero(~is_whole).tolist():
-            lengths[i] = self.length(windows[i], with_text)
+            items, text_lengths = self._fit(windows[i][:-1], with_text, self.room)
+            tokens[i] = self.code_lengths[items].sum() + text_lengths.sum()
+        lengths: np.ndarray = len(self.instruction) + tokens + self.code_lengths[last] - 1
         return lengths
 
     def build(
@@ -103,10 +102,7 @@ class SequenceBuilder:
         return self.build_all([items], np.array([with_text]), [query])[0]
 
     def build_all(
-        self,
-        histories: Sequence[np.ndarray],
-        with_text: np.ndarray,
-        queries: Sequence[np.ndarray],
+        self, histories: Sequence[np.ndarray], with_text: np.ndarray, queries: Sequence[np.ndarray]
     ) -> list[TokenSequence]:
         """Run :meth:`build` for many histories at once, which is much faster than one by one.
 
@@ -129,10 +125,7 @@ class SequenceBuilder:
         return self.build_all_training([window], np.array([with_text]), [query])[0]
 
     def build_all_training(
-        self,
-        windows: Sequence[np.ndarray],
-        with_text: np.ndarray,
-        queries: Sequence[np.ndarray],
+        self, windows: Sequence[np.ndarray], with_text: np.ndarray, queries: Sequence[np.ndarray]
     ) -> list[TokenSequence]:
         """Run :meth:`build_training` for many windows at once; see :meth:`build_all`."""
         following = np.array([window[-1] for window in windows])
@@ -215,7 +208,7 @@ class SequenceBuilder:
     def _fit_all(
         self, histories: Sequence[np.ndarray], with_text: np.ndarray, room: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Run :meth:`_fit` for each history: concatenated items, text lengths; items kept of each."""
+        """Run :meth:`_fit` for each history; return both results concatenated, and item counts."""
         item_num = np.array([len(history) for history in histories])
         items = np.concatenate(histories)
         text_lengths = self._text_lengths[items] * np.repeat(with_text, item_num)

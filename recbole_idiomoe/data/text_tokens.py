@@ -1,4 +1,4 @@
-"""The items' texts in tokens: made by all of the machine's cores, and kept from run to run."""
+"""Tokenisation of the items' texts, on all CPU cores, with an optional cache on disk."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from recbole_idiomoe.lm.vocabulary import encode_text
 
 logger = logging.getLogger(__name__)
 
-# What the tokenizer says of a text besides its tokens takes hundreds of times their room.
+# A tokenizer's output takes hundreds of times the memory of the token ids, so it works in batches.
 TEXTS_AT_ONCE = 8192
 
 
 def text_tokens(
     tokenizer: Any, texts: Sequence[str], most: int, cache: str | None = None
 ) -> RaggedArray:
-    """Token ids of each text, the first ``most`` of them; see :func:`encode_text`.
+    """Return the token ids of each text, int32, as :func:`encode_text` gives them.
 
     Args:
-        cache: folder in which they are kept, under a name made from tokenizer and texts; None:
-            they are not. What cannot be read there is made and written anew.
+        tokenizer: the backbone's tokenizer.
+        texts: one text per item.
+        most: most tokens of a text; the rest is cut.
+        cache: folder of a cache of token ids, keyed by tokenizer and texts; a damaged file is
+            written again. None for no cache.
     """
     if cache is None or not hasattr(tokenizer, "backend_tokenizer"):
         return _tokenise(tokenizer, texts, most)
@@ -54,7 +57,7 @@ def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> RaggedArray:
 
 
 def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
-    """SHA-256 of all that the tokens depend on: special tokens, as items, are in no text."""
+    """SHA-256 of all that determines the tokens. Special tokens do not: no text yields them."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules["added_tokens"] = [token for token in rules["added_tokens"] if not token["special"]]
     rules |= {"padding": None, "truncation": None}
@@ -66,7 +69,7 @@ def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
 
 
 def _read(path: Path, count: int) -> RaggedArray | None:
-    """What :func:`text_tokens` kept of ``count`` texts; None: nothing that can be used."""
+    """Read the cached tokens of ``count`` texts; None if there is no usable file."""
     if not path.exists():
         return None
     try:

@@ -49,10 +49,7 @@ class HybridHead:
         return self._summed_item_loss(hidden_states, items, excluded) / max(1, len(items))
 
     def text_loss(self, hidden_states: Tensor, token_ids: Tensor) -> Tensor:
-        """Mean cross entropy of text tokens (N,) from states (N, d), nats; 0 if N is 0.
-
-        The candidates are all text tokens.
-        """
+        """Mean cross entropy of text tokens (N,) from states (N, d) in nats; 0 if N is 0."""
         scores = self.text_logits(hidden_states).float()
         # The mean over no target would be nan.
         return F.cross_entropy(scores, token_ids) if len(token_ids) else scores.sum() * 0.0

@@ -111,13 +111,10 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
     ) -> IdiomoeForCausalLM:
         """Build a model on a pretrained decoder, which becomes part of the model.
 
-        The other arguments are described in :class:`IdiomoeConfig`.
+        See :class:`IdiomoeConfig`, :func:`expert_placement` and :func:`make_item_expert` for the
+        other arguments.
 
         Args:
-            backbone: the decoder, changed in place.
-            item_num: rows of the item table, the padding item included.
-            expert_layers: see :func:`expert_placement`.
-            expert_init: ``copy`` or ``random``, see :func:`make_item_expert`.
             item_scale: root mean square of embedded items at the start, relative to that of text
                 embeddings. Layers of a pretrained decoder add much larger vectors to the residual
                 stream than an embedding, so that a value above 1 keeps items distinguishable.
@@ -224,14 +221,11 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
             attention_mask: as in transformers. None is exact at every real position if padding is
                 on the right, and is the fastest: attention is causal and no mask is built. For
                 packed sequences leave it None and restart ``position_ids``.
-            position_ids: as in transformers.
-            past_key_values: as in transformers.
-            use_cache: as in transformers.
+            position_ids, past_key_values, use_cache, kwargs: as in transformers.
             segments: (B, T), 0 for the prompt, else the number from 1 of the item that a token
                 belongs to. Needed if ``config.attention`` is not causal.
             item_count: number of item tokens in the batch; None counts them on the device, and a
                 GPU's host waits for the result.
-            kwargs: passed on to the backbone.
 
         Returns:
             ``last_hidden_state`` (B, T, d) after the final norm, and the cache if asked for.
@@ -358,10 +352,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         freeze(self.backbone, self.new_modules, policy)
 
     def parameter_groups(
-        self,
-        weight_decay: float,
-        learning_rate: float,
-        backbone_learning_rate: float | None = None,
+        self, weight_decay: float, learning_rate: float, backbone_learning_rate: float | None = None
     ) -> list[dict[str, Any]]:
         """Groups for AdamW; see :func:`recbole_idiomoe.lm.training.parameter_groups`."""
         rates = learning_rate, backbone_learning_rate

@@ -315,5 +315,6 @@ def test_lengths_of_many_windows_are_those_of_each(
 ) -> None:
     for codes in (SPELT, [[OFFSET + row] for row in range(4)]):
         b = SequenceBuilder(TEXTS, codes, OFFSET, instruction=[50], max_tokens=max_tokens)
-        each = [b.length(np.array(window), with_text) for window in windows]
+        built = [b.build_training(np.array(window), with_text) for window in windows]
+        each = [len(sequence.input_ids) for sequence in built]
         assert b.lengths(RaggedArray.of(windows), with_text).tolist() == each

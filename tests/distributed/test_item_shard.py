@@ -76,13 +76,13 @@ class CountedExchange(RowExchange):
 
     sent = 0
 
-    def gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def all_gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         self.sent += rows.nbytes * (self.ranks - 1)
-        return super().gather(rows, sizes)
+        return super().all_gather(rows, sizes)
 
-    def swapped(self, blocks: torch.Tensor) -> torch.Tensor:
+    def all_to_all(self, blocks: torch.Tensor) -> torch.Tensor:
         self.sent += blocks.nbytes * (self.ranks - 1) // self.ranks
-        return super().swapped(blocks)
+        return super().all_to_all(blocks)
 
 
 def by_shards_and_sent() -> tuple[list[Any], int]:

@@ -31,11 +31,9 @@ def install_adapters(
 
     Args:
         projections: the linear maps to adapt, by their names in ``backbone``.
-        rank: rows of A and columns of B.
-        alpha: numerator of the scale.
 
     Returns:
-        The adapters' modules A and B.
+        The adapters' modules A, of ``rank`` rows, and B.
 
     Raises:
         MissingLibraryError: PEFT is not installed.

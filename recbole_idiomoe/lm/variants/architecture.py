@@ -16,23 +16,8 @@ from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 
 Installer = Callable[[PreTrainedModel, IdiomoeConfig, TokenRouting, str, int], list[nn.Module]]
 Plan = Callable[[PreTrainedModel, IdiomoeConfig], dict[str, Any]]
-
-
-def no_plan(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
-    """The plan of a variant whose sizes follow from the backbone and ``config`` alone: empty."""
-    return {}
-
-
-def no_loss(
-    backbone: PreTrainedModel, config: IdiomoeConfig, token_types: Tensor, counted: Tensor
-) -> Tensor | None:
-    """The auxiliary loss of a variant that has none: None."""
-    return None
-
-
-def no_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
-    """The training report of a variant that has nothing to report: empty."""
-    return {}
+Loss = Callable[[PreTrainedModel, IdiomoeConfig, Tensor, Tensor], Tensor | None]
+Report = Callable[[PreTrainedModel], dict[str, list[float]]]
 
 
 def tied_table(config: IdiomoeConfig) -> ItemTable:
@@ -52,11 +37,11 @@ class Architecture:
     ``freeze=backbone``. Arguments: backbone, configuration, routing, ``expert_init``, seed."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the variant with their defaults; saved in ``config.architecture_args``."""
-    plan: Plan = no_plan
+    plan: Plan = lambda backbone, config: {}
     """Computes sizes from a backbone before installation; saved in ``config.architecture_args``."""
-    loss: Callable[[PreTrainedModel, IdiomoeConfig, Tensor, Tensor], Tensor | None] = no_loss
+    loss: Loss = lambda backbone, config, token_types, counted: None
     """The auxiliary loss, a scalar, from token types (B, T) and the mask of real tokens (B, T)."""
-    report: Callable[[PreTrainedModel], dict[str, list[float]]] = no_report
+    report: Report = lambda backbone: {}
     """Statistics of the training steps since the last report: by name, one number per layer."""
     item_table: Callable[[IdiomoeConfig], ItemTable] = tied_table
     """Makes the item table from a model's configuration."""

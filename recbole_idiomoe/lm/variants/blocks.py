@@ -1,7 +1,4 @@
-"""AppendBlocks and PrependBlocks: additional decoder blocks as large as IDIOMoE's experts.
-
-They are capacity controls of section 4.2.1.
-"""
+"""AppendBlocks and PrependBlocks: new blocks as large as IDIOMoE's experts (section 4.2.1)."""
 
 from __future__ import annotations
 
@@ -48,8 +45,7 @@ def plan_blocks(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, A
     Otherwise the nearest number of blocks is used, with more or fewer neurons in each.
 
     Returns:
-        ``blocks``, their number; ``neurons``, the width of their FFNs; and ``depth``, the number
-        of layers of the decoder with them.
+        ``blocks``, their number; ``neurons`` of their FFNs; ``depth``, of the decoder with them.
 
     Raises:
         SettingError: ``block_start`` is unknown, IDIOMoE has no expert to match, or its experts
@@ -91,8 +87,7 @@ def _install(backbone: PreTrainedModel, config: IdiomoeConfig, at_end: bool) -> 
     layers = decoder_layers(backbone)
     old = list(layers)
     if len(old) == depth:
-        # The decoder comes from a saved configuration, whose depth includes the new blocks. It
-        # built them with the backbone's width, so they are replaced.
+        # A saved configuration's depth includes the new blocks, which then have the wrong width.
         old = old[:-count] if at_end else old[count:]
     else:
         _lengthen(backbone, count, at_end)

@@ -87,9 +87,9 @@ def check_match(name: str, budget: Budget, added: int) -> None:
     """
     if abs(budget.gap(added)) > TOLERANCE:
         raise SettingError(
-            f"{name}: the nearest it comes to the {budget.experts:,} parameters that IDIOMoE adds "
-            f"is {added:,}, {budget.gap(added):+.1%} of the layers' where {TOLERANCE:.0%} is the "
-            "limit; widen the item experts (expert_width, expert_layers)."
+            f"{name}: its nearest size adds {added:,} parameters instead of the {budget.experts:,} "
+            f"parameters that IDIOMoE adds, {budget.gap(added):+.1%} of the layers; the limit is "
+            f"{TOLERANCE:.0%}; widen the item experts (expert_width, expert_layers)."
         )
 
 

@@ -16,13 +16,7 @@ from recbole_idiomoe.lm.routing import TokenRouting
 
 
 class ByTokenType(nn.Module):
-    """A position-wise module for text tokens and another one for item tokens.
-
-    Args:
-        text: the backbone's own module; kept as the same object.
-        item: the module of item tokens, with the same shapes.
-        routing: the model's routing, shared by all layers.
-    """
+    """The backbone's own position-wise module for text tokens, and another one for item tokens."""
 
     def __init__(self, text: nn.Module, item: nn.Module, routing: TokenRouting) -> None:
         super().__init__()
@@ -39,10 +33,7 @@ class Splitter:
     """Replaces modules of a backbone by :class:`ByTokenType` pairs.
 
     Args:
-        backbone: the decoder whose ``initializer_range`` is used for random weights.
-        routing: the model's routing.
         init: ``copy`` or ``random``, the start of the item tokens' projections.
-        seed: seed of the random projections.
 
     Attributes:
         added: the item tokens' modules, in the order in which they were made.

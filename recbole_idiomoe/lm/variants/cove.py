@@ -26,9 +26,7 @@ class HashedItemTable(ItemTable):
     These are universal hash functions, ``((a i + b) mod p) mod rows``, with random a and b.
 
     Args:
-        item_num: items, the padding item included.
-        hidden_size: width of the model.
-        std: standard deviation of the items' vectors at the start.
+        item_num, hidden_size, std: see :class:`ItemTable`.
         hashes: number of hash functions; not used if ``compression`` is 1.
         compression: number of items for each row; 1 gives every item a row of its own.
     """

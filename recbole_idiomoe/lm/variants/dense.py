@@ -29,7 +29,7 @@ def add_ffn_dropout(backbone: PreTrainedModel, config: IdiomoeConfig, offset: in
     studied change alone.
 
     Args:
-        offset: number of blocks that were put in front of the backbone's first block.
+        offset: number of new blocks in front of the backbone's first block.
     """
     if config.dropout:
         ffns = backbone_ffns(backbone)
@@ -38,11 +38,7 @@ def add_ffn_dropout(backbone: PreTrainedModel, config: IdiomoeConfig, offset: in
 
 
 class OutputDropout:
-    """A forward hook that applies dropout in training. It is a class so that models can be pickled.
-
-    Args:
-        p: probability of dropping an element.
-    """
+    """A forward hook with dropout in training; it is a class so that models can be pickled."""
 
     def __init__(self, p: float) -> None:
         self.p = p

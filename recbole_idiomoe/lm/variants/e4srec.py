@@ -24,10 +24,8 @@ class ProjectedItemTable(ItemTable):
     The given vectors pass through a trained projection (E4SRec).
 
     Args:
-        item_num: rows, the padding item included.
-        hidden_size: width of the model.
+        item_num, hidden_size, std: see :class:`ItemTable`.
         vector_size: width of the given vectors, which are random until :meth:`take_vectors`.
-        std: standard deviation of the rows and of the projected vectors at the start.
     """
 
     vectors: Tensor

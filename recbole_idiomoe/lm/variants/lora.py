@@ -11,11 +11,7 @@ from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.routing import TokenRouting
 from recbole_idiomoe.lm.variants.adapters import block_projections, install_adapters
 from recbole_idiomoe.lm.variants.architecture import Architecture
-from recbole_idiomoe.lm.variants.budget import (
-    check_match,
-    check_something_to_match,
-    expert_budget,
-)
+from recbole_idiomoe.lm.variants.budget import check_match, check_something_to_match, expert_budget
 
 
 def plan_lora(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:

@@ -27,16 +27,14 @@ class SwitchFFN(ExtendedFFN):
     output of that FFN, which the later layers of a pretrained decoder expect.
 
     Args:
-        ffn: the backbone's own FFN; kept as the same object.
-        other: the second expert, with the same input and output width.
+        ffn, other: the backbone's own FFN and the second expert, of the same width.
         router: W, a linear map from the model's width to 2 scores.
         dropout: dropout probability on the output.
 
     Attributes:
         probabilities: p of the last forward pass in training, (B, T, 2); None after
             :meth:`balance_loss` has used it.
-        counts: number of tokens by type and expert, (2, 2): row 0 text, row 1 items; None before
-            the first :meth:`balance_loss`.
+        counts: number of tokens by type (row 0 text, row 1 items) and expert, (2, 2), or None.
     """
 
     def __init__(
@@ -112,12 +110,7 @@ def install_switch(
     """Give the layers ``config.expert_layers`` IDIOMoE's two experts and a router, in place.
 
     The second expert has the width and start of IDIOMoE's item expert; the router starts random.
-
-    Returns:
-        The second experts, then the routers.
-
-    Raises:
-        BackboneError: an FFN has an unknown layout.
+    Returns the second experts, then the routers. Raises as :func:`extend_ffns`.
     """
     routers: list[nn.Module] = []
 

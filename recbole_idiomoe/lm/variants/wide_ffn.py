@@ -25,8 +25,7 @@ class WidenedFFN(ExtendedFFN):
     the original FFN bit for bit while their value vectors are zero.
 
     Args:
-        ffn: the backbone's own FFN; kept as the same object.
-        extra: the additional neurons, an FFN with the same input and output width.
+        ffn, extra: the backbone's own FFN and the additional neurons, of the same width.
         dropout: dropout probability on the output.
     """
 
@@ -62,13 +61,7 @@ def install_wide_ffn(
     """Widen the FFNs of the layers ``config.expert_layers`` by the neurons of an item expert.
 
     The new neurons have random input weights and zero value vectors, so that the model starts as
-    the dense one.
-
-    Returns:
-        The new neurons of each widened layer.
-
-    Raises:
-        BackboneError: an FFN has an unknown layout.
+    the dense one. Returns the new neurons of each layer. Raises as :func:`extend_ffns`.
     """
 
     def extend(ffn: nn.Module, extra: nn.Module, _: torch.Generator) -> ExtendedFFN:
