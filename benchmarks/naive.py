@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from recbole_idiomoe.data.sequence import SequenceBuilder
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 
 
 class MaskedExperts(nn.Module):

@@ -38,7 +38,7 @@ from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.data.sequence import SequenceBuilder
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.training.sharding import placed

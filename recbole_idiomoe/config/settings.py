@@ -13,11 +13,8 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from recbole_idiomoe.base.backbone_names import BUNDLED, UNTRAINED
 from recbole_idiomoe.base.errors import SettingError
-
-# What ``backbone`` may be besides a folder or a hub name.
-BUNDLED = "bundled"
-UNTRAINED = "untrained"
 
 
 def _setting(

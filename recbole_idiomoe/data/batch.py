@@ -1,4 +1,4 @@
-"""Sequences of tokens, padded to a batch of tensors."""
+"""Collation of token sequences into padded batches."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from recbole_idiomoe.data.sequence import ITEM, TEXT, TokenSequence
 
 @dataclass
 class SequenceBatch:
-    """Right-padded sequences and what is to be predicted from where.
+    """Right-padded sequences and their targets.
 
-    Plain causal attention needs no mask here: nothing real stands to the right of padding.
+    Causal attention needs no padding mask, because all padding is to the right of real tokens.
     """
 
     input_ids: torch.Tensor
-    """``(B, T)``."""
+    """Token ids, shape ``(B, T)``."""
     token_types: torch.Tensor
-    """``(B, T)``; padding counts as text."""
+    """0 text, 1 item, shape ``(B, T)``; padding is text."""
     segments: torch.Tensor
-    """``(B, T)``; padding counts as instruction."""
+    """Number of each token's item, shape ``(B, T)``; 0 for instruction, query and padding."""
     lengths: torch.Tensor
-    """``(B,)``, tokens of each sequence."""
+    """Number of tokens of each sequence, shape ``(B,)``."""
     predict_at: torch.Tensor
-    """``(N,)``, positions in the flattened batch from which items' tokens are predicted."""
+    """Positions in the flattened batch from which item tokens are predicted, shape ``(N,)``."""
     targets: torch.Tensor
-    """``(N,)``, tokens to predict there; empty in use, where nothing is known."""
+    """Tokens to predict there, shape ``(N,)``; empty in use, shape ``(0,)``."""
     previous: torch.Tensor
-    """``(N,)``, rows of the items in front of the targets' items; 0 behind a query."""
+    """Row of the item before each target's item, 0 after a query, shape as ``targets``."""
     predict_text_at: torch.Tensor
-    """``(M,)``, positions in the flattened batch of text that is followed by text; the instruction
-    and queries are text too."""
+    """Positions in the flattened batch of text tokens before text tokens, shape ``(M,)``.
+    Instruction and query are text too."""
     item_count: float
-    """Targets of the optimizer step that this batch is a part of; ``N`` if it is the whole."""
+    """Number of targets in the whole optimizer step, of which this batch may be a part."""
     text_count: float
-    """Predictions of text in that step."""
+    """Number of text predictions in the whole optimizer step."""
     token_count: float
-    """Tokens of all sequences in that step."""
+    """Number of tokens in the whole optimizer step, padding excluded."""
     item_tokens: int
-    """Tokens of this batch whose type is ``ITEM``, known here without asking a GPU."""
+    """Number of item tokens in this batch, known without waiting for a GPU."""
 
     @property
     def is_real(self) -> torch.Tensor:
-        """``(B, T)``, False for padding, which may stand there as a token that texts have too."""
+        """False for padding, shape ``(B, T)``; the padding token may occur in texts too."""
         position = torch.arange(self.input_ids.shape[1], device=self.lengths.device)
         return position < self.lengths.unsqueeze(1)
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        """The same batch on another device; from pinned memory the copy is not waited for."""
+        """Copy the batch to a device; from pinned memory, the copy is asynchronous."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> SequenceBatch:
-        """The same batch in memory that a GPU copies from by itself; the loader's hook."""
+        """Copy the batch to pinned memory; torch's DataLoader calls this."""
         return self._with_each(torch.Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SequenceBatch:
@@ -69,11 +69,11 @@ class SequenceBatch:
 
 
 def counts(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
-    """``item_count``, ``text_count`` and ``token_count`` of a step of ``sequences``."""
+    """``item_count``, ``text_count`` and ``token_count`` of a step with these sequences."""
     is_text = np.concatenate([sequence.token_types for sequence in sequences]) == TEXT
     stops = np.cumsum([len(sequence.token_types) for sequence in sequences])
     is_followed = is_text[:-1] & is_text[1:]
-    is_followed[stops[:-1] - 1] = False  # by another sequence
+    is_followed[stops[:-1] - 1] = False  # the next token is in another sequence
     return {
         "item_count": sum(len(sequence.targets) for sequence in sequences),
         "text_count": int(is_followed.sum()),
@@ -82,11 +82,7 @@ def counts(sequences: Sequence[TokenSequence]) -> dict[str, Any]:
 
 
 def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBatch:
-    """Pad ``sequences``, at least one, on the right.
-
-    Args:
-        pad_token_id: any text token; what stands there changes nothing.
-    """
+    """Pad sequences, at least one, on the right; any text token can be ``pad_token_id``."""
     lengths = np.array([len(s.input_ids) for s in sequences])
     width = int(lengths.max())
     input_ids = np.full((len(sequences), width), pad_token_id, dtype=np.int64)

@@ -1,9 +1,9 @@
-"""Items that nobody has had yet: some test items are taken out of all histories.
+"""Simulated cold start: some test items are removed from all histories.
 
-The steps are those of TIGER's section 4.3, which the paper follows (section B.6.2): a share of
-the test items is removed from training, and how often they are found is reported apart. Here
-they are no validation target and in no test history either, since new items have none. It is
-done to RecBole's dataset before its split, so that every model trains on the same rows.
+This follows TIGER's section 4.3, as the paper does (section B.6.2): a share of the test items is
+removed from training, and how often they are found is reported separately. Here they are also
+removed from validation and from test histories, because new items have no interactions. It happens
+in RecBole's dataset before the split, so that every model trains on the same rows.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from recbole_idiomoe.base.errors import DataError
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "unseen_items"
-# Set apart from what else is drawn with a run's seed.
+# Makes these draws independent of other draws with the run's seed.
 _STREAM = 43
 
 
 def hold_out_items(dataset: Any, share: float, seed: int) -> None:
-    """Remove ``share`` of the distinct test items from all rows of ``dataset`` but test rows.
+    """Remove a share of the distinct test items from all rows of ``dataset`` but test rows.
 
-    Which items depends on ``seed``, ``share`` and the data alone, so that every model of a
-    comparison gets the same. A test row is the last of a user who has two before it; a user to
-    whom fewer are left is not tested on such an item. Call it on a loaded dataset that is not
-    split yet; :func:`unseen_items` then names the items, in what RecBole builds from it too.
+    The choice depends on ``seed``, ``share`` and the data alone, so that all models of a comparison
+    have the same unseen items. A test row is a user's last row, if the user has at least two rows
+    before it; rows of unseen items do not count as such. Afterwards, :func:`unseen_items` returns
+    the items, also for the splits that RecBole builds from ``dataset``.
 
     Args:
-        share: above 0, at most 0.5. At least one item is taken.
+        dataset: a loaded RecBole dataset that is not split yet; changed in place.
+        share: above 0, at most 0.5. At least one item is removed.
 
     Raises:
-        DataError: no test row is left that has such an item, or none that has another.
+        DataError: all remaining test rows have unseen items, or none has.
     """
     table = dataset.inter_feat
     users, items = table[dataset.uid_field].to_numpy(), table[dataset.iid_field].to_numpy()
@@ -44,7 +45,7 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
 
     unseen = np.isin(items, chosen)
     kept = ~unseen | is_test
-    # Of two rows RecBole trains on the second.
+    # A user with two rows has no test row: RecBole trains on the second one.
     is_test &= np.bincount(users[kept], minlength=users.max() + 1)[users] >= 3
     kept &= ~unseen | is_test
     found = int((unseen & is_test).sum())
@@ -67,13 +68,13 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
 
 
 def unseen_items(dataset: Any) -> np.ndarray:
-    """Rows of the items that :func:`hold_out_items` took, ascending; none if it was not called."""
+    """Rows of the items that :func:`hold_out_items` removed, ascending, shape ``(n,)``, n >= 0."""
     found: np.ndarray = getattr(dataset, _ATTRIBUTE, np.zeros(0, dtype=np.int64))
     return found
 
 
 def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Which rows are their users' last, by RecBole's order: stable, by float32 timestamps."""
+    """A mask of each user's last row in RecBole's order: stable, by float32 timestamps."""
     order = np.lexsort((times.astype(np.float32), users))
     ordered = users[order]
     last = np.zeros(len(users), dtype=bool)
@@ -82,7 +83,7 @@ def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def _choose(items: np.ndarray, names: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """``share`` of the distinct ``items``; by name, so that their numbering plays no part."""
+    """Draw ``share`` of the distinct ``items``, sorted by name to not depend on their numbers."""
     distinct = sorted(set(items.tolist()), key=lambda item: str(names[item]))
     count = max(1, round(share * len(distinct)))
     chosen = np.random.default_rng((seed, _STREAM)).choice(distinct, size=count, replace=False)

@@ -1,9 +1,9 @@
-"""A RecBole dataset that keeps one history per user instead of every prefix of it.
+"""A RecBole dataset that stores each user's history once instead of every prefix of it.
 
-RecBole's ``SequentialDataset`` turns a history of n items into n - 1 rows and copies the
-prefix into each. Here a row keeps two numbers, where its history ends and how long it is,
-and the items stay in one flat array. Rows, targets and order are RecBole's own, so RecBole's
-split of them is too; the padded ``item_id_list`` of a row is made when it is asked for.
+RecBole's ``SequentialDataset`` turns a history of n items into n - 1 rows and copies the prefix
+into each. Here a row holds the end and the length of its history, and the items are in one flat
+array. Rows, targets and their order are RecBole's, and therefore its splits are too. The padded
+``item_id_list`` of a row is built on access.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.data.ragged import RaggedArray
 
 HISTORY_END = "history_end"
 
@@ -28,15 +28,18 @@ class HistoryDataset(SequentialDataset):
     """RecBole's ``SequentialDataset`` with its prefixes as views of one array.
 
     Attributes:
-        history_users: every interaction's user, in ascending order, shape ``(interactions,)``.
-        history_items: their items, each user's in time order, likewise.
-        history_times: when they were, likewise, as RecBole reads them: float32.
+        history_users: the user of each interaction, ascending, shape ``(interactions,)``.
+        history_items: the item of each interaction, in time order per user, of the same shape.
+        history_times: the time of each interaction, float32 as in RecBole, of the same shape.
+
+    Raises:
+        SettingError: the setting ``benchmark_filename`` is given.
     """
 
     history_users: np.ndarray
     history_items: np.ndarray
     history_times: np.ndarray
-    inter_feat: Any  # a table when loaded, an Interaction once split
+    inter_feat: Any  # a pandas table when loaded, an Interaction after the split
 
     def __init__(self, config: Config) -> None:
         if config["benchmark_filename"] is not None:
@@ -47,7 +50,7 @@ class HistoryDataset(SequentialDataset):
         super().__init__(config)
 
     def data_augmentation(self) -> None:
-        """The rows that RecBole's augmentation makes, without the copied prefixes."""
+        """Make the rows of RecBole's augmentation, without copying prefixes."""
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
@@ -73,16 +76,16 @@ class HistoryDataset(SequentialDataset):
         self.inter_feat = rows
 
     def leave_one_out(self, group_by: str | None, leave_one_mode: str) -> list[HistoryDataset]:
-        """RecBole's split of the rows into those that train, validate and test."""
+        """Split the rows as RecBole does, into training, validation and test rows."""
         if group_by != self.uid_field or leave_one_mode != "valid_and_test":
             return super().leave_one_out(group_by, leave_one_mode)
-        # User by user, as they come; of each in the order of the rows.
+        # Users in the order in which they appear, and each user's rows in their order.
         users, _ = pd.factorize(self.inter_feat[self.uid_field].numpy())
         order = np.argsort(users, kind="stable")
         users, position = users[order], np.arange(len(order))
         to_come = np.searchsorted(users, users, side="right") - position - 1
         before = position - np.searchsorted(users, users, side="left")
-        # Of two rows the second tests, one alone trains.
+        # A user with two rows has a test row and no validation row; a single row is for training.
         tests = (to_come == 0) & (before >= 1)
         validates = (to_come == 1) & (before >= 1)
         self._drop_unused_col()
@@ -90,14 +93,14 @@ class HistoryDataset(SequentialDataset):
         return [self.copy(_rows(self.inter_feat, order[part])) for part in parts]
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
-        """Rows with their padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
+        """Return rows with padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
         rows = super().__getitem__(index, join)
-        histories = self.before(rows, self.history_items)
+        histories = self.padded_histories(rows, self.history_items)
         rows.update(Interaction({self.item_id_list_field: histories}))
         return rows
 
-    def before(self, rows: Interaction, values: np.ndarray) -> torch.Tensor:
-        """What ``values``, one for each of ``history_items``, are in the histories of ``rows``.
+    def padded_histories(self, rows: Interaction, values: np.ndarray) -> torch.Tensor:
+        """Return the ``values``, one per interaction, in the histories of ``rows``.
 
         Returns:
             Shape ``(rows, max length)``, oldest first, zero after a history's end.
@@ -110,7 +113,7 @@ class HistoryDataset(SequentialDataset):
         return torch.from_numpy(np.where(inside, values[where], 0))
 
     def known_interactions(self) -> tuple[np.ndarray, np.ndarray]:
-        """User and item of all that this split's rows hold, histories and targets, each once."""
+        """Users and items of all interactions in this split's histories and targets, each once."""
         ends = self.inter_feat[HISTORY_END].numpy()
         begins = ends - self.inter_feat[self.item_list_length_field].numpy()
         size = len(self.history_items) + 1
@@ -119,45 +122,48 @@ class HistoryDataset(SequentialDataset):
         return self.history_users[inside], self.history_items[inside]
 
     def split_items(self) -> np.ndarray:
-        """The items of this split's interactions: of the training split, its users' first too."""
+        """The items of this split's targets and of the interactions just before targets.
+
+        Each interaction counts once. In the training split, these are all its interactions.
+        """
         ends = self.inter_feat[HISTORY_END].numpy()
         return self.history_items[np.union1d(ends - 1, ends)]
 
     def window_ends(self) -> torch.Tensor:
-        """Which rows of this split end a window of ``MAX_ITEM_LIST_LENGTH`` inputs, a mask."""
+        """A mask of this split's rows that end a window of ``MAX_ITEM_LIST_LENGTH`` inputs."""
         ends = self.inter_feat[HISTORY_END].numpy()
         users = self.inter_feat[self.uid_field].numpy()
         last = np.zeros(self.user_num, dtype=ends.dtype)
         np.maximum.at(last, users, ends)
         return torch.from_numpy((last[users] - ends) % self.max_item_list_len == 0)
 
-    def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> Ragged:
-        """This split's interactions as windows of items, every target in exactly one.
+    def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> RaggedArray:
+        """Split this split's histories into windows of items, with every target in exactly one.
 
-        A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets; the
-        last window of a user ends at the user's last target in this split, and each earlier one
-        ends where the next begins. Only the users' first items are no targets, as in RecBole.
+        A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets. A user's
+        last window ends at the user's last target in this split, and every other one ends where
+        the next begins. A user's first item is not a target, as in RecBole.
 
         Args:
             max_items: most inputs in a window.
-            lengths: (item_num,), tokens of each item.
-            room: most tokens of the inputs of a window; one item fits in any case.
+            lengths: number of tokens of each item, shape ``(item_num,)``.
+            room: most tokens of a window's inputs; a window has at least one input in any case.
 
         Returns:
-            Arrays of at least two and at most ``max_items + 1`` item rows.
+            Arrays of 2 to ``max_items + 1`` item rows.
         """
         first, last = self._window_bounds(max_items, lengths, room)
-        return Ragged(self.history_items, first, last + 1)
+        return RaggedArray(self.history_items, first, last + 1)
 
     def training_window_users(self, max_items: int, lengths: np.ndarray, room: int) -> np.ndarray:
-        """The user row of each of :meth:`training_windows`, which has the same arguments."""
+        """The user row of each window of :meth:`training_windows`, for the same arguments."""
         first, _ = self._window_bounds(max_items, lengths, room)
         return self.history_users[first]
 
     def _window_bounds(
         self, max_items: int, lengths: np.ndarray, room: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where the first and the last item of each training window stand."""
+        """Indices in ``history_items`` of the first and the last item of each training window."""
         ends = np.sort(self.inter_feat[HISTORY_END].numpy())
         users = self.history_users[ends]
         begins_user = np.r_[True, users[1:] != users[:-1]][: len(ends)]
@@ -170,14 +176,14 @@ class HistoryDataset(SequentialDataset):
             several = self._several_windows(begin, end, max_items, lengths, room)
             bounds.append(tuple(np.array(list(several)).T))
         firsts, lasts = map(np.concatenate, zip(*bounds, strict=True))
-        # By user, and of each the newest window first.
+        # Ordered by user, the newest window of a user first.
         order = np.lexsort((-firsts, self.history_users[firsts]))
         return firsts[order], lasts[order]
 
     def _several_windows(
         self, first: int, last: int, max_items: int, lengths: np.ndarray, room: int
     ) -> Iterator[tuple[int, int]]:
-        """Where the windows of the user begin and end whose items stand from first to last."""
+        """Yield the bounds of the windows of one user, whose items are at ``first`` to ``last``."""
         while last > first:
             inputs = self.history_items[max(last - max_items, first) : last]
             newest_first = np.cumsum(lengths[inputs][::-1])
@@ -187,6 +193,6 @@ class HistoryDataset(SequentialDataset):
 
 
 def _rows(interactions: Interaction, index: np.ndarray) -> Interaction:
-    """``interactions[index]``, which would go through a list of Python's numbers."""
+    """Return ``interactions[index]``, but without RecBole's detour through a Python list."""
     where = torch.from_numpy(index)
     return Interaction({name: interactions[name][where] for name in interactions})

@@ -1,4 +1,4 @@
-"""Length-aware batches of training windows."""
+"""Loading of training windows in batches of similar length."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from recbole_idiomoe.data.batch import SequenceBatch, collate, counts
-from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.data.sequence import NOTHING, SequenceBuilder, TokenSequence
+from recbole_idiomoe.data.ragged import RaggedArray
+from recbole_idiomoe.data.sequence import NOTHING, TokenSequence
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 
-# Windows are sorted by length inside pools of this many batches: long enough for little
-# padding, short enough that a batch's company changes every epoch.
+# Windows are sorted by length inside pools of this many batches. A large pool needs little padding;
+# a small one mixes the windows of a batch better between epochs.
 POOL_BATCHES = 50
 
-# A batch in a step of so many predictions has no part in the step's mean.
-COUNTS_NOTHING: dict[str, Any] = dict.fromkeys(
-    ("item_count", "text_count", "token_count"), math.inf
-)
+# Counts of a step that give a batch the weight zero: its sums are divided by them.
+ZERO_WEIGHT: dict[str, Any] = dict.fromkeys(("item_count", "text_count", "token_count"), math.inf)
 
 Step = TypeVar("Step")
 
 
 class WindowSampler(Sampler[list[int]]):
-    """Batches of window indices of like length, in an order that depends on seed and epoch only.
+    """Batches of indices of windows with similar length; the order depends on seed and epoch only.
 
     Args:
-        batch_size: windows in a batch; the last batch of an epoch may be smaller.
-        seed: of the order.
+        batch_size: windows in a batch; one batch of an epoch may be smaller.
+        seed: seed of the order.
     """
 
     def __init__(self, batch_size: int, seed: int) -> None:
@@ -42,10 +41,10 @@ class WindowSampler(Sampler[list[int]]):
         self.epoch = 0
         self.lengths = np.zeros(0, dtype=np.int64)
         self.batches: list[np.ndarray] = []
-        """Those of the iteration begun last, in their order."""
+        """The batches of the last started iteration, in order."""
 
     def set_epoch(self, epoch: int, lengths: np.ndarray) -> None:
-        """Name the epoch, and the tokens of every window in it."""
+        """Set the epoch, and the number of tokens of each window in it, shape ``(windows,)``."""
         self.epoch, self.lengths = epoch, lengths
 
     def __len__(self) -> int:
@@ -69,23 +68,21 @@ class WindowSampler(Sampler[list[int]]):
 class WindowLoader:
     """Iterates over an epoch's optimizer steps, each a list of :class:`SequenceBatch`.
 
-    A step has ``batch_size`` windows whatever the memory: ``max_batch_tokens`` only cuts it
-    into several forward passes, whose gradients add up to those of one. It may be lowered
-    between steps; those that were made ahead keep the old one until :meth:`step` is asked.
+    A step always has ``batch_size`` windows. ``max_batch_tokens`` splits it into several forward
+    passes whose gradients add up to those of one pass. It may be lowered between steps; steps that
+    are prefetched already keep the old limit, and :meth:`step` rebuilds one with the new limit.
 
-    Of several processes each has its share of the windows of every step, which counts as a part
-    of the whole, and as many batches as any other: of these, some may count nothing.
+    With several processes, each one gets a share of the windows of every step, and the same number
+    of batches, some of which may have zero weight.
 
     Args:
-        windows: item rows, inputs and last target, as ``HistoryDataset.training_windows`` gives.
-        pad_token_id: what fills up a batch.
-        seed: of order and text mixing.
-        num_workers: processes that build sequences ahead.
-        device: where batches are wanted. A GPU gets them from pinned memory and one step
-            ahead, so that it need not wait for them; for the CPU they are left as they are.
+        windows: item rows, inputs and last target, from ``HistoryDataset.training_windows``.
+        builder: turns windows into token sequences.
+        seed: seed of the order, of text mixing and of queries.
+        num_workers: number of processes that prefetch sequences.
+        device: device of the batches. A GPU gets them one step ahead from pinned memory.
         queries: token ids of the queries that each item answers, per catalogue row.
-        rank: which of the processes this is, from 0.
-        ranks: how many there are.
+        rank, ranks: number of this process, from 0, and of all processes.
     """
 
     def __init__(
@@ -104,7 +101,7 @@ class WindowLoader:
         ranks: int = 1,
     ) -> None:
         self.rank, self.ranks = rank, ranks
-        self.windows = Ragged.of(windows)
+        self.windows = RaggedArray.of(windows)
         self.queries = queries
         self.builder = builder
         self.max_batch_tokens = max_batch_tokens
@@ -113,7 +110,7 @@ class WindowLoader:
         self.device = torch.device(device)
         self.sampler = WindowSampler(batch_size, seed)
         self._with_text = np.zeros(len(windows), dtype=bool)
-        self._asked = [NOTHING] * len(windows)
+        self._window_queries = [NOTHING] * len(windows)
         self._lengths = {
             with_text: builder.lengths(self.windows, with_text) for with_text in (False, True)
         }
@@ -127,11 +124,12 @@ class WindowLoader:
         self.set_epoch(0, 1.0)
 
     def set_epoch(self, epoch: int, text_share: float, query_share: float = 0.0) -> None:
-        """Choose the epoch's order and which of its windows carry text and end in a query.
+        """Draw the epoch's order, and which windows have text and which end in a query.
 
         Args:
-            text_share: expected share of windows with text, 0 to 1.
-            query_share: of windows with a query that their last item answers, where it has one.
+            text_share: expected share of windows with text, in [0, 1].
+            query_share: expected share of windows that end in a query, in [0, 1], among those
+                whose last item answers one.
         """
         rng = np.random.default_rng((self.seed, epoch, 1))
         self._with_text = rng.random(len(self.windows)) < text_share
@@ -139,9 +137,10 @@ class WindowLoader:
         self.sampler.set_epoch(epoch, lengths)
         if query_share:
             rng = np.random.default_rng((self.seed, epoch, 2))
-            self._asked = [self._query(rng, window, query_share) for window in self.windows]
+            drawn = [self._query(rng, window, query_share) for window in self.windows]
+            self._window_queries = drawn
         else:
-            self._asked = [NOTHING] * len(self.windows)
+            self._window_queries = [NOTHING] * len(self.windows)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -149,24 +148,24 @@ class WindowLoader:
     def __iter__(self) -> Iterator[list[SequenceBatch]]:
         if self.device.type != "cuda":
             return iter(self._loader)
-        return one_ahead([batch.to(self.device) for batch in step] for step in self._loader)
+        return prefetch_one([batch.to(self.device) for batch in step] for step in self._loader)
 
     def step(self, number: int) -> list[SequenceBatch]:
-        """A step of the iteration begun last, from 0, made anew by ``max_batch_tokens``."""
+        """Rebuild a step of the last started iteration, counted from 0, with the current limit."""
         return self._step(self.sampler.batches[number].tolist())
 
     def _step(self, indices: list[int]) -> list[SequenceBatch]:
         sequences = self.builder.build_all_training(
             [self.windows[i] for i in indices],
             self._with_text[indices],
-            [self._asked[i] for i in indices],
+            [self._window_queries[i] for i in indices],
         )
         shares = [self._grouped(sequences[rank :: self.ranks]) for rank in range(self.ranks)]
         own, of_step = shares[self.rank], counts(sequences)
         batches = [replace(collate(group, self.pad_token_id), **of_step) for group in own]
         if missing := max(map(len, shares)) - len(own):
-            spare = replace(collate(sequences[:1], self.pad_token_id), **COUNTS_NOTHING)
-            # In front: gradients are sent while those of the last one are computed.
+            spare = replace(collate(sequences[:1], self.pad_token_id), **ZERO_WEIGHT)
+            # In front, because the last batch's backward pass overlaps with sending gradients.
             batches = [spare] * missing + batches
         return batches
 
@@ -176,29 +175,30 @@ class WindowLoader:
         return [[sequences[i] for i in group] for group in groups]
 
     def _query(self, rng: np.random.Generator, window: np.ndarray, share: float) -> np.ndarray:
-        # As many draws for every window: one item's queries then change no other's.
-        asked, which = rng.random(2)
+        # Two draws for every window, so that the queries of one item do not change other draws.
+        chance, which = rng.random(2)
         queries = self.queries[window[-1]]
-        return queries[int(which * len(queries))] if asked < share and queries else NOTHING
+        return queries[int(which * len(queries))] if chance < share and queries else NOTHING
 
 
-def one_ahead(steps: Iterable[Step]) -> Iterator[Step]:
-    """The same, each of them asked for before the one in front of it is handed on."""
+def prefetch_one(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yield the same steps, but request each one before the one in front of it is yielded."""
     return (step for step, _ in pairwise(chain(steps, [None])) if step is not None)
 
 
 def token_groups(
     lengths: Sequence[int], max_tokens: int, busy_tokens: float = math.inf
 ) -> list[list[int]]:
-    """Group sequences of like length so that a padded group has at most ``max_tokens`` tokens.
+    """Group sequences of similar length so that a padded group has at most ``max_tokens`` tokens.
 
     Args:
-        busy_tokens: a group of so many takes in no sequence that is shorter than half of its
-            longest one, and would be padding for the most part.
+        lengths: number of tokens of each sequence.
+        max_tokens: most tokens of a group, padding included. A longer sequence is a group alone.
+        busy_tokens: a group with this many tokens takes no sequence shorter than half of its
+            longest one, because that would be padding for the most part.
 
     Returns:
-        Indices into ``lengths``, each once, longest first; a sequence that is longer than
-        ``max_tokens`` alone has a group to itself.
+        Groups of indices into ``lengths``, each index once, longest sequences first.
     """
     groups: list[list[int]] = []
     width = 0

@@ -1,7 +1,7 @@
-"""What a user may ask for in words, so that an item is the answer (setting ``query_share``).
+"""Queries in words that an item answers, for training (setting ``query_share``).
 
-Some training sequences end in such a query, made from the fields of the item to be predicted, so
-that ``recommend(..., query=...)`` finds a model that has learnt what a query is for.
+Some training sequences end in a query that is made from the fields of the item to predict, so that
+the model learns to answer ``recommend(..., query=...)``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 def item_queries(dataset: Dataset, settings: Settings) -> list[list[str]]:
-    """The queries that each item answers, per catalogue row; none where its fields are empty.
+    """Return the queries that each item answers, a list per catalogue row.
 
-    A field with several entries, as categories, makes a query of each.
+    A field with several entries, such as categories, gives one query for each. An item whose
+    fields are empty has no queries.
 
     Raises:
-        DataError: there are no text fields to make queries from.
-        SettingError: a template that names another field, or none.
+        DataError: the items have no text fields.
+        SettingError: a template names an unknown field, or no field.
     """
     fields = text_entries(dataset, settings)
     if not fields:
@@ -43,7 +44,7 @@ def item_queries(dataset: Dataset, settings: Settings) -> list[list[str]]:
 
 
 def _fill(template: Template, roles: list[str], row: tuple[list[str], ...]) -> list[str]:
-    """``template`` with every combination of entries of the fields that it names."""
+    """Fill ``template`` with every combination of entries of the fields that it names."""
     named = {role for _, role in template.clauses}
     choices = [
         (entries or [""]) if role in named else [""]

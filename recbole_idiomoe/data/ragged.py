@@ -1,7 +1,6 @@
-"""Many short arrays in a few long ones: half a million lists of Python's would take gigabytes.
+"""A compact sequence of arrays of different lengths.
 
-Processes that load data ahead share them too: Python counts who holds a list, and with every count
-that it writes a page of the memory that was shared becomes the process's own.
+numpy and scipy have none, and torch's jagged tensors take milliseconds to index one row.
 """
 
 from __future__ import annotations
@@ -12,36 +11,41 @@ from typing import overload
 import numpy as np
 
 
-class Ragged(Sequence[np.ndarray]):
-    """Arrays of different lengths, each a view of one.
+class RaggedArray(Sequence[np.ndarray]):
+    """Arrays of different lengths, stored as one flat array and the bounds of each.
+
+    A million short Python lists would take gigabytes. They would also be copied into every data
+    loading process, because Python writes a reference count into each list that it reads.
 
     Args:
-        values: what they are cut from, shape ``(n,)``.
-        starts: where each begins, shape ``(arrays,)``.
-        stops: where each ends, likewise.
+        values: the flat array, shape ``(n,)``.
+        starts: index in ``values`` at which each array starts, shape ``(arrays,)``.
+        stops: index in ``values`` before which each array ends, shape ``(arrays,)``. The arrays
+            may overlap.
     """
 
     def __init__(self, values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
         self.values, self.starts, self.stops = values, starts, stops
 
     @classmethod
-    def of(cls, arrays: Iterable[Sequence[int] | np.ndarray]) -> Ragged:
-        """``arrays``, of integers, joined; what is ragged already is left as it is."""
-        if isinstance(arrays, Ragged):
+    def of(cls, arrays: Iterable[Sequence[int] | np.ndarray]) -> RaggedArray:
+        """Copy arrays of integers into an int64 array; a :class:`RaggedArray` is returned as is."""
+        if isinstance(arrays, RaggedArray):
             return arrays
         each = [np.asarray(array, dtype=np.int64) for array in arrays]
         lengths = np.array([len(array) for array in each], dtype=np.int64)
-        return cls.joined(np.concatenate(each) if each else np.zeros(0, dtype=np.int64), lengths)
+        values = np.concatenate(each) if each else np.zeros(0, dtype=np.int64)
+        return cls.from_lengths(values, lengths)
 
     @classmethod
-    def joined(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
-        """Arrays of these lengths that stand in ``values`` one behind the other."""
+    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> RaggedArray:
+        """Split ``values``, shape ``(n,)``, into consecutive arrays of these lengths."""
         stops = np.cumsum(lengths)
         return cls(values, stops - lengths, stops)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Shape ``(arrays,)``."""
+        """The length of each array, shape ``(arrays,)``."""
         lengths: np.ndarray = self.stops - self.starts
         return lengths
 
@@ -51,9 +55,10 @@ class Ragged(Sequence[np.ndarray]):
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
     @overload
-    def __getitem__(self, index: slice) -> Ragged: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | Ragged:
+    def __getitem__(self, index: slice) -> RaggedArray: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | RaggedArray:
+        """One array, as a view; or a :class:`RaggedArray` of several."""
         starts, stops = self.starts[index], self.stops[index]
         if isinstance(index, slice):
-            return Ragged(self.values, starts, stops)
+            return RaggedArray(self.values, starts, stops)
         return self.values[starts:stops]

@@ -1,4 +1,4 @@
-"""The text of an item: a template filled with its fields (paper, section 3.1 (c))."""
+"""The text of an item: a template filled with the item's fields (paper, section 3.1, c)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from string import Formatter
 
 from recbole_idiomoe.base.errors import SettingError
 
-# A Python list or set that somebody printed into a column, as in RecBole's own Amazon files. Of a
-# title in brackets, "(500) Days of Summer (2009)", its quotes tell it.
+# The printed form of a Python list or set, as in RecBole's Amazon files. A title in brackets, as in
+# "(500) Days of Summer (2009)", has no quotes inside.
 _PRINTED_LIST = re.compile(r"""^[\[{(]\s*(|['"].*['"]),?\s*[\]})]$""", re.DOTALL)
 _SPACE = re.compile(r"\s+")
 
 
 class Template:
-    """``"title: {title}, category: {category}"`` as a function of an item's fields.
+    """A template such as ``"title: {title}, category: {category}"``, called with an item's fields.
 
-    Every placeholder forms a clause with the words before it; a clause whose value is
-    empty is left out, so an item without a category reads ``title: X`` and an item
-    without any text reads as the empty string.
+    A placeholder and the words before it form a clause. Clauses with an empty value are left out,
+    so that an item without a category gives ``title: X``, and one without any field gives ``""``.
 
     Raises:
         SettingError: the template is malformed, or names a role that is not in ``roles``.
@@ -40,17 +39,18 @@ class Template:
             )
 
     def __call__(self, values: Mapping[str, str]) -> str:
+        """Fill the template with values by role."""
         filled = [(words, value) for words, role in self.clauses if (value := clean(values[role]))]
         if not filled:
             return ""
         text = "".join(words + value for words, value in filled)
         if filled[0][0] != self.clauses[0][0]:
-            text = text.lstrip(" ,;|-")  # the separator before a clause that has become the first
+            text = text.lstrip(" ,;|-")  # the first clause needs no separator in front
         return text + self.tail
 
 
 def clean(value: str) -> str:
-    """``value`` on one line, without the brackets and quotes of a printed list."""
+    """Put ``value`` on one line and remove the brackets and quotes of a printed list."""
     value = _SPACE.sub(" ", value).strip()
     if match := _PRINTED_LIST.match(value):
         value = ", ".join(part.strip().strip("'\"") for part in match[1].split(","))

@@ -1,6 +1,6 @@
-"""Vectors of the items' texts, from which the item table starts (setting ``item_init: text``).
+"""Vectors of the items' texts, which initialise the item table (setting ``item_init: text``).
 
-The table's first neighbours are then items that read alike. It costs nothing when ranking.
+Items with similar texts then start with similar embeddings, at no cost in ranking.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from recbole_idiomoe.base.errors import BackboneError, CheckpointError, SettingError, short_reason
 from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.lm.vocabulary import keep_no_words
+from recbole_idiomoe.lm.vocabulary import disable_word_cache
 
 BATCH_TEXTS = 64
-# Word pairs grow with the texts, and every one of them costs an SVD several rows of its width.
+# More texts have more distinct word pairs, and the SVD needs memory for each of them.
 FITTED_TEXTS = 2**16
 
 
@@ -33,20 +33,20 @@ def item_vectors(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> np.ndarray:
-    """One vector per item, shape ``(item_num, k)``; an item without text gets zeros.
+    """Compute one vector per item, float32, shape ``(item_num, k)``; zeros for items without text.
 
-    Only the text of items that were trained on decides how text becomes a vector, so that an
-    item that comes later changes no other's.
+    Encoders are fitted on the texts of trained items alone, so that adding an item changes the
+    vector of no other one.
 
     Args:
         encoder: setting ``text_encoder``: ``tfidf``, ``backbone``, an ``.npz`` file of vectors,
             or the folder or hub name of a sentence encoder.
-        dim: width that is of use; only ``tfidf`` chooses its own by it.
-        backbone: the language model and its tokenizer, for the encoder of that name.
+        dim: largest width k of ``tfidf``; other encoders have their own width.
+        backbone: a language model and its tokenizer, for the encoder ``backbone``.
 
     Raises:
-        SettingError: a file that cannot be read or does not fit the catalogue.
-        BackboneError: a sentence encoder that cannot be loaded.
+        SettingError: the file of vectors cannot be read, or does not fit the catalogue.
+        BackboneError: the sentence encoder cannot be loaded.
     """
     if encoder.endswith(".npz"):
         return read_vectors(Path(encoder), catalog.item_ids, "text_encoder")
@@ -59,9 +59,9 @@ def item_vectors(
         untrained = set(catalog.untrained)
         found = _tfidf(chosen, [texts[i] for i in kept if i not in untrained], dim, seed)
     else:
-        asked = backbone if encoder == "backbone" else _load(encoder)
-        assert asked is not None
-        found = _mean_states(chosen, *asked, device)
+        model = backbone if encoder == "backbone" else _load(encoder)
+        assert model is not None
+        found = _mean_states(chosen, *model, device)
     vectors = np.zeros((len(texts), found.shape[1]), dtype=np.float32)
     vectors[kept] = found
     return vectors
@@ -79,8 +79,7 @@ def changed_encoder(encoder: str) -> CheckpointError:
 def _tfidf(texts: list[str], known: list[str], dim: int, seed: int) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and word pairs, then a truncated SVD.
 
-    Words, their weights and the axes are those of the ``known`` texts, or, where these are more
-    than ``FITTED_TEXTS``, of as many of them that ``seed`` draws.
+    Both are fitted on the ``known`` texts, or on a random sample of ``FITTED_TEXTS`` of them.
     """
     if len(known) > FITTED_TEXTS:
         drawn = np.random.default_rng(seed).choice(len(known), FITTED_TEXTS, replace=False)
@@ -90,28 +89,28 @@ def _tfidf(texts: list[str], known: list[str], dim: int, seed: int) -> np.ndarra
     )
     try:
         known_counts = vectorizer.fit_transform(known)
-    except ValueError:  # no word in any text: punctuation or symbols alone
+    except ValueError:  # no text holds a word, only punctuation or symbols
         return np.zeros((len(texts), 1), dtype=np.float32)
     counts = vectorizer.transform(texts)
     components = min(dim, min(known_counts.shape) - 1)
     if components < 1:
         return counts.toarray().astype(np.float32)
-    with np.errstate(invalid="ignore"):  # the variance that it explains, where all texts agree
+    with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
         axes = TruncatedSVD(components, random_state=seed).fit(known_counts)
     return axes.transform(counts).astype(np.float32)
 
 
-@torch.no_grad()  # not inference_mode: weights that move to a GPU within it could never train
+@torch.no_grad()  # not inference_mode, in which weights that move to a GPU could never be trained
 def _mean_states(
     texts: list[str], model: Any, tokenizer: Any, device: torch.device | str
 ) -> np.ndarray:
-    """Mean of the last hidden states over each text's tokens."""
+    """The mean of the last hidden states over each text's tokens, shape ``(texts, d)``."""
     trunk = getattr(model, "base_model", model)
     was_on, was_training = next(trunk.parameters()).device, trunk.training
     trunk.to(device).eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    keep_no_words(tokenizer)
+    disable_word_cache(tokenizer)
     vectors = []
     for start in range(0, len(texts), BATCH_TEXTS):
         batch = tokenizer(
@@ -130,16 +129,17 @@ def _mean_states(
 
 
 def _load(encoder: str) -> tuple[Any, Any]:
+    """Load a sentence encoder and its tokenizer, or raise a BackboneError."""
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        # Without the word, transformers asks at the terminal whether to run a model's own code.
+        # If trust_remote_code is not given, transformers asks at the terminal.
         model = AutoModel.from_pretrained(encoder, trust_remote_code=False, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
         if model.config.is_encoder_decoder or not tokenizer("words").input_ids:
             raise ValueError
         return model, tokenizer
-    except Exception as error:  # whatever a broken file may raise
+    except Exception as error:  # a broken file may raise any type
         raise BackboneError(
             f"text_encoder={encoder!r} could not be loaded ({type(error).__name__}); give the "
             "folder of a sentence encoder (safetensors, no code of its own), a hub name that is "
@@ -148,10 +148,11 @@ def _load(encoder: str) -> tuple[Any, Any]:
 
 
 def read_vectors(path: Path, item_ids: Sequence[str], setting: str) -> np.ndarray:
-    """Vectors from an ``.npz`` file, matched by item id; items that it lacks get zeros.
+    """Read float32 vectors ``(item_num, k)``, matched by item id; items without one get zeros.
 
     Args:
-        setting: whose value ``path`` is.
+        path: a file with the arrays ``item_ids``, strings, and ``vectors``, one row for each.
+        setting: name of the setting that gave ``path``, for error messages.
 
     Raises:
         SettingError: the file cannot be read, or holds none of these items.
@@ -159,7 +160,7 @@ def read_vectors(path: Path, item_ids: Sequence[str], setting: str) -> np.ndarra
     try:
         with np.load(path, allow_pickle=False) as archive:
             names, vectors = archive["item_ids"].astype(str), archive["vectors"].astype(np.float32)
-    except Exception as error:  # zipfile and numpy each raise their own of a broken file
+    except Exception as error:  # zipfile and numpy raise various types for a broken file
         raise SettingError(
             f"{setting}={str(path)!r} cannot be read ({short_reason(error)}); an .npz file "
             "with the arrays item_ids (strings) and vectors (one row each) is wanted."

@@ -1,4 +1,4 @@
-"""The items' texts in tokens: made by all of the machine's cores, and kept from run to run."""
+"""Tokenisation of the items' texts, on all CPU cores, with an optional cache on disk."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ import numpy as np
 import tokenizers
 
 from recbole_idiomoe.base.files import atomic_write
-from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.lm.vocabulary import encode_text
 
 logger = logging.getLogger(__name__)
 
-# What the tokenizer says of a text besides its tokens takes hundreds of times their room.
+# A tokenizer's output takes hundreds of times the memory of the token ids, so it works in batches.
 TEXTS_AT_ONCE = 8192
 
 
 def text_tokens(
     tokenizer: Any, texts: Sequence[str], most: int, cache: str | None = None
-) -> Ragged:
-    """Token ids of each text, the first ``most`` of them; see :func:`encode_text`.
+) -> RaggedArray:
+    """Return the token ids of each text, int32, as :func:`encode_text` gives them.
 
     Args:
-        cache: folder in which they are kept, under a name made from tokenizer and texts; None:
-            they are not. What cannot be read there is made and written anew.
+        tokenizer: the backbone's tokenizer.
+        texts: one text per item.
+        most: most tokens of a text; the rest is cut.
+        cache: folder of a cache of token ids, keyed by tokenizer and texts; a damaged file is
+            written again. None for no cache.
     """
     if cache is None or not hasattr(tokenizer, "backend_tokenizer"):
         return _tokenise(tokenizer, texts, most)
@@ -43,18 +46,18 @@ def text_tokens(
     return found
 
 
-def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> Ragged:
+def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> RaggedArray:
     pieces, lengths = [np.zeros(0, dtype=np.int32)], []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         rows = encode_text(tokenizer, list(texts[start : start + TEXTS_AT_ONCE]))
         cut = [row[:most] for row in rows]
         lengths += [len(row) for row in cut]
         pieces.append(np.array([token for row in cut for token in row], dtype=np.int32))
-    return Ragged.joined(np.concatenate(pieces), np.array(lengths, dtype=np.int64))
+    return RaggedArray.from_lengths(np.concatenate(pieces), np.array(lengths, dtype=np.int64))
 
 
 def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
-    """SHA-256 of all that the tokens depend on: special tokens, as items, are in no text."""
+    """SHA-256 of all that determines the tokens. Special tokens do not: no text yields them."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules["added_tokens"] = [token for token in rules["added_tokens"] if not token["special"]]
     rules |= {"padding": None, "truncation": None}
@@ -65,8 +68,8 @@ def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, count: int) -> Ragged | None:
-    """What :func:`text_tokens` kept of ``count`` texts; None: nothing that can be used."""
+def _read(path: Path, count: int) -> RaggedArray | None:
+    """Read the cached tokens of ``count`` texts; None if there is no usable file."""
     if not path.exists():
         return None
     try:
@@ -77,4 +80,4 @@ def _read(path: Path, count: int) -> Ragged | None:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         logger.warning("%s is damaged (%s) and is made anew", path, type(error).__name__)
         return None
-    return Ragged.joined(values, lengths)
+    return RaggedArray.from_lengths(values, lengths)

@@ -1,4 +1,4 @@
-"""Which items follow which in the training histories, counted."""
+"""Counts of item-to-item transitions in the training histories."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from recbole_idiomoe.data.dataset import HISTORY_END, HistoryDataset
 def count_transitions(
     dataset: HistoryDataset, decays: np.ndarray, reverse_weight: float
 ) -> csr_array:
-    """How often each item (column) stands around each item (row), ``(item_num, item_num)``.
-
-    Only the interactions of ``dataset`` are counted, which is the training split.
+    """Count how often each item (column) is near each item (row), shape ``(item_num, item_num)``.
 
     Args:
-        decays: what a transition over 1, 2, ... steps counts, shape ``(most steps,)``.
-        reverse_weight: what it counts, relative to that, on the way back.
+        dataset: the training split, whose interactions are counted.
+        decays: weight of a transition over 1, 2, ... steps forward, shape ``(most steps,)``.
+        reverse_weight: weight of a step backward relative to the same step forward.
     """
     ends = dataset.inter_feat[HISTORY_END].numpy()
     lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
@@ -31,7 +30,10 @@ def count_transitions(
 
 
 def popularity_damping(dataset: HistoryDataset, power: float) -> np.ndarray:
-    """One over each item's interactions in ``dataset``, at least 1, to a power, ``(item_num,)``."""
+    """Each item's number of interactions in ``dataset``, at least 1, to the power of ``-power``.
+
+    The shape is ``(item_num,)``; multiplying scores by it holds popular items back.
+    """
     popularity = np.bincount(dataset.split_items(), minlength=dataset.item_num)
     damping: np.ndarray = np.maximum(popularity, 1.0) ** -power
     return damping

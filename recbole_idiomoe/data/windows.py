@@ -1,4 +1,4 @@
-"""Training rows in which every position is supervised, for RecBole's own loaders and trainer."""
+"""Training rows with a target at every position, for RecBole's own loaders and trainer."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from recbole_idiomoe.data.dataset import HistoryDataset
 class WindowDataset(HistoryDataset):
     """A :class:`HistoryDataset` that trains on windows of histories instead of all their prefixes.
 
-    A row of RecBole's holds a history and the one item after it. Of a user's training rows those
-    stay whose histories, their items shifted by one and the row's own as targets, have every
-    training target once: the user's last, the one ``MAX_ITEM_LIST_LENGTH`` before it, and so on.
-    They are the windows of :meth:`HistoryDataset.training_windows`, but never cut by length in
-    tokens. Validation and test keep RecBole's rows. All rows have the times of their histories
-    too, ``timestamp_list`` beside ``item_id_list``.
+    A row of RecBole holds a history and the item after it. A model that predicts at every position
+    needs each target once, so only some of a user's training rows are kept: the last one, the one
+    ``MAX_ITEM_LIST_LENGTH`` interactions before it, and so on. These are the windows of
+    :meth:`HistoryDataset.training_windows` without a limit in tokens. Validation and test keep
+    RecBole's rows. All rows also have ``timestamp_list``, the times of ``item_id_list``.
     """
 
     def build(self) -> list[WindowDataset]:
-        """Training, validation and test split."""
+        """Return the training, the validation and the test split."""
         train, *others = super().build()
         train.inter_feat = train.inter_feat[train.window_ends()]
         return [train, *others]
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
-        """Rows with their padded histories and the times of these, both (rows, max length)."""
+        """Return rows with padded histories and their times, both of shape (rows, max length)."""
         rows = super().__getitem__(index, join)
         times = getattr(self, f"{self.time_field}_list_field")
-        rows.update(Interaction({times: self.before(rows, self.history_times)}))
+        rows.update(Interaction({times: self.padded_histories(rows, self.history_times)}))
         return rows

@@ -1,7 +1,7 @@
-"""The language model: transformers and torch, no RecBole.
+"""The language model, on torch and transformers alone: RecBole need not be installed.
 
-Importing this package teaches ``AutoConfig`` and ``AutoModelForCausalLM`` the model
-type ``idiomoe``, so that a saved folder opens like any other checkpoint.
+Importing this package registers the model type ``idiomoe`` with ``AutoConfig`` and
+``AutoModelForCausalLM``, so that they load a saved folder like any other checkpoint.
 """
 
 from transformers import AutoConfig, AutoModelForCausalLM

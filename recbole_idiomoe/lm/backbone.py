@@ -1,4 +1,4 @@
-"""Where a decoder comes from: the package, a local folder, or the Hugging Face hub."""
+"""Loading a decoder and its tokenizer from this package, a folder, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, has_file
 
+from recbole_idiomoe.base.backbone_names import BUNDLED, UNTRAINED
 from recbole_idiomoe.base.errors import BackboneError, SettingError
-from recbole_idiomoe.config.settings import BUNDLED, UNTRAINED
 from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.decoder import SUPPORTED, decoder_layers
 from recbole_idiomoe.lm.progress import no_progress_bars
@@ -45,19 +45,20 @@ def load_backbone(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A decoder in float32, in eval mode, and its tokenizer.
+    """Load a decoder, in float32 and in eval mode, and its tokenizer.
 
     Args:
-        name: ``bundled``, which is idiom-mini, the pretrained decoder of this package;
-            ``untrained``, the same with random weights; a folder; or a name on the hub.
-        backbone_args: fields of Qwen2Config in which ``untrained`` differs from idiom-mini.
-        seed: of the weights of ``untrained``; the global generator is left as it was.
-        trust_remote_code: run model code that comes with the weights.
+        name: ``bundled`` for idiom-mini, the pretrained decoder of this package; ``untrained`` for
+            the same architecture with random weights; a folder; or a name on the hub.
+        backbone_args: fields of Qwen2Config that differ from idiom-mini's, for ``untrained``.
+        seed: seed of the weights of ``untrained``; the global generator is not advanced.
+        trust_remote_code: whether to run model code that comes with the weights.
 
     Raises:
-        SettingError: ``backbone_args`` with a field that Qwen2Config lacks or refuses, or
-            for a backbone that brings its own sizes.
-        BackboneError: nothing to be found, nothing to be used, pickled weights, or no decoder.
+        SettingError: ``backbone_args`` has a field that Qwen2Config lacks or refuses, or the
+            backbone is not ``untrained``.
+        BackboneError: the backbone is not found or not a decoder, has pickled weights, lacks
+            weights, or has no usable tokenizer.
     """
     if name == UNTRAINED:
         folder = verified_folder(weights=False)
@@ -97,29 +98,29 @@ def load_backbone(
             f"backbone={name} brings no tokenizer that reads text; put its tokenizer.json there."
         )
     _forget_sampling(backbone)
-    backbone.config.name_or_path = name  # as asked for, not where it lies here
+    backbone.config.name_or_path = name  # the given name instead of a path on this machine
     return backbone.eval(), tokenizer
 
 
 def random_decoder(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
-    """A decoder with random weights, in eval mode; the global generator is left as it was.
+    """Build a decoder with random weights, in eval mode; the global generator is not advanced.
 
     Raises:
-        Exception: of whatever kind, sizes that do not fit together.
+        Exception: the sizes do not fit together; transformers and torch raise various types.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = Qwen2ForCausalLM(config).eval()
-    # Heads that do not fit the width show in a forward pass only.
+    # Only a forward pass fails if the heads do not fit the width.
     with torch.no_grad():
         decoder(torch.zeros(1, 2, dtype=torch.long))
     return decoder
 
 
 def with_random_weights(backbone: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A decoder of the same build and sizes, in float32, in eval mode, that has learnt nothing.
+    """Build a decoder like ``backbone`` with random weights, in float32 and in eval mode.
 
-    The global generator is left as it was.
+    The global generator is not advanced.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -129,9 +130,9 @@ def with_random_weights(backbone: PreTrainedModel, seed: int) -> PreTrainedModel
 
 
 def _load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
-    """As AutoTokenizer does, but one that :func:`train_tokenizer` made as it is in its file.
+    """Load a tokenizer; one without a normaliser stays without, as :func:`train_tokenizer` made it.
 
-    AutoTokenizer makes whatever lies beside a Qwen2 a Qwen2Tokenizer, which normalises to NFC.
+    AutoTokenizer turns the tokenizer of every Qwen2 into a Qwen2Tokenizer, which normalises to NFC.
     """
     file = Path(source) / "tokenizer.json"
     if file.exists() and json.loads(file.read_text(encoding="utf-8"))["normalizer"] is None:
@@ -140,7 +141,7 @@ def _load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
 
 
 def _build_decoder(folder: Path, sizes: dict[str, Any], seed: int) -> PreTrainedModel:
-    """A decoder with random weights, like the one in ``folder`` but for ``sizes``."""
+    """Build a decoder with random weights from ``folder``'s configuration, changed by ``sizes``."""
     known = {f.name for f in dataclasses.fields(Qwen2Config)}
     derived = {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
     for field in sizes:
@@ -148,21 +149,21 @@ def _build_decoder(folder: Path, sizes: dict[str, Any], seed: int) -> PreTrained
             reason = "follows from the tokenizer" if field in derived else "is no field"
             raise SettingError(f"backbone_args: {field!r} {reason} of transformers.Qwen2Config.")
     bundled = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # One type a layer, which Qwen2Config fills in; and the type of numbers in the file.
+    # Qwen2Config derives layer_types from the number of layers; dtype is that of the weights file.
     own = {key: bundled[key] for key in known & bundled.keys() - {"layer_types", "dtype"}}
     try:
         decoder = random_decoder(Qwen2Config(**{**own, **sizes}), seed)
-    except Exception as error:  # the config, torch and the attention each raise their own kind
+    except Exception as error:  # the config, torch and the attention raise various types
         raise SettingError(f"backbone_args={sizes}: {_one_line(error)}") from error
     logger.info("backbone=%s is not pretrained: it starts from random weights.", UNTRAINED)
     return decoder
 
 
 def _locate(name: str) -> tuple[str, bool]:
-    """Where to load from, and whether without the network.
+    """Return where to load from, a folder or a hub name, and whether that needs no network.
 
-    One request with a timeout asks the hub first: transformers would try six times, for
-    half a minute, before it says that there is no network.
+    The hub is asked once, with a timeout, because without a network transformers would repeat the
+    request for half a minute.
     """
     if name and Path(name).expanduser().is_dir():
         return str(Path(name).expanduser()), True
@@ -178,7 +179,7 @@ def _locate(name: str) -> tuple[str, bool]:
             raise ConnectionError("offline mode is on")
         url = huggingface_hub.hf_hub_url(name, "config.json")
         huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
-    except Exception as error:  # the hub client raises its HTTP library's errors too
+    except Exception as error:  # the hub client raises errors of its HTTP library too
         raise BackboneError(
             f"backbone={name} is not in the local cache and cannot be had from the hub "
             f"({type(error).__name__}); run 'hf download {name}' where there is a network, give a "
@@ -188,10 +189,10 @@ def _locate(name: str) -> tuple[str, bool]:
 
 
 def _attempt(name: str, part: str, load: Any, source: str, **options: Any) -> Any:
-    """``load(source, **options)``, any failure as one line."""
+    """Return ``load(source, **options)``; turn any failure into a one-line BackboneError."""
     try:
         return load(source, **options)
-    except Exception as error:  # whatever a broken file or remote code may raise
+    except Exception as error:  # a broken file or remote code may raise any type
         if "trust_remote_code" in str(error):
             raise BackboneError(
                 f"backbone={name}: its {part} is code of its own, which is not run; read it, and "
@@ -203,6 +204,7 @@ def _attempt(name: str, part: str, load: Any, source: str, **options: Any) -> An
 
 
 def _check_decoder(name: str, config: PreTrainedConfig) -> None:
+    """Raise a BackboneError if the configuration is not that of a decoder-only language model."""
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if config.is_encoder_decoder or not known:
@@ -226,9 +228,10 @@ def _weight_files(source: str, *, config: PreTrainedConfig, local_files_only: bo
 
 
 def _check_safetensors(name: str, files: list[str]) -> None:
-    """Refuse pickled weights, also those that an index of safetensors names.
+    """Raise a BackboneError if any weights are pickled, listed in a safetensors index or not.
 
-    Asked before transformers is: it would have the hub convert them for all to see.
+    This comes before transformers loads them, because it would ask the hub to convert pickled
+    weights, which opens a public pull request.
     """
     if not files or not all(file.endswith(".safetensors") for file in files):
         raise BackboneError(
@@ -240,10 +243,10 @@ def _check_safetensors(name: str, files: list[str]) -> None:
 
 
 def _forget_sampling(backbone: PreTrainedModel) -> None:
-    """Keep only the token ids of a generation_config.
+    """Keep only the special token ids of a generation_config.
 
-    Instruct models bring top_k, top_p and a repetition penalty, which would silently
-    prune generation that is meant to be exhaustive.
+    Instruct models come with top_k, top_p and a repetition penalty, which would silently prune an
+    exhaustive search.
     """
     old = backbone.generation_config
     assert old is not None
@@ -252,6 +255,6 @@ def _forget_sampling(backbone: PreTrainedModel) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of a message, at most 160 characters."""
+    """The error's type and the first line of its message, at most 160 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:160]

@@ -1,4 +1,4 @@
-"""idiom-mini, the decoder that comes with the package: where it lies, and that it is whole."""
+"""The folder of idiom-mini, the decoder that comes with this package, verified by checksums."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ NEEDED = {"config.json", WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json"
 
 
 def verified_folder(*, weights: bool = True) -> Path:
-    """The folder of idiom-mini, once its files have the SHA-256 sums that they left with.
+    """Return the folder of idiom-mini after checking the SHA-256 sums of its files.
 
-    Reads all of them, 18 MB, which takes 12 ms.
+    This reads all files, 18 MB, in about 12 ms.
 
     Args:
-        weights: whether they are needed too; if not, their file may be missing.
+        weights: whether the file of weights is checked too; if False, it may be missing.
 
     Raises:
-        BackboneError: a file that is missing, cut short or altered, or no sums to tell by.
+        BackboneError: a file is missing, cut short or altered, or the file of sums is damaged.
     """
     for name, wanted in _sums().items():
         if name == WEIGHTS_FILE and not weights:
@@ -41,7 +41,7 @@ def verified_folder(*, weights: bool = True) -> Path:
 
 
 def _sums() -> dict[str, str]:
-    """SHA-256 in hexadecimal by file name, as ``sha256sum`` wrote them."""
+    """Read the SHA-256 sums, in hexadecimal by file name, from the output of ``sha256sum``."""
     path = FOLDER / SUMS_FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Compiling a decoder's blocks: one compilation for all layers and all shapes."""
+"""Compilation of a decoder's blocks, once for all layers and all shapes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.experts import TwoExpertFFN
 from recbole_idiomoe.lm.fused_ffn import has_kernels
 
-# Training and evaluation, one sequence and several, text alone and items among it: each is a
-# compilation of its own, of which torch by default makes 8 and then silently makes no more.
+# A block is compiled separately for training and evaluation, for one sequence and several, and
+# with and without items. torch's default limit is 8 compilations; it then runs uncompiled code.
 COMPILATIONS = 64
 
 
 def compile_blocks(backbone: PreTrainedModel) -> None:
-    """Let ``torch.compile`` fuse what a block does, in place; names of weights stay.
+    """Compile the decoder's blocks with ``torch.compile``, in place; weights keep their names.
 
-    The blocks of a decoder are alike and share what is compiled, so that it takes as long for 24
-    as for one, at their first forward pass. Nothing is compiled again for another length. With
-    them come the kernels that run both experts in inference, where there are such.
+    All blocks share one compilation, so that 24 blocks take as long as one, at the first forward
+    pass. Another sequence length needs no further compilation. On GPUs that support it, this also
+    turns on the fused kernels that run both experts in inference.
     """
-    # A length that happens to be a head's width would be taken for it, and compiled in.
+    # Otherwise a length that equals a head's width is compiled in as that constant.
     shapes.use_duck_shape = False
-    # Blocks end where gradients can be sent; parts of blocks would be compiled for that otherwise.
+    # Otherwise blocks are split into parts, to send gradients earlier than at a block's end.
     dynamo.optimize_ddp = False
     dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILATIONS)
     for layer in decoder_layers(backbone):

@@ -1,4 +1,4 @@
-"""The configuration of an IDIOMoE model, and where its item experts go."""
+"""The configuration of an IDIOMoE model, and the placement of its item experts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
 from recbole_idiomoe.base.errors import SettingError
 
 TWO_EXPERT = "two_expert"
-"""IDIOMoE's own architecture."""
+"""The name of IDIOMoE's own architecture (section 3.2)."""
 
 ATTENTIONS = ("causal", "intra_inter", "own_text")
-# What generation and the caches read off a decoder's configuration.
+# Fields that generation and caches of transformers read from a decoder's configuration.
 _MIRRORED = (
     "head_dim",
     "hidden_size",
@@ -28,32 +28,33 @@ _MIRRORED = (
 
 
 class IdiomoeConfig(PreTrainedConfig):
-    """A decoder's configuration plus what IDIOMoE adds to it (section 3.2).
+    """A decoder's configuration and the sizes that IDIOMoE adds to it (section 3.2).
 
-    The vocabulary is the backbone's followed by the catalogue: item ``i`` is token
-    ``item_token_offset + i``. Item 0 is RecBole's padding item; it has a row and a
-    token, so that ids need no shifting, but it is never a candidate.
+    The vocabulary is the backbone's text tokens followed by the items: item ``i`` is token
+    ``item_token_offset + i``. Item 0 is RecBole's padding item; it has a row and a token, so that
+    ids need no shift, but it is never a candidate.
 
     Args:
         backbone_config: configuration of the decoder, or its dictionary.
         item_num: rows of the item table, the padding item included.
-        item_embedding_dim: inner width of the factorised table ``E = W_l W_u``;
-            None: one table of the model's width.
-        item_text_size: width of the text vectors that are projected and added to the items'; None:
-            none are.
+        item_embedding_dim: inner width of the factorised table ``E = W_l W_u`` (section B.5, item
+            7); None for one table of the model's width.
+        item_text_size: width of the text vectors whose projection is added to the item table
+            (section 3.1, b); None for none.
         expert_layers: indices of the layers that have an item expert.
         expert_width: neurons of the item expert relative to the text expert, in (0, 1].
         attention: ``causal``, or a key of :data:`~recbole_idiomoe.lm.item_attention.PATTERNS`.
-        item_input_factor: items enter the trunk as rows of E times this; scores use E itself.
-        dropout: probability, on embeddings, expert outputs and final states, in training.
-        softmax: candidates of an item target: the catalogue alone, or text and items.
-        architecture: what is done to the decoder, a name in
-            :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`. Where it has no item
-            experts, ``expert_layers`` and ``expert_width`` say which IDIOMoE it is compared to.
-        architecture_args: the architecture's options, and the numbers that it was built with.
+        item_input_factor: factor of E where items are embedded; scores use E itself.
+        dropout: dropout probability on embeddings, expert outputs and final states.
+        softmax: candidates of an item target: ``item`` for all items, ``hybrid`` for all text
+            tokens and items.
+        architecture: a name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`. For
+            variants without item experts, ``expert_layers`` and ``expert_width`` describe the
+            IDIOMoE that the variant is compared with.
+        architecture_args: options and computed sizes of the architecture.
 
     Raises:
-        SettingError: a layer, a width or a size that the backbone cannot have.
+        SettingError: a layer, a width or a size does not fit the backbone.
     """
 
     model_type: ClassVar[str] = "idiomoe"
@@ -73,18 +74,20 @@ class IdiomoeConfig(PreTrainedConfig):
     architecture_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # transformers builds a configuration without arguments to learn the defaults.
+        # transformers builds a configuration without arguments to read the defaults.
         if self.backbone_config is None:
             self.backbone_config = Qwen2Config()
         elif isinstance(self.backbone_config, dict):
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
-        # The base class hands its own choice of attention down, None included, which would
-        # turn a live backbone's sdpa into eager.
+        # The base class passes its own attention down, also None, which would change the
+        # backbone's attention from sdpa to eager.
         kwargs.setdefault("attn_implementation", self.backbone_config._attn_implementation)
         super().__post_init__(**kwargs)
         self.expert_layers = expert_placement(self.expert_layers, self.num_hidden_layers)
         if self.item_num < 1:
-            raise SettingError(f"item_num={self.item_num}: the padding item alone makes 1.")
+            raise SettingError(
+                f"item_num={self.item_num} must be at least 1, for the padding item."
+            )
         if not 0 < self.expert_width <= 1:
             raise SettingError(f"expert_width={self.expert_width} must be above 0 and at most 1.")
         if self.attention not in ATTENTIONS:
@@ -113,26 +116,26 @@ class IdiomoeConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """Text and item tokens together."""
+        """Number of text tokens and items together."""
         return self.item_token_offset + self.item_num
 
 
 def initial_std(config: PreTrainedConfig) -> float:
-    """Standard deviation with which a decoder of this configuration draws its weights."""
+    """The standard deviation of a decoder's initial weights."""
     return getattr(config, "initializer_range", 0.02)
 
 
 def expert_placement(spec: str | list[int], num_layers: int) -> list[int]:
-    """Layers that get an item expert, ascending (section 4.2.3).
+    """Return the layers that get an item expert, ascending (section 4.2.3).
 
     Args:
-        spec: ``all``, ``none``, ``first:k``, ``middle:k``, ``last:k`` (k neighbouring
-            layers; an odd remainder goes after the middle), ``every:n`` (layers
-            0, n, 2n ...), or the indices themselves.
-        num_layers: layers of the backbone.
+        spec: ``all``; ``none``; ``first:k``, ``middle:k`` or ``last:k`` for k neighbouring layers,
+            where an odd rest leaves one more layer after the middle; ``every:n`` for layers
+            0, n, 2n ...; or a list of indices.
+        num_layers: number of layers of the backbone.
 
     Raises:
-        SettingError: a spec of another form, or one that asks for layers that are not there.
+        SettingError: the spec has another form, or the backbone lacks one of the layers.
     """
     if not isinstance(spec, str):
         for layer in spec:

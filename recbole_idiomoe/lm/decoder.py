@@ -1,4 +1,4 @@
-"""A decoder as transformers builds them: its blocks, FFNs, attention, embedding and head."""
+"""Access to the parts of a transformers decoder: blocks, FFNs, attention, embedding and head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.base.errors import BackboneError
 
-# Projections into the neurons, then the one out of them.
+# Names of an FFN's input projections, and of its output projection, by family.
 LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("gate_proj", "up_proj"), "down_proj"),
     (("c_fc",), "c_proj"),
@@ -23,10 +23,10 @@ SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and P
 
 
 class EmptyCache(DynamicCache):
-    """A cache that keeps nothing: attention takes the keys and values at hand, as without one.
+    """A cache that stores nothing, so that attention is the same as without a cache.
 
-    Without a cache transformers looks in every forward pass whether positions start anew inside
-    a sequence, which a GPU's host waits for, and which a compiled trunk answers with a mask.
+    Without a cache, transformers checks in every forward pass whether sequences are packed. A
+    GPU's host waits for that check, and a compiled decoder builds a mask because of it.
     """
 
     def update(
@@ -36,17 +36,17 @@ class EmptyCache(DynamicCache):
 
 
 class ExtendedFFN(nn.Module):
-    """An FFN that keeps the backbone's and has something beside it."""
+    """The base class of FFNs that contain the backbone's own FFN and add to it."""
 
     @property
     def original(self) -> nn.Module:
-        """The FFN that the backbone brought."""
+        """The backbone's own FFN."""
         raise NotImplementedError
 
 
 def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
-    """The row of :data:`LAYOUTS` that ``module`` follows; None if it is no FFN of ours."""
-    # Bloom's and Falcon's FFNs carry the names but take the residual as well.
+    """The row of :data:`LAYOUTS` that ``module`` follows; None if it follows none."""
+    # FFNs of Bloom and Falcon have these names too, but take the residual as a second argument.
     if len(inspect.signature(module.forward).parameters) != 1:
         return None
     for inner, outer in LAYOUTS:
@@ -57,15 +57,15 @@ def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
 
 
 def is_projection(module: nn.Module | None) -> bool:
-    """Whether ``module`` is a linear map, adapted by PEFT (which keeps it inside) or not."""
+    """Whether ``module`` is a linear map, also if PEFT has wrapped it in an adapter."""
     return isinstance(getattr(module, "base_layer", module), (nn.Linear, Conv1D))
 
 
 def decoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's blocks, first to last.
+    """Return the decoder's blocks, first to last.
 
     Raises:
-        BackboneError: an encoder, an encoder-decoder, or a decoder of another build.
+        BackboneError: the model is not a decoder, or its blocks cannot be found.
     """
     config = backbone.config
     trunk = backbone.base_model
@@ -80,13 +80,13 @@ def decoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
 
 
 def is_checkpointed(backbone: PreTrainedModel) -> bool:
-    """Whether blocks are computed again in backward, and then take no cache."""
+    """Whether transformers' gradient checkpointing is on, which does not allow a cache."""
     layers = decoder_layers(backbone)
     return any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
 
 
 def ffn_name(layer: nn.Module) -> str | None:
-    """Attribute of a decoder block that holds its FFN, plain or extended; None if none does."""
+    """The attribute of a decoder block that holds its FFN, plain or extended; None if none does."""
     for name, child in layer.named_children():
         if isinstance(child, ExtendedFFN) or ffn_layout(child) is not None:
             return name
@@ -94,10 +94,10 @@ def ffn_name(layer: nn.Module) -> str | None:
 
 
 def ffn_names(backbone: PreTrainedModel) -> list[str]:
-    """Attribute that holds the FFN, for each block.
+    """Return the attribute that holds the FFN, for each block.
 
     Raises:
-        BackboneError: an FFN that follows none of :data:`LAYOUTS`.
+        BackboneError: an FFN follows none of :data:`LAYOUTS`.
     """
     names = [ffn_name(layer) for layer in decoder_layers(backbone)]
     if None in names:
@@ -106,17 +106,17 @@ def ffn_names(backbone: PreTrainedModel) -> list[str]:
 
 
 def backbone_ffns(backbone: PreTrainedModel) -> list[nn.Module]:
-    """The FFN that the backbone brought, for each block; raises as :func:`ffn_names`."""
+    """The backbone's own FFN in each block; raises as :func:`ffn_names`."""
     ffns = zip(decoder_layers(backbone), ffn_names(backbone), strict=True)
     found = [getattr(layer, name) for layer, name in ffns]
     return [ffn.original if isinstance(ffn, ExtendedFFN) else ffn for ffn in found]
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
-    """The attention of a decoder block.
+    """Return the attention module of a decoder block.
 
     Raises:
-        BackboneError: it has an unknown name.
+        BackboneError: the attention has none of the :data:`ATTENTION_NAMES`.
     """
     for name in ATTENTION_NAMES:
         module = getattr(layer, name, None)
@@ -129,7 +129,7 @@ def attention_of(layer: nn.Module) -> nn.Module:
 
 
 def neuron_count(ffn: nn.Module) -> int:
-    """Neurons of an FFN that follows one of :data:`LAYOUTS`: inputs of its output projection."""
+    """The number of neurons of an FFN, which are the inputs of its output projection."""
     layout = ffn_layout(ffn)
     assert layout is not None
     values = getattr(ffn, layout[1])
@@ -137,16 +137,16 @@ def neuron_count(ffn: nn.Module) -> int:
 
 
 def text_rms(backbone: PreTrainedModel) -> float:
-    """Root mean square of the text embedding's elements."""
+    """The root mean square of the elements of the text embedding."""
     [weight] = backbone.get_input_embeddings().parameters()
     return float(weight.detach().float().square().mean().sqrt())
 
 
 def check_head(backbone: PreTrainedModel) -> None:
-    """Refuse a backbone whose logits are not plainly what its head gives.
+    """Check that the backbone's logits are the output of its head, without any transformation.
 
     Raises:
-        BackboneError: it alters them.
+        BackboneError: the backbone scales or caps its logits.
     """
     config = backbone.config
     for name, neutral in (
@@ -158,7 +158,7 @@ def check_head(backbone: PreTrainedModel) -> None:
         if value not in (neutral, None):
             raise BackboneError(
                 f"backbone of type {config.model_type!r} alters its logits ({name}={value}), "
-                "which item scores would have to share; choose another backbone."
+                "but item scores would stay unaltered; choose another backbone."
             )
 
 

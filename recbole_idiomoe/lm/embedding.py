@@ -1,4 +1,4 @@
-"""The item table: embedding and output head of the catalogue (sections 3.2.1 and B.5)."""
+"""The item table, which embeds items and scores them (sections 3.2.1 and B.5)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from transformers import initialization as init
 
 from recbole_idiomoe.base.errors import DataError
 
-# Length of the random vector of an item without text, where a text vector has length 1.
+# Length of the random vectors of items without text; other items start with length 1.
 _TEXTLESS = 0.1
 
 
 class ItemTable(nn.Module):
-    """Item vectors E, (item_num, d), whole or as W_l W_u (section B.5, 7).
+    """Item vectors E (item_num, d), as one table or factorised as W_l W_u (section B.5, item 7).
 
-    The same vectors embed an item and score it. Row 0, the padding item, stays zero and
-    its score is -inf.
+    The same vectors embed an item and score it. Row 0, the padding item, stays zero, and its score
+    is -inf.
 
     Args:
         item_num: rows, the padding item included.
-        hidden_size: d.
-        inner_size: columns of W_l, at most d; None: E is one table.
+        hidden_size: d, the width of the model.
+        inner_size: columns of W_l, at most d; None for one table.
         std: standard deviation of the elements of E at the start.
     """
 
@@ -44,7 +44,7 @@ class ItemTable(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal rows; W_u orthonormal, so that it turns vectors without deforming them."""
+        """Draw normal rows and an orthonormal W_u, which keeps all lengths and angles."""
         if not getattr(self.rows, "_is_hf_initialized", False):
             spread = math.sqrt(self.hidden_size / self.rows.shape[1])
             init.normal_(self.rows, std=self.std * spread)
@@ -53,15 +53,15 @@ class ItemTable(nn.Module):
             init.orthogonal_(self.up)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Vectors of item ids: (...) -> (..., d)."""
+        """Embed item ids: (...) -> (..., d)."""
         rows = F.embedding(items, self.rows, padding_idx=0)
         return rows if self.up is None else rows @ self.up
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Scores of the whole catalogue: (..., d) -> (..., item_num), float32, column 0 -inf.
+        """Scores of all items: (..., d) -> (..., item_num), float32; column 0 is -inf.
 
-        Computed as (h W_u^T) W_l^T, without E, and never in bfloat16: its eight bits of
-        mantissa make ties among thousands of items, and a metric then ranks by item id.
+        The product is (h W_u^T) W_l^T, without building E. It is never in bfloat16, which would
+        round the scores of thousands of items to ties that metrics break by item id.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             inner = hidden_states.float()
@@ -72,40 +72,42 @@ class ItemTable(nn.Module):
         return scores
 
     def mixed_logits(self, hidden_states: Tensor, items: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sums of items' scores, float32: (N, d), (N, k) and (N, k) -> (N,).
+        """Weighted sum of the scores of k items for each state, float32.
 
-        Scores are linear in the items' vectors, so that these are summed, in memory that grows
-        with N (k + d) alone. An item of weight 0 may be any, the padding item too.
+        Scores are linear in the items' vectors, so the vectors are summed first, and memory grows
+        with N (k + d) alone.
+
+        Shapes: (N, d), (N, k), (N, k) -> (N,). An item of weight 0 may be any item, 0 too.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             return (hidden_states.float() * self._mixture(items, weights)).sum(dim=-1)
 
     def _mixture(self, items: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sums of the vectors that score items: (N, k) and (N, k) -> (N, d)."""
+        """Weighted sums of the vectors that score items: (N, k), (N, k) -> (N, d), float32."""
         rows = weighted_sums(self.rows, items, weights)
         return rows if self.up is None else rows @ self.up.float()
 
     def weight(self) -> Tensor:
-        """E itself, (item_num, d), float32; for analysis (section 3.3)."""
+        """Build E (item_num, d), float32, for the analysis of section 3.3."""
         rows = self.rows.float()
         return rows if self.up is None else rows @ self.up.float()
 
     @torch.no_grad()
     def load_vectors(self, vectors: np.ndarray | Tensor, seed: int = 0) -> None:
-        """Start from vectors of the items' text, keeping who is close to whom.
+        """Initialise E from vectors of the items' texts, so that similar texts stay close.
 
-        Rows are centred over the items that have text and brought to length 1; then a
-        PCA without further centring narrows them to the table's inner width, or a random
-        orthonormal map, which keeps every cosine, widens them; W_u starts orthonormal;
-        last, one factor gives E's elements the initialiser's standard deviation. An item
-        whose row is zero (no text), or equal to the mean, gets a short random vector.
+        The vectors are centred over the items that have text and scaled to length 1. They are then
+        narrowed to the table's inner width by a PCA without further centring, or widened by a
+        random orthonormal map, which keeps all cosines. W_u is random orthonormal. Finally, one
+        factor gives the elements of E the standard deviation ``std``. An item without text (a row
+        of zeros), or with the mean vector, gets a short random vector.
 
         Args:
             vectors: (item_num, k), finite; row 0 is ignored.
-            seed: of everything random here; the global generators are left alone.
+            seed: seed of all random numbers; the global generators are not advanced.
 
         Raises:
-            DataError: a wrong number of rows, or a value that is not finite.
+            DataError: the number of rows is wrong, or a value is not finite.
         """
         directions = text_directions(vectors, self.item_num)
         generator = torch.Generator().manual_seed(seed)
@@ -122,27 +124,28 @@ class ItemTable(nn.Module):
             self.rows.mul_(self.std / self._element_std())
 
     def grow(self, item_num: int) -> None:
-        """Have ``item_num`` items: those that are there and, behind them, others of zeros."""
+        """Append rows of zeros until the table has ``item_num`` items."""
         added = self.rows.new_zeros(item_num - self.item_num, self.rows.shape[1])
         trains = self.rows.requires_grad
         self.rows = nn.Parameter(torch.cat((self.rows.detach(), added)), requires_grad=trains)
         self.item_num = item_num
 
     def compose(self, rows: Tensor, text: Tensor) -> Tensor:
-        """Vectors (n, d) that items would have with ``rows`` (n, w) and ``text`` (n, k).
+        """Compute the vectors (n, d) of items from their parts.
 
         Args:
-            text: vectors as :func:`text_directions` gives them; a table of rows does without.
+            rows: (n, w), rows of the table.
+            text: (n, k), vectors from :func:`text_directions`, for tables that use text.
         """
         return rows if self.up is None else rows @ self.up.to(rows)
 
     @torch.no_grad()
     def place(self, items: Tensor, rows: Tensor, text: Tensor) -> None:
-        """Give items (n,) their parts, as :meth:`compose` takes them."""
+        """Store the parts of items (n,), which are described in :meth:`compose`."""
         self.rows[items] = rows.to(self.rows)
 
     def _element_std(self) -> float:
-        """Standard deviation of E's elements, padding left out, without building E."""
+        """The standard deviation of E's elements without row 0, computed without building E."""
         rows = self.rows[1:].float()
         if self.up is None:
             return float(rows.std(correction=0))
@@ -153,21 +156,22 @@ class ItemTable(nn.Module):
 
 
 def weighted_sums(rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Of the rows (m, d) that ``chosen`` (N, k) names, float32: (N, d)."""
+    """Weighted sums, (N, d) in float32, of the rows (m, d) with the indices ``chosen`` (N, k)."""
     return F.embedding_bag(chosen, rows.float(), per_sample_weights=weights, mode="sum")
 
 
 def text_directions(
     given: np.ndarray | Tensor, item_num: int, untrained: Sequence[int] = ()
 ) -> Tensor:
-    """Rows less their mean, of length 1; rows that were zero, and row 0, are zero.
+    """Centre text vectors and scale them to length 1: (item_num, k) -> (item_num, k), float32.
+
+    Row 0 and rows of zeros (items without text) give zeros.
 
     Args:
-        given: (item_num, k).
-        untrained: rows that the mean is not taken over.
+        untrained: rows that are left out of the mean.
 
     Raises:
-        DataError: not ``item_num`` rows, or a value that is not finite.
+        DataError: the number of rows is wrong, or a value is not finite.
     """
     vectors = torch.as_tensor(given).detach().to("cpu", torch.float32)
     if vectors.ndim != 2 or vectors.shape[0] != item_num:
@@ -187,23 +191,23 @@ def text_directions(
 
 
 def centred_directions(vectors: Tensor, mean: Tensor) -> Tensor:
-    """Rows less ``mean``, of length 1: (n, k) -> (n, k); those that were zero stay zero."""
+    """Subtract ``mean`` (k,) and scale rows to length 1: (n, k) -> (n, k); zero rows stay zero."""
     centred = (vectors - mean) * vectors.any(dim=1, keepdim=True)
     lengths = centred.norm(dim=1, keepdim=True)
-    # What rounding leaves of a row that equals the mean is no direction.
+    # A row that equals the mean up to rounding has no direction.
     noise = 1e-5 * vectors.norm(dim=1, keepdim=True)
     return torch.where(lengths > noise, centred / lengths.clamp_min(1e-30), 0.0)
 
 
 def _fit_width(rows: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """(n, k) -> (n, width): the best projection in least squares, or an isometry."""
+    """Project rows (n, k) -> (n, width): a PCA if width is less than k, else an isometry."""
     size = rows.shape[1]
     if size == width:
         return rows.clone()
     if size < width:
         return rows @ _orthonormal_rows(size, width, generator)
     axes = torch.linalg.eigh((rows.T @ rows).double()).eigenvectors.flip(1)[:, :width]
-    # An eigenvector's sign is arbitrary; its largest element settles it.
+    # The sign of an eigenvector is arbitrary; here its largest element is positive.
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     return rows @ (axes * largest.sign()).float()
 

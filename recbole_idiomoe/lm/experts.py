@@ -1,4 +1,4 @@
-"""The two-expert FFN, how its item expert is made, and how both get into a decoder."""
+"""The two-expert FFN, the construction of its item expert, and its installation (section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,21 @@ from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.decoder import (
-    SUPPORTED,
-    ExtendedFFN,
-    decoder_layers,
-    ffn_layout,
-    ffn_names,
-)
-from recbole_idiomoe.lm.fused_ffn import applies, fused_ffn
+from recbole_idiomoe.lm.decoder import SUPPORTED, ExtendedFFN, decoder_layers, ffn_layout, ffn_names
+from recbole_idiomoe.lm.fused_ffn import can_fuse, fused_ffn
 from recbole_idiomoe.lm.routing import TokenRouting
 
 
 class TwoExpertFFN(ExtendedFFN):
-    """An FFN per token type; one of them runs for each token (section 3.2).
+    """Two FFNs with static routing: the token's type decides which one runs (section 3.2).
 
     Args:
-        text_expert: the backbone's own FFN, kept as the object it is.
-        item_expert: the FFN of item tokens, of the same input and output width.
-        routing: the model's, shared by all layers.
-        dropout: probability on the output, in training.
+        text_expert, item_expert: the backbone's own FFN and that of item tokens, of equal width.
+        routing: the model's routing, shared by all layers.
+        dropout: dropout probability on the output.
 
     Attributes:
-        fused: whether inference runs both in fused kernels where it can.
+        fused: whether inference uses the fused kernels if :func:`can_fuse` allows it.
     """
 
     fused = False
@@ -58,15 +51,15 @@ class TwoExpertFFN(ExtendedFFN):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
-        sides = hidden_states, self.routing, self.text_expert, self.item_expert
-        if self.fused and not self.training and applies(*sides):
-            return fused_ffn(*sides)
+        arguments = hidden_states, self.routing, self.text_expert, self.item_expert
+        if self.fused and not self.training and can_fuse(*arguments):
+            return fused_ffn(*arguments)
         outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
         return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
 
 
 def kept_neurons(neurons: int, width: float) -> int:
-    """Neurons of an item expert of relative ``width`` beside a text expert of ``neurons``."""
+    """Number of neurons of an item expert with relative ``width`` in (0, 1] beside ``neurons``."""
     return max(1, round(width * neurons))
 
 
@@ -79,12 +72,8 @@ def install_experts(
 ) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` an item expert beside their FFN, in place.
 
-    Returns:
-        The item experts.
-
-    Raises:
-        BackboneError: a layer whose FFN follows none of :data:`LAYOUTS`. Nothing has
-            changed then.
+    ``init`` is ``copy`` or ``random``, see :func:`make_item_expert`. Returns the item experts and
+    raises as :func:`extend_ffns`.
     """
 
     def extend(text_expert: nn.Module, item_expert: nn.Module, _: torch.Generator) -> ExtendedFFN:
@@ -103,15 +92,14 @@ def extend_ffns(
     """Replace the FFNs of the layers ``config.expert_layers`` by extended ones, in place.
 
     Args:
-        extend: makes one from a layer's FFN, a second FFN as :func:`make_item_expert` gives
-            it, and the generator of whatever else is random.
+        extend: makes the extended FFN from the layer's own FFN, a second FFN that
+            :func:`make_item_expert` has made, and a generator for other random weights.
 
     Returns:
         The second FFNs.
 
     Raises:
-        BackboneError: a layer whose FFN follows none of :data:`LAYOUTS`. Nothing has
-            changed then.
+        BackboneError: an FFN follows none of :data:`LAYOUTS`; the decoder is then unchanged.
     """
     layers, names = decoder_layers(backbone), ffn_names(backbone)
     generator = torch.Generator().manual_seed(seed)
@@ -134,16 +122,19 @@ def make_item_expert(
     generator: torch.Generator | None = None,
     std: float = 0.02,
 ) -> nn.Module:
-    """A copy of an FFN narrowed to ``round(width * m)`` of its ``m`` neurons, at least one.
+    """Copy an FFN and keep ``round(width * m)`` of its ``m`` neurons, at least one.
 
-    A neuron's value vector is its column of the output projection (section 3.3). With
-    ``copy`` the neurons whose value vectors are longest stay, in their old order, so
-    that full width is an exact copy; with ``random`` the narrowed copy's weights are
-    drawn from N(0, std^2) and its biases are zero.
+    The neurons with the longest value vectors are kept, in their order, so that a width of 1 gives
+    an exact copy. A neuron's value vector is its column of the output projection (section 3.3.1).
+
+    Args:
+        width: share of the neurons to keep, in (0, 1].
+        init: ``copy`` keeps the weights; ``random`` draws them from N(0, std^2), with zero biases.
+        generator: source of random weights; None for the global generator.
 
     Raises:
         BackboneError: ``text_expert`` follows none of :data:`LAYOUTS`.
-        SettingError: an unknown ``init``.
+        SettingError: ``init`` is unknown.
     """
     if init not in ("copy", "random"):
         raise SettingError(f"expert_init={init!r} is neither 'copy' nor 'random'.")
@@ -155,7 +146,7 @@ def make_item_expert(
         )
     inner, outer = layout
     expert = copy.deepcopy(text_expert)
-    # The original may be frozen; its copy is there to be trained.
+    # The original may be frozen, but its copy is trained.
     expert.requires_grad_(True)
     values = getattr(expert, outer)
     lengths = values.weight.float().norm(dim=1 if isinstance(values, Conv1D) else 0)
@@ -175,8 +166,8 @@ def make_item_expert(
 def draw_weights(
     projection: nn.Linear | Conv1D, std: float, generator: torch.Generator | None
 ) -> None:
-    """Give a projection weights from N(0, std^2) and a bias of zero."""
-    # Drawn on the CPU: the same weights whatever the device.
+    """Draw a projection's weights from N(0, std^2), in place, and set its bias to zero."""
+    # Drawn on the CPU, so that weights do not depend on the device.
     drawn = torch.empty(projection.weight.shape, device="cpu")
     projection.weight.copy_(drawn.normal_(0.0, std, generator=generator))
     if projection.bias is not None:
@@ -184,7 +175,7 @@ def draw_weights(
 
 
 def _keep_outputs(projection: nn.Module, kept: Tensor) -> None:
-    """Narrow a projection into the neurons; Conv1D stores its weight transposed, (in, out)."""
+    """Keep some outputs of a projection, in place. Conv1D stores its weight as (in, out)."""
     transposed = isinstance(projection, Conv1D)
     projection.weight = _select(projection.weight, kept, 1 if transposed else 0)
     if projection.bias is not None:
@@ -193,7 +184,7 @@ def _keep_outputs(projection: nn.Module, kept: Tensor) -> None:
 
 
 def _keep_inputs(projection: nn.Module, kept: Tensor) -> None:
-    """Narrow the projection out of the neurons; its bias belongs to no neuron."""
+    """Keep some inputs of a projection, in place; the bias is per output and stays."""
     transposed = isinstance(projection, Conv1D)
     projection.weight = _select(projection.weight, kept, 0 if transposed else 1)
     setattr(projection, "nx" if transposed else "in_features", len(kept))
@@ -202,6 +193,6 @@ def _keep_inputs(projection: nn.Module, kept: Tensor) -> None:
 def _select(weight: Tensor | nn.Module, kept: Tensor, dim: int) -> nn.Parameter:
     assert isinstance(weight, Tensor)
     selected = nn.Parameter(weight.index_select(dim, kept).contiguous())
-    # transformers' mark that a weight is not to be drawn again.
+    # transformers then does not draw this weight again.
     selected._is_hf_initialized = True  # type: ignore[attr-defined]
     return selected

@@ -1,8 +1,9 @@
-"""Triton kernels of the two-expert FFN; imported only where Triton is.
+"""Triton kernels of the two-expert FFN. Import this module only if Triton is installed.
 
-Both are a matrix product whose row blocks hold tokens of one type: first those of text, then
-those of items, each with its own expert's weights as ``nn.Linear`` holds them, (out, in). All
-arrays are contiguous and of half precision; sums are of fp32. Capitals are compiled in.
+Each kernel is a matrix product. A block of rows holds tokens of one type, text tokens first, and
+uses the weights of that type's expert, in the layout of ``nn.Linear``, (out, in). All arrays are
+contiguous and in half precision; sums are in float32. Arguments in capitals are compile-time
+constants.
 """
 
 from __future__ import annotations
@@ -20,26 +21,30 @@ def _config(rows: int, columns: int, stages: int, warps: int) -> triton.Config:
     return triton.Config(blocks, num_stages=stages, num_warps=warps)
 
 
-# The best on an H100 for many rows, and for few. The first need more shared memory than some GPUs
-# have, where Triton passes over them; the second do with the 99 KB that all have.
+# The fastest on an H100 for many rows, then for few. Triton skips the first on GPUs with too little
+# shared memory; the second needs the 99 KB that every supported GPU has.
 GATE_UP_BLOCKS = [_config(128, 128, stages=4, warps=8), _config(64, 128, stages=3, warps=4)]
 DOWN_BLOCKS = [_config(128, 128, stages=4, warps=4), _config(64, 128, stages=4, warps=4)]
-# Blocks are chosen anew for each power of two of rows between these; beyond, the same are best.
+# Blocks are tuned for each power of two of rows in this range; outside of it, the choice is stable.
 TUNED_ROWS = (512, 2048)
-# Row blocks whose programs follow each other, to find weights and rows in the L2 cache.
+# Number of row blocks that run one after another, so that weights and rows stay in the L2 cache.
 GROUP = tl.constexpr(8)
 
 
 def two_expert_ffn(
     inputs: Tensor, order: Tensor, text_rows: int, text: Sequence[Tensor], item: Sequence[Tensor]
 ) -> Tensor:
-    """down(silu(gate(x)) * up(x)) of each row's expert, (N, d) -> (N, d).
+    """Compute ``down(silu(gate(x)) * up(x))`` with the expert of each row's type.
 
     Args:
         inputs: (N, d).
-        order: (N,), int64: the rows of text, then those of items.
-        text_rows: how many are of text.
-        text, item: weights of gate and up, (neurons, d), and down, (d, neurons).
+        order: (N,), int64, indices of the text rows, then of the item rows.
+        text_rows: number of text rows.
+        text: the text expert's weights: gate and up (neurons, d), and down (d, neurons).
+        item: the item expert's weights, in the same form.
+
+    Returns:
+        (N, d), in the order of ``inputs``.
     """
     rows, width = inputs.shape
     text_neurons, item_neurons = len(text[0]), len(item[0])
@@ -64,7 +69,7 @@ def two_expert_ffn(
 
         return grid
 
-    with torch.cuda.device_of(inputs):  # where Triton launches
+    with torch.cuda.device_of(inputs):  # Triton launches on the current device
         _gate_up[programs(text_neurons, item_neurons)](
             inputs, order, text[0], text[1], item[0], item[1], activations, **sizes
         )
@@ -81,7 +86,7 @@ def _block(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """This program's type, first row, end of the type's rows, and first column."""
+    """The type, the first row, the end of the type's rows and the first column of this program."""
     text_blocks = tl.cdiv(text_rows, BLOCK_ROWS)
     text_programs = text_blocks * tl.cdiv(TEXT_COLUMNS, BLOCK_COLUMNS)
     program = tl.program_id(0)
@@ -102,7 +107,7 @@ def _block(
 
 @triton.jit
 def _load(pointers, inside, WHOLE: tl.constexpr):
-    """What ``pointers`` point to, zero where not ``inside``; ``WHOLE``: they all are."""
+    """Load from ``pointers``, zero where not ``inside``; ``WHOLE`` means that all are inside."""
     return tl.load(pointers) if WHOLE else tl.load(pointers, mask=inside, other=0.0)
 
 
@@ -115,7 +120,7 @@ def _gate_up(
     text_up,
     item_gate,
     item_up,
-    activations,  # (N, TEXT_NEURONS or ITEM_NEURONS, whichever is more), by type
+    activations,  # (N, max(TEXT_NEURONS, ITEM_NEURONS)), text rows first
     text_rows,
     rows,
     tuned_for,
@@ -124,7 +129,7 @@ def _gate_up(
     ITEM_NEURONS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_INNER: tl.constexpr = 64,  # summands
+    BLOCK_INNER: tl.constexpr = 64,  # summands per step
 ):
     is_text, row, end, column = _block(
         text_rows, rows, TEXT_NEURONS, ITEM_NEURONS, BLOCK_ROWS, BLOCK_COLUMNS
@@ -133,7 +138,7 @@ def _gate_up(
     up_weight = tl.where(is_text, text_up, item_up)
     neurons = tl.where(is_text, TEXT_NEURONS, ITEM_NEURONS)
 
-    # Past the edge the last row or neuron is read again, and not stored: no mask in the loop.
+    # Past the edge, the last row or neuron is read again but not stored, so the loop needs no mask.
     row = row + tl.arange(0, BLOCK_ROWS)
     neuron = column + tl.arange(0, BLOCK_COLUMNS)
     inner = tl.arange(0, BLOCK_INNER)
@@ -157,7 +162,7 @@ def _gate_up(
 @triton.autotune(DOWN_BLOCKS, key=["tuned_for", "WIDTH", "TEXT_NEURONS", "ITEM_NEURONS"])
 @triton.jit(do_not_specialize=["text_rows", "rows", "tuned_for"])
 def _down(
-    activations,  # (N, TEXT_NEURONS or ITEM_NEURONS, whichever is more), by type
+    activations,  # (N, max(TEXT_NEURONS, ITEM_NEURONS)), text rows first
     order,  # (N,)
     text_down,
     item_down,
@@ -170,7 +175,7 @@ def _down(
     ITEM_NEURONS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_INNER: tl.constexpr = 64,  # summands
+    BLOCK_INNER: tl.constexpr = 64,  # summands per step
 ):
     is_text, row, end, column = _block(text_rows, rows, WIDTH, WIDTH, BLOCK_ROWS, BLOCK_COLUMNS)
     weight = tl.where(is_text, text_down, item_down)

@@ -1,9 +1,9 @@
-"""Both experts in two kernels instead of two FFNs: inference in half precision on an NVIDIA GPU.
+"""The two-expert FFN in two fused kernels, for inference in half precision on an NVIDIA GPU.
 
-A small batch is bound by its kernels, not by arithmetic. Beside one FFN, two take a gather of
-the tokens by type, three more products of few rows, another activation, a concatenation and a
-gather back. Here the first kernel reads tokens by type, the second writes them back in place,
-and both give each block of rows the weights of its type.
+The time of a small batch depends on the number of kernels and not on arithmetic. Compared with one
+FFN, two FFNs add a gather of the tokens by type, three matrix products, an activation, a
+concatenation and a gather back. Here, the first kernel reads tokens by type, the second one writes
+them back to their places, and both use the weights of each row block's type.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from recbole_idiomoe.lm.routing import TokenRouting
 GATED = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
 HALF = (torch.bfloat16, torch.float16)
-# Rows of 16 bytes and their multiples are loaded while others are multiplied, and only they.
+# Only rows that are a multiple of 16 bytes are loaded while others are multiplied.
 ALIGNED = 8
 DEVICE = "cuda"
-# In larger batches the products outweigh what is around them, and those of cuBLAS are faster.
+# In larger batches the matrix products take most of the time, and cuBLAS has faster ones.
 MOST_TOKENS = 2048
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether Triton makes the kernels for ``device``; older GPUs do not multiply bfloat16."""
+    """Whether Triton can compile the kernels for ``device``; older GPUs lack bfloat16."""
     return (
         device.type == "cuda"
         and torch.version.cuda is not None
@@ -38,12 +38,13 @@ def has_kernels(device: torch.device) -> bool:
     )
 
 
-def applies(
+def can_fuse(
     hidden_states: Tensor, routing: TokenRouting, text_expert: nn.Module, item_expert: nn.Module
 ) -> bool:
-    """Whether :func:`fused_ffn` can take the place of the experts, with nothing to differentiate.
+    """Whether :func:`fused_ffn` can replace the two experts for this batch, without gradients.
 
-    Asked at every call: an adapter, a hook, another dtype or device may come at any time.
+    This is checked in every call, because an adapter, a hook, another dtype or another device may
+    be set at any time.
     """
     dtype, accepted = _dtypes(hidden_states)
     if (
@@ -64,21 +65,17 @@ def applies(
 def fused_ffn(
     hidden_states: Tensor, routing: TokenRouting, text_expert: nn.Module, item_expert: nn.Module
 ) -> Tensor:
-    """The expert of each token's type, (B, T, d) -> (B, T, d), where :func:`applies` says so.
+    """Run the expert of each token's type: (B, T, d) -> (B, T, d). :func:`can_fuse` must hold.
 
     Raises:
-        RuntimeError: ``hidden_states`` is not of the batch that was set.
+        RuntimeError: ``hidden_states`` does not have the shape of the routing's batch.
     """
     routing.check(hidden_states)
     assert routing.order is not None and routing.text_order is not None
     dtype, _ = _dtypes(hidden_states)
     rows, *weights = (
         tensor.to(dtype).contiguous()
-        for tensor in (
-            hidden_states.flatten(0, 1),
-            *_weights(text_expert),
-            *_weights(item_expert),
-        )
+        for tensor in (hidden_states.flatten(0, 1), *_weights(text_expert), *_weights(item_expert))
     )
     text_rows = routing.text_order.shape[0]
     outputs = two_expert_ffn(rows, routing.order, text_rows, weights[:3], weights[3:])
@@ -89,7 +86,7 @@ def fused_ffn(
 def two_expert_ffn(
     rows: Tensor, order: Tensor, text_rows: int, text: Sequence[Tensor], item: Sequence[Tensor]
 ) -> Tensor:
-    """See :func:`recbole_idiomoe.lm.ffn_kernels.two_expert_ffn`; to a compiler one operator."""
+    """:func:`recbole_idiomoe.lm.ffn_kernels.two_expert_ffn` as one operator for torch.compile."""
     from recbole_idiomoe.lm import ffn_kernels
 
     return ffn_kernels.two_expert_ffn(rows, order, text_rows, text, item)
@@ -103,7 +100,10 @@ def _(
 
 
 def _dtypes(hidden_states: Tensor) -> tuple[torch.dtype, tuple[torch.dtype, ...]]:
-    """What ``nn.Linear`` computes in, and what it takes: other than that under autocast alone."""
+    """The dtype in which ``nn.Linear`` computes, and the dtypes that it accepts as input.
+
+    They differ only under autocast.
+    """
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device), (torch.float32, *HALF)
@@ -119,13 +119,13 @@ def _weights(expert: nn.Module) -> list[Tensor]:
 
 
 def _is_plain_swiglu(expert: nn.Module) -> bool:
-    """Whether ``expert`` is three plain matrices and SiLU, and nobody listens in between."""
+    """Whether ``expert`` is three plain linear maps and SiLU, without hooks on any of them."""
     return (
         type(expert).__name__ in GATED
         and isinstance(expert.act_fn, SILU)
         and not _is_hooked(expert)
         and all(
-            # An adapted or quantized projection is another class, or its weight is.
+            # A projection with an adapter or quantisation has another class, or its weight has.
             type(projection) is nn.Linear
             and projection.bias is None
             and type(projection.weight) is nn.Parameter

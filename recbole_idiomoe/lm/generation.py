@@ -1,4 +1,4 @@
-"""Generation over a vocabulary of text and items."""
+"""Generation with a vocabulary of text tokens and items (section 3.2.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Vocabulary = Literal["text", "item", "hybrid"]
 
 
 class HybridGeneration(GenerationMixin):
-    """``generate`` with a say in which half of the vocabulary new tokens come from."""
+    """``generate`` with a choice of the part of the vocabulary that new tokens come from."""
 
     config: IdiomoeConfig
 
@@ -28,9 +28,10 @@ class HybridGeneration(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, with new tokens drawn from ``vocabulary``: text, item or hybrid.
+        """Generate as in transformers, with new tokens from ``vocabulary`` alone.
 
-        The default speaks: from a text prompt it gives what the backbone would.
+        With the default ``text``, a text prompt gives the same output as the backbone. ``item``
+        gives items only, and ``hybrid`` both.
         """
         processors = LogitsProcessorList(logits_processor or [])
         if vocabulary != "hybrid":
@@ -39,14 +40,14 @@ class HybridGeneration(GenerationMixin):
         return generate(inputs, generation_config, logits_processor=processors, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        # The prompt's types would not fit the one token of a later step; ids tell them too.
+        # The prompt's types do not fit the single token of a later step; ids imply them anyway.
         kwargs.pop("token_types", None)
         prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
         return prepare(input_ids, **kwargs)
 
 
 class _Only(LogitsProcessor):
-    """Rule one half of the hybrid vocabulary out."""
+    """Sets the scores of the other part of the hybrid vocabulary to -inf."""
 
     def __init__(self, vocabulary: Vocabulary, offset: int) -> None:
         self.excluded = slice(offset, None) if vocabulary == "text" else slice(offset)

@@ -1,7 +1,8 @@
-"""Attention that tells items apart (after IAM, arXiv 2603.19693; how exactly is our reading).
+"""Attention masks within and between items, after IAM (arXiv 2603.19693).
 
-The article stacks attention within an item on attention between items and prints no masks. Ours
-are causal; prompt tokens attend, and are attended to, as in any decoder.
+IAM alternates layers with attention within items and layers with attention between items, but
+prints no masks. The masks here are our reading: they are causal, and prompt tokens attend and are
+attended to as in any decoder.
 """
 
 from __future__ import annotations
@@ -16,18 +17,15 @@ from recbole_idiomoe.base.errors import BackboneError
 from recbole_idiomoe.lm.decoder import attention_of, decoder_layers
 
 PROMPT = 0
-PATTERNS = {
-    "intra_inter": ("intra", "inter"),
-    "own_text": ("own_text",),
-}
-"""Kinds of attention, each a list of masks that its layers take in turn."""
+PATTERNS = {"intra_inter": ("intra", "inter"), "own_text": ("own_text",)}
+"""Attention patterns by name: the kinds of masks that consecutive layers use in turn."""
 
 
 def item_mask(kind: str, segments: Tensor, token_types: Tensor) -> Tensor:
-    """Who may attend to whom, (B, T, T), True where position ``i`` (row) sees ``j`` (column).
+    """Return a mask (B, T, T) that is True where position ``i`` (row) attends to ``j`` (column).
 
     ============ ===============================================================
-    kind         a token of an item sees, up to itself
+    kind         an item's token attends, at positions up to its own, to
     ============ ===============================================================
     intra        its own item, the prompt
     inter        other items, the prompt, itself
@@ -35,7 +33,8 @@ def item_mask(kind: str, segments: Tensor, token_types: Tensor) -> Tensor:
     ============ ===============================================================
 
     Args:
-        segments: (B, T), :data:`PROMPT` or the number of the item that a token belongs to, from 1.
+        kind: ``intra``, ``inter`` or ``own_text``.
+        segments: (B, T), :data:`PROMPT`, or the number from 1 of the item that a token belongs to.
         token_types: (B, T), 0 text, 1 item.
     """
     row, column = segments.unsqueeze(2), segments.unsqueeze(1)
@@ -54,17 +53,17 @@ def item_mask(kind: str, segments: Tensor, token_types: Tensor) -> Tensor:
 
 
 class ItemAttention:
-    """The masks of the batch at hand, which each layer's attention takes instead of its own.
+    """The masks of the current batch, which replace the mask in each layer's attention.
 
-    One object serves all layers, as :class:`TokenRouting` does, and lives as long: until the
-    next :meth:`set`, so that a checkpointed layer finds its mask again in backward.
+    One object serves all layers. Masks stay until the next :meth:`set`, so that a checkpointed
+    layer finds its mask again in the backward pass.
 
     Args:
-        backbone: the decoder; its layers ask this object from now on.
+        backbone: the decoder; hooks on its attention modules are installed here.
         pattern: a key of :data:`PATTERNS`.
 
     Raises:
-        BackboneError: attention that takes no mask of ours.
+        BackboneError: the attention implementation takes no additive mask.
     """
 
     def __init__(self, backbone: PreTrainedModel, pattern: str) -> None:
@@ -77,16 +76,16 @@ class ItemAttention:
             attention_of(layer).register_forward_pre_hook(self._hook(kind), with_kwargs=True)
 
     def clear(self) -> None:
-        """Let every layer attend as the backbone would."""
+        """Remove the masks, so that every layer attends as in the backbone."""
         self.masks = {}
 
     def set(self, segments: Tensor, token_types: Tensor, dtype: torch.dtype) -> None:
-        """Take a batch: ``segments`` and ``token_types`` as in :func:`item_mask`."""
+        """Make the masks of a batch; the arguments are described in :func:`item_mask`."""
         self._check()
         self.masks = {}
         for kind in self.kinds:
             seen = item_mask(kind, segments, token_types).unsqueeze(1)
-            # Added to the scores: eager attention knows no other kind, and SDPA takes it too.
+            # An additive mask, because eager attention takes no boolean one.
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             self.masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
 

@@ -1,4 +1,4 @@
-"""Cross entropy over a large catalogue, never holding the scores of all positions at once."""
+"""Cross entropy over a large catalogue with bounded memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Of the float32 scores that are held at once; softmax and gradients take about twice as much
-# again. Shorter products would be slower: with each, the whole table's gradient is added to.
+# Most bytes of float32 scores at a time; softmax and gradients take about twice as much on top.
+# Smaller chunks are slower, because each chunk adds to the gradient of the whole item table.
 SCORE_BYTES = 256 * 2**20
 
 
@@ -19,20 +19,20 @@ def summed_cross_entropy(
     targets: Tensor,
     candidate_num: int,
 ) -> Tensor:
-    """Sum over positions of the cross entropy, nats; no position gives 0.
+    """Sum over positions of the cross entropy, a scalar in nats; 0 if there is no position.
 
-    Where the scores of all positions would take more than ``SCORE_BYTES``, positions are taken
-    in chunks and each chunk's scores are computed again for the backward pass, so that memory
-    does not grow with positions times candidates. Values and gradients are the same but for
-    rounding. A whole row of scores is at hand in each chunk, so that any head can be scored,
-    which ``torch.nn.functional.linear_cross_entropy``, of one matrix, does not allow.
+    If the scores of all positions take more than ``SCORE_BYTES``, positions are processed in
+    chunks, and the backward pass computes each chunk's scores again. Memory then does not grow
+    with positions times candidates; values and gradients are the same up to rounding. ``score``
+    may be any head, unlike in ``torch.nn.functional.linear_cross_entropy``.
 
     Args:
-        score: states (n, d) and targets (n,) to candidates' scores (n, candidate_num), float32,
-            and the targets' columns among them (n,); it is called twice a chunk, and draws
-            nothing at random.
+        score: maps states (n, d) and targets (n,) to the candidates' scores (n, candidate_num),
+            float32, and the targets' columns among them (n,). It must be deterministic, because
+            it may be called twice per chunk.
         hidden_states: (N, d).
-        targets: (N,).
+        targets: (N,), as ``score`` takes them.
+        candidate_num: number of candidates.
     """
 
     def chunk_loss(states: Tensor, chosen: Tensor) -> Tensor:
@@ -45,11 +45,15 @@ def summed_cross_entropy(
 def in_chunks(
     compute: Callable[..., Tensor], candidate_num: int, *positions: Tensor
 ) -> list[Tensor]:
-    """What ``compute`` gives of chunks of positions, at least one, again for the backward pass.
+    """Apply ``compute`` to chunks of positions; the backward pass computes each chunk again.
 
     Args:
-        compute: holds ``candidate_num`` scores a position.
-        positions: its arguments, each of shape (N, ...).
+        compute: a function that needs ``candidate_num`` scores for each position.
+        candidate_num: number of candidates.
+        positions: the arguments of ``compute``, each of shape (N, ...).
+
+    Returns:
+        The results of the chunks, at least one.
     """
     size = max(1, SCORE_BYTES // (4 * candidate_num))
     if len(positions[0]) <= size:

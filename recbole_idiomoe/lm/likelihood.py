@@ -1,4 +1,4 @@
-"""How well a language model predicts text, in bits per byte."""
+"""The likelihood of text under a language model, in nats per token and bits per byte."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from recbole_idiomoe.base.errors import BackboneError
 from recbole_idiomoe.lm.vocabulary import encode_text
 
-LOGITS_AT_ONCE = 1 << 28  # 1 GB
+LOGITS_AT_ONCE = 1 << 28  # 1 GiB of float32
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Negative log-likelihood of some texts, in nats, and how long they are."""
+    """The negative log-likelihood of some texts, in nats, and their length."""
 
     nll: float
     token_num: int
@@ -26,39 +26,35 @@ class Likelihood:
 
     @property
     def nll_per_token(self) -> float:
-        """Nats per token, the end of each text included."""
+        """Nats per predicted token; the end of each text is one."""
         return self.nll / self.token_num
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of UTF-8: comparable between tokenizers."""
+        """Bits per byte of UTF-8, which is comparable between tokenizers."""
         return self.nll / math.log(2) / self.byte_num
 
 
 @torch.no_grad()
 def likelihood(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    context: int,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], context: int
 ) -> Likelihood:
-    """Likelihood of each text after, and before, an end of text.
+    """Compute the likelihood of texts, each one after an end-of-text token and before another one.
 
-    Every token is predicted once, from at least ``context // 2`` tokens before it where the
-    text has as many.
+    Every token is predicted once, from all tokens before it or from at least ``context // 2``.
 
     Args:
         context: most tokens that the model reads at once.
 
     Raises:
-        BackboneError: the tokenizer has no end of text.
+        BackboneError: the tokenizer has no end-of-text token.
     """
     nll, token_num = 0.0, 0
     end = tokenizer.eos_token_id
     if end is None:
         raise BackboneError(
-            "the NLL of a text begins and ends with an end of text, of which this backbone's "
-            "tokenizer names none; name its eos_token in tokenizer_config.json."
+            "the likelihood of a text includes an end-of-text token, but the backbone's tokenizer "
+            "has none; set eos_token in tokenizer_config.json."
         )
     windows = [
         window
@@ -75,8 +71,8 @@ def likelihood(
         for row, (ids, first) in enumerate(batch):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, first : len(ids)] = input_ids[row, first : len(ids)]
-        # Padding comes last, so causal attention never reads it.
-        # The half that was predicted in the window before needs no scores of the vocabulary.
+        # Padding is on the right, where causal attention never reads it. Logits are computed only
+        # for tokens that no earlier window has predicted.
         kept = width - min(first for _, first in batch) + 1
         logits = model(input_ids.to(model.device), logits_to_keep=kept).logits[:, :-1].float()
         targets = labels[:, 1 - kept :].to(model.device)
@@ -86,7 +82,7 @@ def likelihood(
 
 
 def _windows(ids: list[int], context: int) -> Iterator[tuple[list[int], int]]:
-    """Windows of ``ids`` that overlap by half, and the first position of each to predict."""
+    """Yield windows of ``ids`` that overlap by half, each with its first position to predict."""
     stride = max(1, context // 2)
     predicted = 1
     for start in range(0, len(ids), stride):

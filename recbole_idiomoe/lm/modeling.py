@@ -1,19 +1,14 @@
-"""IDIOMoE: any decoder, two experts a layer, one vocabulary of text and items (section 3.2)."""
+"""The IDIOMoE model: a decoder with two experts per FFN and a hybrid vocabulary (section 3.2)."""
 
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_idiomoe.base.errors import CheckpointError, SettingError
@@ -24,39 +19,37 @@ from recbole_idiomoe.lm.configuration import (
     expert_placement,
     initial_std,
 )
-from recbole_idiomoe.lm.controls.budget import expert_budget, log_size
 from recbole_idiomoe.lm.decoder import EmptyCache, check_head, is_checkpointed, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.generation import HybridGeneration
+from recbole_idiomoe.lm.hybrid_head import HybridHead
 from recbole_idiomoe.lm.item_attention import ItemAttention
-from recbole_idiomoe.lm.item_loss import summed_cross_entropy
 from recbole_idiomoe.lm.routing import TokenRouting
 from recbole_idiomoe.lm.training import freeze, parameter_groups
+from recbole_idiomoe.lm.variants.budget import expert_budget, log_size
 
-IGNORED = -100
 
+# transformers requires its GenerationMixin among the direct bases.
+class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, GenerationMixin):
+    """A pretrained decoder with item experts, an item table and a hybrid vocabulary (section 3.2).
 
-# transformers looks for its mixin among the direct bases.
-class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
-    """A pretrained decoder with item experts, an item table and a hybrid vocabulary.
-
-    On text alone it is its backbone: the same operations on the same tensors, so the
-    same logits, loss and generation bit for bit, whatever the item side has learnt. That is
-    said of the paper's own architecture; ``config.architecture`` may name one of its controls.
+    On text alone the paper's architecture equals its backbone: it runs the same operations on the
+    same tensors, so that logits, loss and generation are equal bit for bit, also after training
+    the item side. ``config.architecture`` may name a variant for which this does not hold.
 
     Args:
-        config: sizes and placement.
-        backbone: the decoder to build on, changed in place; None: a new one from
+        config: sizes and placement of the experts.
+        backbone: the decoder to build on, which is changed in place; None builds a new one from
             ``config.backbone_config``.
-        expert_init: how item experts start, see :func:`make_item_expert`.
-        seed: of random item experts.
+        expert_init: ``copy`` or ``random``, see :func:`make_item_expert`.
+        seed: seed of random item experts.
 
     Attributes:
-        added: modules inside ``backbone`` that it did not bring, such as item experts.
+        added: modules inside ``backbone`` that are not its own, such as the item experts.
 
     Raises:
-        BackboneError: a backbone that cannot take experts, or alters its logits.
-        SettingError: an unknown architecture.
+        BackboneError: the backbone cannot take experts, or transforms its logits.
+        SettingError: the architecture is unknown.
     """
 
     config_class = IdiomoeConfig
@@ -64,7 +57,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # Attention is the backbone's; whether it can do these is for it to say.
+    # The backbone computes the attention and checks itself which of these it supports.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -87,7 +80,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         self.backbone = backbone
         self.routing = TokenRouting()
         architecture = get_architecture(config.architecture)
-        # The item table then starts alike in every architecture.
+        # Forked, so that the item table starts with the same values in every architecture.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             self.added = architecture.install(backbone, config, self.routing, expert_init, seed)
@@ -116,22 +109,22 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         architecture: str = TWO_EXPERT,
         architecture_args: dict[str, Any] | None = None,
     ) -> IdiomoeForCausalLM:
-        """Build on a pretrained decoder, which becomes part of the model.
+        """Build a model on a pretrained decoder, which becomes part of the model.
 
-        See :class:`IdiomoeConfig` for the arguments and :func:`expert_placement` for
-        ``expert_layers``; ``seed`` decides all that is random, and the global generator
-        is left as it was.
+        See :class:`IdiomoeConfig`, :func:`expert_placement` and :func:`make_item_expert` for the
+        other arguments.
 
         Args:
-            item_scale: how long an item's vector is on entering the trunk, at the start, in
-                lengths of a text token's (root mean squares). What the layers add to the
-                residual stream is many times longer than an embedding, in a pretrained
-                decoder above all, and would drown which item it was.
-            architecture_args: options in which the architecture differs from its defaults.
+            item_scale: root mean square of embedded items at the start, relative to that of text
+                embeddings. Layers of a pretrained decoder add much larger vectors to the residual
+                stream than an embedding, so that a value above 1 keeps items distinguishable.
+            seed: seed of all random weights; the global generator is not advanced.
+            architecture_args: options that differ from the architecture's defaults.
 
         Raises:
-            SettingError, BackboneError: as the classes above; a control of IDIOMoE's size
-                that cannot come near its parameter count.
+            SettingError: an argument is out of range, or a capacity control cannot match IDIOMoE's
+                parameter count.
+            BackboneError: the backbone cannot take experts, or transforms its logits.
         """
         chosen = get_architecture(architecture)
         config = IdiomoeConfig(
@@ -164,14 +157,14 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers, but a checkpoint that does not fit is an error, not a warning.
+        """Load a saved model as in transformers, but refuse a checkpoint that does not fit.
 
         Raises:
-            CheckpointError: tensors missing, left over or of another shape; transformers
-                would draw the missing ones at random.
+            CheckpointError: tensors are missing, unexpected or of another shape. transformers only
+                warns of it, and draws missing tensors at random.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["use_safetensors"] = True  # or it takes pytorch_model.bin, where that is all
+        kwargs["use_safetensors"] = True  # transformers would fall back to pytorch_model.bin
         path = pretrained_model_name_or_path
         load: Any = super().from_pretrained
         model, info = load(path, *model_args, output_loading_info=True, **kwargs)
@@ -184,20 +177,20 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         return (model, info) if wants_info else model
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of text tokens; items are in ``item_table``."""
+        """The embedding of text tokens; the embedding of items is ``item_table``."""
         return self.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head of text tokens; items are in ``item_table``."""
+        """The head of text tokens; the head of items is ``item_table``."""
         return self.backbone.get_output_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The backbone draws its own weights; it is a PreTrainedModel too.
+        # The backbone is a PreTrainedModel too and initialises its own weights.
         if isinstance(module, ItemTable):
             module.reset_parameters()
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Vectors of hybrid tokens, (B, T) -> (B, T, d), by the types that routing holds."""
+        """Embed hybrid tokens by the types that the routing holds: (B, T) -> (B, T, d)."""
         text_embedding = self.get_input_embeddings()
         # Gemma multiplies embeddings, and not the tied head, by sqrt(d).
         scale = getattr(text_embedding, "embed_scale", 1.0) * self.config.item_input_factor
@@ -220,31 +213,32 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         item_count: int | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the trunk; its final norm is applied.
+        """Run the decoder without its head.
 
         Args:
             input_ids: (B, T), hybrid tokens.
-            token_types: (B, T), 0 text, 1 item; None: as the tokens say. A token outside
-                its type's vocabulary is an IndexError.
-            attention_mask: as in transformers. None with padding on the right is exact at
-                every real position, and the fastest: attention is then causal, no mask is
-                built. With packed sequences leave it None and restart ``position_ids``.
+            token_types: (B, T), 0 text, 1 item; None derives them from ``input_ids``.
+            attention_mask: as in transformers. None is exact at every real position if padding is
+                on the right, and is the fastest: attention is causal and no mask is built. For
+                packed sequences leave it None and restart ``position_ids``.
             position_ids, past_key_values, use_cache, kwargs: as in transformers.
-            segments: (B, T), 0 for the prompt, else the number of the item that a token belongs
-                to: what tells items apart where ``config.attention`` is not causal.
-            item_count: item tokens in the batch; None: counted on its device, for which a GPU's
-                host has to wait.
+            segments: (B, T), 0 for the prompt, else the number from 1 of the item that a token
+                belongs to. Needed if ``config.attention`` is not causal.
+            item_count: number of item tokens in the batch; None counts them on the device, and a
+                GPU's host waits for the result.
 
         Returns:
-            ``last_hidden_state`` (B, T, d), and the cache if asked for.
+            ``last_hidden_state`` (B, T, d) after the final norm, and the cache if asked for.
 
         Raises:
-            SettingError: attention between items without ``segments``, or with a mask or a cache.
+            SettingError: ``config.attention`` is not causal, and ``segments`` is missing or there
+                is a mask or a cache.
+            IndexError: a token is outside the vocabulary of its type.
         """
         if token_types is None:
             token_types = input_ids >= self.config.item_token_offset
         self.routing.set(token_types, item_count)
-        self._attend(segments, token_types, attention_mask, past_key_values)
+        self._set_item_masks(segments, token_types, attention_mask, past_key_values)
         plain = attention_mask is None and position_ids is None and past_key_values is None
         if plain and not use_cache and not is_checkpointed(self.backbone):
             past_key_values = EmptyCache()
@@ -257,38 +251,9 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
             **kwargs,
         )
         if isinstance(past_key_values, EmptyCache):
-            outputs.past_key_values = None  # some families hand it back
+            outputs.past_key_values = None  # some families return it
         outputs.last_hidden_state = self._dropout(outputs.last_hidden_state)
         return outputs
-
-    def text_logits(self, hidden_states: Tensor) -> Tensor:
-        """The backbone's own scores of text tokens: (..., d) -> (..., item_token_offset)."""
-        return self.get_output_embeddings()(hidden_states)
-
-    def item_logits(self, hidden_states: Tensor) -> Tensor:
-        """Scores of the catalogue: (..., d) -> (..., item_num), float32, padding -inf."""
-        return self.item_table.logits(hidden_states)
-
-    def item_loss(
-        self, hidden_states: Tensor, items: Tensor, excluded: Tensor | None = None
-    ) -> Tensor:
-        """Mean cross entropy of items, nats.
-
-        Args:
-            hidden_states: (N, d), at the positions that predict.
-            items: (N,), ids from 1; N = 0 gives 0.
-            excluded: (M,), ids that are no candidates, none of them in ``items``: items that
-                nobody has had yet would only be pushed down.
-
-        The candidates are the catalogue or, with ``config.softmax="hybrid"``, text and
-        catalogue together. Memory does not grow with N times their number, see
-        :func:`summed_cross_entropy`.
-        """
-        return self._summed_item_loss(hidden_states, items, excluded) / max(1, len(items))
-
-    def text_loss(self, hidden_states: Tensor, token_ids: Tensor) -> Tensor:
-        """Mean cross entropy, nats, of text tokens (N,) over the text vocabulary, from (N, d)."""
-        return _cross_entropy(self.text_logits(hidden_states).float(), token_ids)
 
     def forward(
         self,
@@ -303,17 +268,19 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """The transformers interface; see :meth:`hidden_states` for the inputs.
+        """Run the model through the interface of transformers.
+
+        The other inputs are described in :meth:`hidden_states`.
 
         Args:
-            labels: (B, T), hybrid tokens, shifted here, -100 ignored. Text targets are
-                scored over the text vocabulary, item targets as ``config.softmax`` says.
-            logits_to_keep: how many last positions get logits; 0: all.
-            num_items_in_batch: targets of a whole optimizer step, by which the summed
-                loss is then divided; the name is transformers'.
+            labels: (B, T), hybrid tokens, shifted here; -100 is ignored. Text targets are
+                predicted among text tokens, item targets among ``config.softmax``'s candidates.
+            logits_to_keep: number of last positions that get logits, 0 for all; or an index.
+            num_items_in_batch: number of targets of the whole optimizer step, text and items, by
+                which the summed loss is divided; None takes the mean over this batch.
 
         Returns:
-            ``logits`` (B, T, vocab_size), text then items, and ``loss``, nats a target.
+            ``logits`` (B, T, vocab_size), text tokens first, and ``loss`` in nats per target.
         """
         kwargs.pop("return_dict", None)
         outputs = self.hidden_states(
@@ -334,7 +301,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         text_logits = self.text_logits(hidden)
         loss = None
         if labels is not None:
-            loss = self._loss(hidden, text_logits, labels, num_items_in_batch)
+            loss = self.hybrid_loss(hidden, text_logits, labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=torch.cat((text_logits, self.item_logits(hidden)), dim=-1),
@@ -344,9 +311,9 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         )
 
     def language_model(self) -> PreTrainedModel:
-        """The backbone, set to text: for tools that expect the text vocabulary alone.
+        """Return the backbone, with all tokens routed as text, for tools that know text only.
 
-        It holds until this model's next forward pass, which sets the routing anew.
+        The routing is valid until this model's next forward pass, which replaces it.
         """
         self.routing.clear()
         if self.item_attention is not None:
@@ -354,48 +321,50 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
         return self.backbone
 
     def auxiliary_loss(self, token_types: Tensor, counted: Tensor) -> Tensor | None:
-        """What the architecture adds to the loss of the last forward pass in training.
+        """The architecture's auxiliary loss for the last forward pass in training.
 
-        :meth:`forward` leaves it to its caller, who knows what is padding.
+        :meth:`forward` does not add it, because only the caller knows which tokens are padding.
 
         Args:
-            token_types: (B, T) of that pass, 0 text, 1 item.
+            token_types: (B, T), the types of that pass, 0 text, 1 item.
             counted: (B, T), False for padding.
 
         Returns:
-            A scalar, or None from an architecture that adds nothing, as IDIOMoE.
+            A scalar, or None if the architecture has no auxiliary loss, as IDIOMoE.
         """
         loss = get_architecture(self.config.architecture).loss
         return loss(self.backbone, self.config, token_types, counted)
 
     def training_report(self) -> dict[str, list[float]]:
-        """What the architecture tells of its training since the last report; mostly nothing.
+        """Statistics of the training steps since the last report: by name, one number per layer.
 
-        Returns:
-            By name, one number a layer.
+        Most architectures, IDIOMoE among them, have none.
         """
         return get_architecture(self.config.architecture).report(self.backbone)
 
+    @property
+    def new_modules(self) -> list[nn.Module]:
+        """The modules that are not the backbone's own: the item table, then :attr:`added`."""
+        return [self.item_table, *self.added]
+
     def freeze(self, policy: str) -> None:
-        """See :func:`recbole_idiomoe.lm.training.freeze`."""
-        freeze(self, policy)
+        """Set which weights train; see :func:`recbole_idiomoe.lm.training.freeze`."""
+        freeze(self.backbone, self.new_modules, policy)
 
     def parameter_groups(
-        self,
-        weight_decay: float,
-        learning_rate: float,
-        backbone_learning_rate: float | None = None,
+        self, weight_decay: float, learning_rate: float, backbone_learning_rate: float | None = None
     ) -> list[dict[str, Any]]:
-        """See :func:`recbole_idiomoe.lm.training.parameter_groups`."""
-        return parameter_groups(self, weight_decay, learning_rate, backbone_learning_rate)
+        """Groups for AdamW; see :func:`recbole_idiomoe.lm.training.parameter_groups`."""
+        rates = learning_rate, backbone_learning_rate
+        return parameter_groups(self, self.new_modules, weight_decay, *rates)
 
-    def _attend(
+    def _set_item_masks(
         self, segments: Tensor | None, token_types: Tensor, mask: Tensor | None, cache: Any
     ) -> None:
         if self.item_attention is None:
             return
         self.item_attention.clear()
-        if not self.routing.sizes[1]:  # text alone: every pattern is causal
+        if not self.routing.sizes[1]:  # with text alone, every pattern is causal
             return
         if segments is None or mask is not None or cache is not None:
             raise SettingError(
@@ -407,46 +376,3 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridGeneration, GenerationMixin):
     def _dropout(self, states: Tensor) -> Tensor:
         p = self.config.dropout
         return F.dropout(states, p, self.training) if p else states
-
-    def _summed_item_loss(
-        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
-    ) -> Tensor:
-        config = self.config
-        candidate_num = config.item_num if config.softmax == "item" else config.vocab_size
-        score = partial(self._item_scores, excluded=excluded)
-        return summed_cross_entropy(score, hidden, items, candidate_num)
-
-    def _item_scores(
-        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Candidates' scores (N, C) and the targets' columns (N,)."""
-        scores = self.item_logits(hidden)
-        if excluded is not None and len(excluded):  # the fill copies all scores
-            scores = scores.index_fill(-1, excluded, -torch.inf)
-        if self.config.softmax == "item":
-            return scores, items
-        text_scores = self.text_logits(hidden).float()
-        return torch.cat((text_scores, scores), dim=-1), items + text_scores.shape[-1]
-
-    def _loss(
-        self, hidden: Tensor, text_logits: Tensor, labels: Tensor, count: Tensor | int | None
-    ) -> Tensor:
-        offset = self.config.item_token_offset
-        if not (labels >= offset).any():
-            return self.backbone.loss_function(
-                logits=text_logits, labels=labels, vocab_size=offset, num_items_in_batch=count
-            )
-        targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED)
-        is_item = targets >= offset
-        total = self._summed_item_loss(hidden[is_item], targets[is_item] - offset)
-        text_targets = targets.masked_fill(is_item, IGNORED).flatten()
-        text_scores = text_logits.float().flatten(0, 1)
-        total = total + F.cross_entropy(
-            text_scores, text_targets, ignore_index=IGNORED, reduction="sum"
-        )
-        return total / ((targets != IGNORED).sum() if count is None else count)
-
-
-def _cross_entropy(scores: Tensor, columns: Tensor) -> Tensor:
-    # A mean over nothing would be nan; a batch may hold no target of one kind.
-    return F.cross_entropy(scores, columns) if len(columns) else scores.sum() * 0.0

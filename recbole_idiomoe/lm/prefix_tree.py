@@ -1,7 +1,7 @@
-"""Exact ranking of items that are spelt in several tokens: all leaves of their prefix tree.
+"""Exact ranking of items with codes of several tokens, over all leaves of their prefix tree.
 
-An item's score is the log-probability of its whole code after the history. Items whose codes
-begin alike share the computation of what they share, and all of them that of the history.
+An item's score is the log-probability of its whole code after the history. The history is computed
+once for all items, and a common beginning of codes once for the items that share it.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from transformers import DynamicCache
 
 from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
 
-# Every node attends to its whole piece, although it sees its own path alone.
+# A node attends to its whole piece although it sees its own path alone: larger pieces take longer.
 PIECE_SIZE = 128
-# Scores of tokens held at once, in elements.
+# Most token scores at a time, in elements.
 LOGITS = 2**26
 
 
 class Piece(NamedTuple):
-    """Some nodes of the tree as one sequence, each behind its ancestors."""
+    """Some nodes of the tree as one sequence, in which each node follows its ancestors."""
 
     nodes: Tensor
-    """``(P,)``, ascending."""
+    """Nodes of the tree, shape ``(P,)``, ascending."""
     parents: Tensor
-    """``(E,)``, positions in ``nodes``, one for each edge that starts in this piece."""
+    """Where in ``nodes`` each edge from this piece's nodes starts, shape ``(E,)``, ascending."""
     children: Tensor
-    """``(E,)``, nodes of the tree at which those edges end."""
+    """The nodes of the tree at which these edges end, shape ``(E,)``."""
 
 
 class PrefixTree:
-    """Codes of items as a tree whose nodes are the codes' beginnings; leaves are items.
+    """The prefix tree of the items' codes: a node is a beginning of codes, a leaf a whole code.
 
     Nodes are numbered depth first, so that a subtree is an interval.
 
     Args:
-        codes: token ids of each item, at least one each; equal codes share a leaf.
-        device: where its tensors are.
-        piece_size: most nodes in a :class:`Piece`, ancestors that it repeats not counted.
+        codes: token ids of each item, at least one; items with equal codes share a leaf.
+        device: device of all tensors.
+        piece_size: most nodes of a :class:`Piece`, without the ancestors that it repeats.
 
     Attributes:
-        tokens, parents, depths: ``(nodes,)``: the token that a node ends with, the node above
-            (-1: none), and how many are above.
-        height: the largest of ``depths``.
-        leaves: ``(items,)``, the node that is an item's whole code.
-        pieces: all inner nodes; leaves need no computation of their own.
+        tokens, parents, depths, ends: ``(nodes,)``: the last token of each node, its parent (-1
+            for none), its number of ancestors, and the number after the last node of its subtree.
+        height: the largest depth.
+        leaves: the leaf of each item, shape ``(items,)``.
+        pieces: pieces of all inner nodes; leaves are not computed, only predicted.
 
     Raises:
-        ValueError: a code begins another, which then could not be told from it.
+        ValueError: one code is the beginning of another one.
     """
 
     def __init__(
@@ -69,23 +69,19 @@ class PrefixTree:
         self.ends = torch.tensor(_subtree_ends(parents), device=device)
         is_inner = self.ends > torch.arange(len(tokens), device=device) + 1
         if is_inner[self.leaves].any():
-            raise ValueError("a code begins another.")
+            raise ValueError("the code of one item begins another item's code.")
         self.pieces = list(self._pieces(is_inner.nonzero().squeeze(1), piece_size))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def sees(self, nodes: Tensor) -> Tensor:
-        """Which of ``nodes`` (P,) stand on whose path: (P, P), rows see columns and themselves."""
+        """A mask (P, P), True where the column's node is the row's node or its ancestor."""
         below = nodes.unsqueeze(1)
         return (nodes <= below) & (below < self.ends[nodes])
 
     def scores(self, edges: Tensor) -> Tensor:
-        """Log-probabilities of the items, (B, items), from those of every node given its parent.
-
-        Args:
-            edges: (B, nodes).
-        """
+        """Sum the log-probabilities of nodes, given their parents: (B, nodes) -> (B, items)."""
         totals = edges.clone()
         for depth in range(1, self.height + 1):
             nodes = (self.depths == depth).nonzero().squeeze(1)
@@ -97,8 +93,8 @@ class PrefixTree:
         edges = edges[torch.argsort(self.parents[edges], stable=True)]
         starts = self.parents[edges].contiguous()
         for nodes in inner.split(piece_size) if len(inner) else ():
-            # Nodes are in depth-first order: what is above any of them is among them, or above
-            # the first.
+            # Nodes are numbered depth first, so that an ancestor of any of them is in this range
+            # or is an ancestor of the first one.
             above = []
             parent = int(self.parents[nodes[0]])
             while parent >= 0:
@@ -111,7 +107,7 @@ class PrefixTree:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # its cache would compile every layer by itself
+@torch.compiler.set_stance("force_eager")  # the cache would need a compilation for each layer
 def rank_leaves(
     lm: IdiomoeForCausalLM,
     tree: PrefixTree,
@@ -121,13 +117,13 @@ def rank_leaves(
     logits: Callable[[Tensor], Tensor],
     first_token: int = 0,
 ) -> Tensor:
-    """Log-probability of every item of ``tree`` as what follows each history.
+    """Compute the log-probability of every item of ``tree`` after each history.
 
     Args:
         input_ids, token_types: (B, T), histories padded on the right.
-        lengths: (B,), tokens of each.
-        logits: scores of the tokens that codes are made of, (n, d) -> (n, V); column ``j`` is
-            that of token ``first_token + j``.
+        lengths: (B,), number of tokens of each history.
+        logits: maps states (n, d) to the scores (n, V) of the tokens that codes consist of.
+        first_token: the token that belongs to column 0 of these scores.
 
     Returns:
         (B, items), float32.
@@ -151,7 +147,7 @@ def rank_leaves(
         size = len(piece.nodes)
         on_path = tree.sees(piece.nodes).expand(batch, -1, -1)
         seen = torch.cat((in_history.unsqueeze(1).expand(-1, size, -1), on_path), dim=-1)
-        # Added to the scores: eager attention knows no other kind, and SDPA takes it too.
+        # An additive mask, because eager attention takes no boolean one.
         mask = torch.zeros(seen.shape, dtype=dtype, device=device)
         states = lm.hidden_states(
             tree.tokens[piece.nodes].expand(batch, -1),
@@ -169,7 +165,7 @@ def rank_leaves(
 def _number_nodes(
     codes: Sequence[tuple[int, ...]],
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Tokens, parents and depths of the tree's nodes, depth first, and each code's last node."""
+    """Return tokens, parents and depths of all nodes, depth first, and the leaf of each code."""
     tokens: list[int] = []
     parents: list[int] = []
     depths: list[int] = []
@@ -189,7 +185,7 @@ def _number_nodes(
 
 
 def _subtree_ends(parents: Sequence[int]) -> list[int]:
-    """The number behind the last node below each, of nodes that are numbered depth first."""
+    """Return the number after the last node of each subtree, for nodes numbered depth first."""
     ends = list(range(1, len(parents) + 1))
     for node in reversed(range(len(parents))):
         if parents[node] >= 0:
@@ -198,7 +194,7 @@ def _subtree_ends(parents: Sequence[int]) -> list[int]:
 
 
 class _Prefix(DynamicCache):
-    """A history's keys and values: once complete, attended to but not added to."""
+    """A cache of the histories' keys and values that stays fixed once ``complete`` is set."""
 
     complete = False
 
@@ -217,10 +213,13 @@ class _Prefix(DynamicCache):
 def edge_log_probs(
     states: Tensor, parents: Tensor, columns: Tensor, logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Log-probability of ``columns`` (E,) at the positions ``parents`` (E,) of (B, P, d) states.
+    """Compute the log-probability of one token for each of E edges.
 
     Args:
-        parents: ascending.
+        states: (B, P, d), final states of a piece's nodes.
+        parents: (E,), ascending, the positions in ``states`` that predict the tokens.
+        columns: (E,), the tokens' columns in the scores.
+        logits: maps states (n, d) to scores (n, V).
 
     Returns:
         (B, E), float32.
@@ -233,7 +232,7 @@ def edge_log_probs(
         begin, end = torch.searchsorted(parents, ends).tolist()
         if begin < end:
             scores = logits(states[:, start : start + step].flatten(0, 1))
-            # One kernel, whatever type the scores have.
+            # With dtype, one kernel converts and normalises.
             scores = scores.log_softmax(-1, dtype=torch.float32).unflatten(0, (len(states), -1))
             found.append(scores[:, parents[begin:end] - start, columns[begin:end]])
     return torch.cat(found, dim=1)

@@ -1,4 +1,4 @@
-"""No bars of transformers' between RecBole's."""
+"""Suppression of the progress bars of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Read and write weights without a bar, which a local disk does not need."""
+    """Hide transformers' progress bars inside the block, for weights on a local disk."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""Static routing by token type (section 3.2): one index per batch, shared by every layer."""
+"""Static routing by token type (section 3.2), computed once per batch for all layers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch.autograd.function import once_differentiable
 
 
 class TokenRouting:
-    """Who goes to which expert in the batch at hand.
+    """The expert of each position of the current batch.
 
-    The model calls :meth:`set` once per forward pass; each layer then reads the same
-    order, text positions first. The indices live until the next :meth:`set`, so that a
-    checkpointed layer that is recomputed in backward still finds them. For the same
-    reason two forward passes must not come before the backward pass of the first when
-    gradient checkpointing is on.
+    The model calls :meth:`set` once per forward pass, and all layers read the same order. It stays
+    until the next :meth:`set`, so that a checkpointed layer finds it again in the backward pass.
+    With gradient checkpointing, the backward pass must therefore come before the next forward pass.
 
-    Before the first :meth:`set`, and after :meth:`clear`, every position is text.
+    Before the first :meth:`set` and after :meth:`clear`, every position is text.
+
+    Attributes:
+        sizes: number of text and of item positions.
+        order: (B * T,), text positions, then item positions; None for a batch of one type.
     """
 
     def __init__(self) -> None:
@@ -32,17 +34,16 @@ class TokenRouting:
         self.only_items = False
         self.order: Tensor | None = None
         self.inverse: Tensor | None = None
-        # Its length is the number of text positions, as a compiled layer can read it: a number
-        # here would be compiled in.
+        # Compiled layers read the number of text positions from its length, because they would
+        # take an integer attribute as a constant.
         self.text_order: Tensor | None = None
 
     def set(self, token_types: Tensor, item_count: int | None = None) -> None:
-        """Take the types of a batch.
+        """Set the types of a batch.
 
         Args:
-            token_types: (B, T), integer or boolean: 0 text, 1 item.
-            item_count: how many of them are 1, which spares a GPU's host the wait for the
-                answer; None: counted here.
+            token_types: (B, T), integer or boolean, 0 text, 1 item.
+            item_count: number of items; None counts them, and a GPU's host waits for the result.
         """
         is_item = token_types.reshape(-1).bool()
         items = int(is_item.sum()) if item_count is None else item_count
@@ -54,12 +55,12 @@ class TokenRouting:
             self.order = torch.argsort(is_item, stable=True)
             self.inverse = torch.empty_like(self.order)
             self.inverse[self.order] = torch.arange(len(is_item), device=is_item.device)
-            # A copy: of a view, torch.compile would not know where the length comes from.
+            # A copy, because torch.compile cannot trace the length of a view.
             self.text_order = self.order[: self.sizes[0]].clone()
 
     def check(self, inputs: Tensor) -> None:
-        """Raise a RuntimeError if ``inputs``, (B, T, ...), are not of the batch that was set."""
-        # Compiled once for all shapes, a layer must not look at this one.
+        """Raise a RuntimeError if ``inputs`` (B, T, ...) do not have the shape of the batch."""
+        # A layer that is compiled for all shapes must not depend on this one.
         if torch.compiler.is_compiling() or self.shape is None:
             return
         if inputs.shape[:2] != self.shape:
@@ -73,18 +74,19 @@ class TokenRouting:
     ) -> Tensor:
         """Send text positions of ``inputs`` through ``text`` and item positions through ``item``.
 
-        A batch of one type goes to its function as it is, unpermuted: on text alone
-        the result is bit for bit that of ``text(inputs)``.
+        A batch of one type is not permuted, so that the result on text alone is bit for bit
+        ``text(inputs)``.
 
         Args:
             inputs: (B, T, ...).
-            text, item: act on each position alone, (..., *) -> (..., *'), and agree in *'.
+            text: a position-wise function, (N, ...) -> (N, *).
+            item: a position-wise function with the same output shape.
 
         Returns:
-            (B, T, *').
+            (B, T, *).
 
         Raises:
-            RuntimeError: ``inputs`` is not of the batch that was :meth:`set`.
+            RuntimeError: ``inputs`` does not have the shape of the batch.
         """
         self.check(inputs)
         if self.order is None or self.inverse is None or self.text_order is None:
@@ -97,14 +99,14 @@ class TokenRouting:
 
 
 class _Reorder(torch.autograd.Function):
-    """``rows[order]`` for a permutation, whose gradient is ``gradients[inverse]``.
+    """``rows[order]`` for a permutation, with the gradient ``gradients[inverse]``.
 
-    Of any index autograd expects repetitions, and adds gradients up one by one.
+    This is faster than autograd's indexing, which allows repeated indices and adds up gradients.
 
     Args:
         rows: (N, ...).
-        order: (N,) or, for outputs of that shape, (B, T).
-        inverse: (N,).
+        order: (N,), or (B, T) for outputs (B, T, ...).
+        inverse: (N,), the inverse permutation.
     """
 
     @staticmethod

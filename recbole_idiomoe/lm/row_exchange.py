@@ -1,4 +1,4 @@
-"""Rows that one process has and others need: two collectives, each the other's gradient."""
+"""All-gather and reduce-scatter for rows of a sharded table; each is the other's gradient."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _Map = Callable[[Tensor], Tensor]
 
 
 class RowExchange:
-    """Collectives of all ranks, in a process group of their own.
+    """Collectives of all ranks in a separate process group.
 
-    Its order must be the same on all ranks, and the group of DDP has the gradients in it, whose
-    place among these would depend on which weights a rank's batch leaves unused.
+    Collectives of one group must run in the same order on all ranks. DDP's gradients would not keep
+    an order with these, because it depends on the weights that a rank's batch leaves unused.
 
     Attributes:
-        rank: this process's number.
-        ranks: how many there are.
+        rank: the number of this process, from 0.
+        ranks: the number of processes.
     """
 
     def __init__(self) -> None:
@@ -32,48 +32,50 @@ class RowExchange:
         self.rank, self.ranks = dist.get_rank(self.group), dist.get_world_size(self.group)
 
     def sizes(self, count: int) -> list[int]:
-        """Every rank's ``count``; between hosts alone, so that no GPU is waited for."""
+        """Return the ``count`` of every rank, exchanged on the CPU so that no GPU has to wait."""
         own = torch.tensor([count], device="cpu")
         every = [torch.empty_like(own) for _ in range(self.ranks)]
         dist.all_gather(every, own, group=self.group)
         return torch.cat(every).tolist()
 
-    def gathered(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        """All ranks' rows, in their order: (n, ...) -> (sum of ``sizes``, ...), differentiable."""
-        there, back = self._both(sizes)
-        found: Tensor = _Linear.apply(rows, there, back)
+    def differentiable_all_gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """:meth:`all_gather` with a gradient."""
+        gather, scatter = self._pair(sizes)
+        found: Tensor = _LinearMap.apply(rows, gather, scatter)
         return found
 
-    def summed(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        """This rank's rows of the sum of what all ranks have: the way back of :meth:`gathered`."""
-        there, back = self._both(sizes)
-        found: Tensor = _Linear.apply(rows, back, there)
+    def differentiable_reduce_scatter(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """:meth:`reduce_scatter` with a gradient."""
+        gather, scatter = self._pair(sizes)
+        found: Tensor = _LinearMap.apply(rows, scatter, gather)
         return found
 
-    def _both(self, sizes: Sequence[int]) -> tuple[_Map, _Map]:
-        """To all ranks, and back; each is the other's gradient."""
-        return partial(self.gather, sizes=sizes), partial(self.sum_and_scatter, sizes=sizes)
+    def _pair(self, sizes: Sequence[int]) -> tuple[_Map, _Map]:
+        return partial(self.all_gather, sizes=sizes), partial(self.reduce_scatter, sizes=sizes)
 
-    def swapped(self, blocks: Tensor) -> Tensor:
-        """Block i of each goes to rank i: (ranks, ...) -> (ranks, ...), by where they are from."""
+    def all_to_all(self, blocks: Tensor) -> Tensor:
+        """Send block i of (ranks, ...) to rank i; return the received blocks by their sender."""
         received = torch.empty_like(blocks)
         dist.all_to_all_single(received, blocks, group=self.group)
         return received
 
-    def gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        """:meth:`gathered`, without a gradient."""
+    def all_gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Concatenate the rows of all ranks, in rank order: (n, ...) -> (sum of sizes, ...).
+
+        ``sizes`` holds the number of rows of each rank.
+        """
         parts = [rows.new_empty(max(sizes), *rows.shape[1:]) for _ in sizes]
-        dist.all_gather(parts, _filled_up(rows, max(sizes)), group=self.group)
+        dist.all_gather(parts, _padded(rows, max(sizes)), group=self.group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
-    def sum_and_scatter(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        """:meth:`summed`, without a gradient."""
-        parts = [_filled_up(part, max(sizes)) for part in rows.split(list(sizes))]
-        return self.swapped(torch.stack(parts)).sum(dim=0)[: sizes[self.rank]]
+    def reduce_scatter(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Sum over ranks, then return this rank's rows: (sum of sizes, ...) -> (n, ...)."""
+        parts = [_padded(part, max(sizes)) for part in rows.split(list(sizes))]
+        return self.all_to_all(torch.stack(parts)).sum(dim=0)[: sizes[self.rank]]
 
 
-class _Linear(torch.autograd.Function):
-    """A linear map of rows, given with the way back of its gradient."""
+class _LinearMap(torch.autograd.Function):
+    """A linear map of rows, given as ``there``, whose gradient is the map ``back``."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, there: _Map, back: _Map) -> Tensor:
@@ -86,7 +88,7 @@ class _Linear(torch.autograd.Function):
         return ctx.back(gradient), None, None
 
 
-def _filled_up(rows: Tensor, count: int) -> Tensor:
-    """Zeros behind the last row, up to ``count``: ranks send as much as each other."""
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Append zeros up to ``count`` rows, because all ranks must send the same number of rows."""
     filling = rows.new_zeros(count - len(rows), *rows.shape[1:])
     return torch.cat((rows, filling)) if len(filling) else rows.contiguous()

@@ -1,4 +1,4 @@
-"""Items whose text is a part of their embedding rather than of the sequence (Text-Attr LLM)."""
+"""An item table with text in the embeddings instead of the sequence (Text-Attr LLM)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from recbole_idiomoe.lm.embedding import ItemTable, text_directions, weighted_su
 
 
 class TextAttributeTable(ItemTable):
-    """An item table with a projection of fixed text vectors added: ``E + T W`` (section 3.1).
+    """An item table plus a projection of fixed text vectors: ``E + T W`` (section 3.1, b).
 
-    As in an :class:`ItemTable` the same sum embeds an item and scores it. ``W`` trains, ``T``
-    does not; it is saved with the model.
+    The sum embeds an item and scores it, as in :class:`ItemTable`. W (text_size, d) is trained.
+    T (item_num, text_size) is fixed, and is saved with the model.
 
     Args:
         text_size: columns of T.
@@ -39,7 +39,7 @@ class TextAttributeTable(ItemTable):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if hasattr(self, "projection"):  # not yet while the base class is made
+        if hasattr(self, "projection"):  # the base class calls this before it exists
             init.normal_(self.projection, std=self.std)
 
     def forward(self, items: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ class TextAttributeTable(ItemTable):
 
     @torch.no_grad()
     def load_text(self, vectors: np.ndarray | Tensor) -> None:
-        """Take vectors of the items' text, (item_num, text_size), as T.
+        """Set T from vectors of the items' texts (item_num, text_size).
 
-        Rows are centred and brought to length 1, so that ``T W`` starts as spread as E; an item
-        without text, and the padding item, have zeros.
+        Rows are centred and scaled to length 1, so that ``T W`` starts with the standard deviation
+        of E. An item without text, and the padding item, have zeros.
 
         Raises:
-            DataError: a wrong number of rows, or a value that is not finite.
+            DataError: the number of rows is wrong, or a value is not finite.
         """
         self.text.copy_(text_directions(vectors, self.item_num))

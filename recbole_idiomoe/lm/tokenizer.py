@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of Qwen2.5's kind, trained from text."""
+"""Training of a byte-level BPE tokenizer like that of Qwen2.5."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Learn merges from ``texts``: at most ``vocab_size`` tokens, end of text included.
+    """Train a tokenizer on ``texts``.
 
-    Text is cut as Qwen2.5 cuts it, digits one by one. Unlike Qwen2.5's, the tokenizer does
-    not normalise, so that it decodes to the very string that it encoded, whatever Unicode
-    it holds. End of text also pads.
+    Text is split as in Qwen2.5, with single digits. Unlike Qwen2.5's, the tokenizer does not
+    normalise, so that decoding gives exactly the encoded string for any Unicode. The end-of-text
+    token is also the padding token.
 
     Args:
         texts: valid Unicode; see :func:`~recbole_idiomoe.lm.vocabulary.clean_text`.
+        vocab_size: most tokens, the end-of-text token included.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

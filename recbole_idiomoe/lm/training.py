@@ -1,72 +1,72 @@
-"""What trains and how: freezing policies and optimizer groups (sections B.4 and B.5)."""
+"""Which weights train, and how: freezing policies and optimizer groups (sections B.4 and B.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.decoder import attention_of, backbone_ffns, decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable
 
-if TYPE_CHECKING:
-    from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
 
-
-def freeze(model: IdiomoeForCausalLM, policy: str) -> None:
-    """Choose which weights train (section B.5, 6); an earlier choice is undone.
+def freeze(backbone: PreTrainedModel, new_modules: Sequence[nn.Module], policy: str) -> None:
+    """Set which weights train (section B.5, item 6); an earlier policy is undone.
 
     =========================  ====  ========  ===========  =========
     trains under the policy    none  backbone  text_expert  attention
     =========================  ====  ========  ===========  =========
-    item table, what is new    yes   yes       yes          yes
+    new modules                yes   yes       yes          yes
     attention, norms in it     yes   no        yes          no
     other norms, GPT-2's wpe   yes   no        yes          yes
     text experts [1]_          yes   no        no           yes
     text embedding, head       yes   no        no           yes
     =========================  ====  ========  ===========  =========
 
-    .. [1] the FFNs that the backbone brought.
+    .. [1] the backbone's own FFNs.
 
-    New are the item experts; in another architecture, the modules that it adds.
+    Args:
+        backbone: the decoder.
+        new_modules: modules that are not the backbone's own, such as the item table and the item
+            experts. They may be inside ``backbone``, and always train.
+        policy: ``none``, ``backbone``, ``text_expert`` or ``attention``.
 
     Raises:
-        SettingError: an unknown policy.
-        BackboneError: ``attention`` on a backbone whose attention has an unknown name.
+        SettingError: the policy is unknown.
+        BackboneError: the policy is ``attention``, and the attention has an unknown name.
     """
     if policy not in ("none", "backbone", "text_expert", "attention"):
         raise SettingError(
             f"freeze={policy!r} is not one of 'none', 'backbone', 'text_expert', 'attention'."
         )
-    model.requires_grad_(True)
-    if policy == "backbone":
-        model.backbone.requires_grad_(False)
-    elif policy == "text_expert":
-        model.get_input_embeddings().requires_grad_(False)
-        model.get_output_embeddings().requires_grad_(False)
-        for ffn in backbone_ffns(model.backbone):
+    backbone.requires_grad_(policy != "backbone")
+    if policy == "text_expert":
+        backbone.get_input_embeddings().requires_grad_(False)
+        backbone.get_output_embeddings().requires_grad_(False)
+        for ffn in backbone_ffns(backbone):
             ffn.requires_grad_(False)
     elif policy == "attention":
-        for layer in decoder_layers(model.backbone):
+        for layer in decoder_layers(backbone):
             attention_of(layer).requires_grad_(False)
-    # What is new may sit inside what was just frozen.
-    for module in _new_modules(model):
+    # Last, because new modules may be inside of modules that were just frozen.
+    for module in new_modules:
         module.requires_grad_(True)
 
 
 @torch.no_grad()
-def halve_frozen(model: IdiomoeForCausalLM) -> None:
-    """Hold projections that do not train in bfloat16, in place, where that loses nothing.
+def halve_frozen(model: PreTrainedModel) -> None:
+    """Store frozen projections in bfloat16, in place, if their values do not change by it.
 
-    For training in bfloat16 over weights of float32: autocast would make the same copy of them
-    in every forward pass, and pretrained weights mostly were of that precision to begin with.
-    What is computed stays the same bit for bit. Embeddings, a head tied to one and norms are left
-    alone: the residual stream has their precision.
+    This is for training under bfloat16 autocast, which would copy the float32 weights to bfloat16
+    in every forward pass. Most pretrained weights have bfloat16 values anyway. Results stay equal
+    bit for bit. Embeddings, the head and norms stay as they are, because their precision is the
+    precision of the residual stream.
     """
     head = model.get_output_embeddings()
     for module in model.modules():
@@ -78,17 +78,17 @@ def halve_frozen(model: IdiomoeForCausalLM) -> None:
                 weight.data = half
 
 
-def checkpoint_blocks(model: IdiomoeForCausalLM) -> None:
-    """Let every block keep its input alone for the backward pass, and compute the rest again then.
+def checkpoint_blocks(backbone: PreTrainedModel) -> None:
+    """Turn activation checkpointing on for every block: backward recomputes it from its input.
 
-    Transformers has the same, but not in all of its releases beneath the hooks of FSDP2: those
-    would run again as well, upon which a compiled block is compiled anew, into something else.
+    transformers' own checkpointing is not used, because some releases of it run the hooks of
+    FSDP2 again in the recomputation, and a compiled block is then compiled a second time.
     """
-    for layer in decoder_layers(model.backbone):
-        layer.forward = _computed_again(layer.forward)
+    for layer in decoder_layers(backbone):
+        layer.forward = _with_checkpoint(layer.forward)
 
 
-def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _with_checkpoint(forward: Callable[..., Any]) -> Callable[..., Any]:
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
@@ -98,27 +98,31 @@ def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def parameter_groups(
-    model: IdiomoeForCausalLM,
+    model: nn.Module,
+    new_modules: Sequence[nn.Module],
     weight_decay: float,
     learning_rate: float,
     backbone_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """AdamW groups of the weights that train, each weight once, empty groups left out.
+    """Parameter groups for AdamW that hold each trained weight once (section B.4).
 
-    Matrices decay. Norms, biases and embeddings do not: text and position embeddings, a
-    head tied to them, and the item table's rows, since an item that no batch mentions
-    would shrink all the same. W_u is a matrix like any other.
+    Matrices get weight decay. Norms, biases and embeddings get none. Text and position embeddings,
+    a head tied to them and the rows of the item table all count as embeddings, because decay would
+    shrink items that a batch does not contain. W_u of a factorised item table is a matrix.
 
     Args:
-        weight_decay: of the matrices.
-        learning_rate: of what is new, as in :func:`freeze`, and of the rest
-            unless ``backbone_learning_rate`` is given.
+        model: the whole model.
+        new_modules: modules that are not the backbone's own, as in :func:`freeze`.
+        weight_decay: weight decay of the matrices.
+        learning_rate: learning rate of the new modules, and of all other weights too if
+            ``backbone_learning_rate`` is None.
+        backbone_learning_rate: learning rate of the weights that are not in the new modules.
 
     Returns:
-        Dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``: new or
-        pretrained, decayed or not, as in ``"new/decayed"``.
+        Non-empty groups, dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``:
+        ``new`` or ``pretrained``, then ``decayed`` or ``plain``, such as ``"new/decayed"``.
     """
-    new = {id(p) for module in _new_modules(model) for p in module.parameters()}
+    new = {id(p) for module in new_modules for p in module.parameters()}
     embeddings = {
         id(p)
         for module in model.modules()
@@ -144,8 +148,3 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
-
-
-def _new_modules(model: IdiomoeForCausalLM) -> list[nn.Module]:
-    """What the backbone did not bring."""
-    return [model.item_table, *model.added]

@@ -1,4 +1,4 @@
-"""Item tokens in a tokenizer, and text that can never turn into one (section 3.2.1)."""
+"""Item tokens in a tokenizer, and encoding of text that never yields one (section 3.2.1)."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ PADDING_ITEM = "[PAD]"
 
 
 def item_token(item_id: str) -> str:
-    """The token of the item with this id of the catalogue's own."""
+    """The token of an item, by the item's id in the data files."""
     return f"<|it-{item_id}|>"
 
 
 def item_tokens(item_ids: Sequence[str]) -> list[str]:
-    """The tokens of a catalogue; the first id is the padding item's, whatever it says."""
+    """The tokens of all items; the first one is the padding item's, whatever its id is."""
     return [item_token(item_id) for item_id in (PADDING_ITEM, *item_ids[1:])]
 
 
 def add_item_tokens(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], vocab_size: int
 ) -> None:
-    """Add item tokens, so that ``tokens[i]`` is token ``vocab_size + i``; in place.
+    """Add item tokens to a tokenizer, in place: ``tokens[i]`` becomes token ``vocab_size + i``.
 
-    ``<|reserved-N|>`` tokens fill the gap where the tokenizer is smaller than the
-    embedding. Takes 0.1 s for 20,000 items. Read a token back with
-    ``convert_ids_to_tokens``: a byte-level ``decode`` garbles ids outside ASCII.
+    If the tokenizer is smaller than the embedding, ``<|reserved-N|>`` tokens fill the gap. This
+    takes 0.1 s for 20,000 items. Read a token back with ``convert_ids_to_tokens``, because a
+    byte-level ``decode`` garbles item ids outside ASCII.
 
     Args:
-        tokenizer: the backbone's, without item tokens.
-        tokens: the padding item's first.
+        tokenizer: the backbone's tokenizer, without item tokens.
+        tokens: the items' tokens, the padding item's first.
         vocab_size: rows of the backbone's text embedding.
 
     Raises:
-        BackboneError: the tokenizer holds more tokens than the embedding, or numbers
-            them with gaps.
-        DataError: a token that appears twice.
+        BackboneError: the tokenizer has more tokens than the embedding has rows, or its ids have
+            gaps.
+        DataError: a token appears twice.
     """
     size = len(tokenizer)
     if size > vocab_size:
@@ -61,27 +61,26 @@ def add_item_tokens(
 
 
 def append_item_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Add further tokens, unknown so far, behind those of :func:`add_item_tokens`; in place."""
+    """Append new item tokens after those of :func:`add_item_tokens`, in place."""
     tokenizer.add_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in tokens],
-        special_tokens=True,
+        [AddedToken(token, normalized=False, special=True) for token in tokens], special_tokens=True
     )
 
 
 def clean_text(text: str) -> str:
-    """``text`` with surrogate pairs joined and lone surrogates as U+FFFD: valid UTF-8."""
+    """Make ``text`` valid UTF-8: join surrogate pairs and replace lone surrogates by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of plain texts: no BOS, no EOS, and no special or item token.
+    """Return the token ids of plain texts, without BOS, EOS and other special or item tokens.
 
-    A title that spells ``<|endoftext|>`` or ``<|it-5|>`` is read letter by letter, so
-    that a catalogue cannot inject an item or end a sequence.
+    A title that contains ``<|endoftext|>`` or ``<|it-5|>`` is encoded as ordinary characters, so
+    that the text of a catalogue can neither inject an item nor end a sequence.
     """
     if not texts:
         return []
-    keep_no_words(tokenizer)
+    disable_word_cache(tokenizer)
     encoded = tokenizer(
         [clean_text(text) for text in texts],
         add_special_tokens=False,
@@ -92,11 +91,11 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
     return encoded["input_ids"]
 
 
-def keep_no_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have a tokenizer split each word anew: what it remembers would outlive it.
+def disable_word_cache(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Turn off a tokenizer's cache of words, which would leak memory.
 
-    tokenizers 0.23 remembers, for each tokenizer, the words that it met in each thread, and forgets
-    them when the thread ends: in a service that loads one model after another, never.
+    tokenizers 0.23 caches the words of each tokenizer per thread and frees them when the thread
+    ends, which never happens in a service that loads one model after another.
     """
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if resize := getattr(model, "_resize_cache", None):

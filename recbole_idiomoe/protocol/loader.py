@@ -37,7 +37,7 @@ class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
         self.seen: SeenItemMask | None = None
         self._left_out = torch.zeros(0, dtype=torch.int64)
         super().__init__(config, dataset, sampler)
-        self.batch_sampler.sampler = _OwnRows(self)
+        self.batch_sampler.sampler = OwnRows(self)
 
     def mask(self, seen: SeenItemMask) -> None:
         """Mask from now on what each user had before."""
@@ -68,10 +68,10 @@ class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
         return users, items
 
 
-class _OwnRows(Sampler):  # type: ignore[type-arg]
+class OwnRows(Sampler):  # type: ignore[type-arg]
     """The rows of a loader that this process evaluates, asked anew for every pass."""
 
-    def __init__(self, loader: CandidateLoader) -> None:
+    def __init__(self, loader: FullSortEvalDataLoader) -> None:
         self._loader = loader
 
     def __iter__(self) -> Iterator[int]:

@@ -238,7 +238,7 @@ class IdiomoeTrainer(ObservedTrainer):
         if self.catalog_lm.uses_bf16 and not self.sharded:
             halve_frozen(lm)
         if self.settings.activation_checkpointing:
-            checkpoint_blocks(lm)
+            checkpoint_blocks(lm.backbone)
         if compiles is None:
             compiles = lm.backbone.config.hidden_size >= COMPILED_WIDTH
         if compiles and self.device.type == "cuda":

@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from recbole_idiomoe.data.sequence import SequenceBuilder
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.bundled import verified_folder
 from tests.helpers import TINY_BACKBONE

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_idiomoe.data.loader import WindowLoader, one_ahead, token_groups
-from recbole_idiomoe.data.sequence import ITEM, SequenceBuilder
+from recbole_idiomoe.data.loader import WindowLoader, prefetch_one, token_groups
+from recbole_idiomoe.data.sequence import ITEM
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 
 OFFSET = 1000
 
@@ -165,7 +166,7 @@ def test_a_step_is_made_again(workers: int) -> None:
                 assert one.input_ids.equal(other.input_ids) and one.targets.equal(other.targets)
 
 
-def test_one_ahead() -> None:
+def test_prefetch_one() -> None:
     asked = []
 
     def steps() -> Iterator[int]:
@@ -173,6 +174,6 @@ def test_one_ahead() -> None:
             asked.append(step)
             yield step
 
-    seen = [(step, len(asked)) for step in one_ahead(steps())]
+    seen = [(step, len(asked)) for step in prefetch_one(steps())]
     assert seen == [(0, 2), (1, 3), (2, 3)]
-    assert list(one_ahead([])) == []
+    assert list(prefetch_one([])) == []

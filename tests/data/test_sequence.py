@@ -1,3 +1,4 @@
+import doctest
 from typing import Any
 
 import numpy as np
@@ -6,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.data.ragged import Ragged
-from recbole_idiomoe.data.sequence import ITEM, MIN_TEXT_TOKENS, SequenceBuilder, _even_cap
+from recbole_idiomoe.data import sequence as sequences
+from recbole_idiomoe.data.ragged import RaggedArray
+from recbole_idiomoe.data.sequence import ITEM, MIN_TEXT_TOKENS, build_sequence
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder, _even_cap
 
 OFFSET = 100
 TEXTS = [[], [1, 2, 3], [4], []]  # rows 0 (padding) to 3; row 3 has no text
@@ -205,6 +208,64 @@ def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
         assert len(whole.input_ids) == built.length(np.array(fits))
 
 
+def test_the_example_of_the_reference_is_right() -> None:
+    results = doctest.testmod(sequences)
+    assert results.attempted > 0 and results.failed == 0
+
+
+@st.composite
+def catalogues(draw: st.DrawFn) -> dict[str, Any]:
+    """Texts and tokens of a few items, an order that they allow, an instruction and a limit."""
+    item_num = draw(st.integers(2, 6))
+    item_first, is_spelt_in_text = draw(st.booleans()), draw(st.booleans())
+    has_text = draw(st.booleans())
+    several = item_first or not has_text
+    token = st.integers(0, 99) if is_spelt_in_text else st.integers(OFFSET, 120)
+    code = st.lists(token, min_size=1, max_size=3 if several else 1)
+    text = st.lists(st.integers(0, 49), max_size=12 if has_text else 0)
+    codes = draw(st.lists(code, min_size=item_num, max_size=item_num))
+    longest = max(map(len, codes))
+    return {
+        "item_texts": draw(st.lists(text, min_size=item_num, max_size=item_num)),
+        "item_codes": codes,
+        "item_token_offset": OFFSET,
+        "instruction": draw(st.lists(st.integers(50, 59), max_size=5)),
+        "item_first": item_first,
+        "max_tokens": draw(st.integers(2 * longest - 1, 50)),
+    }
+
+
+@given(st.data())
+def test_the_builder_equals_the_reference(data: st.DataObject) -> None:
+    options = data.draw(catalogues())
+    built = SequenceBuilder(**options)
+    item_num = len(options["item_texts"])
+    rows = st.lists(st.integers(0, item_num - 1), min_size=1, max_size=10)
+    query = st.lists(st.integers(60, 69), max_size=8)
+    asked = data.draw(st.lists(st.tuples(rows, st.booleans(), query), min_size=1, max_size=5))
+    histories = [np.array(history) for history, _, _ in asked]
+    with_text = np.array([text for _, text, _ in asked])
+    queries = [np.array(query, dtype=np.int64) for _, _, query in asked]
+    followers = data.draw(st.lists(st.integers(0, item_num - 1), min_size=5, max_size=5))
+    windows = [np.r_[history, item] for history, item in zip(histories, followers, strict=False)]
+    used = built.build_all(histories, with_text, queries)
+    trained = built.build_all_training(windows, with_text, queries)
+    for i, (history, has_text, query) in enumerate(asked):
+        own = options if has_text else options | {"item_texts": [[]] * item_num}
+        for sequence, next_item in ((used[i], None), (trained[i], followers[i])):
+            wanted = build_sequence(history, **own, next_item=next_item, query=query)
+            for name, array in sequence._asdict().items():
+                assert array.tolist() == getattr(wanted, name).tolist(), name
+                assert array.dtype == np.int64, name
+
+
+@given(st.lists(st.integers(60, 69), max_size=8), catalogues())
+def test_an_empty_history_equals_the_reference(query: list[int], options: dict[str, Any]) -> None:
+    sequence = SequenceBuilder(**options).build(np.array([], dtype=np.int64), query=np.array(query))
+    for array, wanted in zip(sequence, build_sequence([], **options, query=query), strict=True):
+        assert array.tolist() == wanted.tolist()
+
+
 WINDOWS = st.lists(st.integers(1, 5), min_size=2, max_size=9).map(np.array)
 QUERIES = st.lists(st.integers(0, 49), max_size=4).map(lambda ids: np.array(ids, dtype=np.int64))
 
@@ -254,5 +315,6 @@ def test_lengths_of_many_windows_are_those_of_each(
 ) -> None:
     for codes in (SPELT, [[OFFSET + row] for row in range(4)]):
         b = SequenceBuilder(TEXTS, codes, OFFSET, instruction=[50], max_tokens=max_tokens)
-        each = [b.length(np.array(window), with_text) for window in windows]
-        assert b.lengths(Ragged.of(windows), with_text).tolist() == each
+        built = [b.build_training(np.array(window), with_text) for window in windows]
+        each = [len(sequence.input_ids) for sequence in built]
+        assert b.lengths(RaggedArray.of(windows), with_text).tolist() == each

@@ -20,7 +20,7 @@ from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
 from recbole_idiomoe.lm.row_exchange import RowExchange
-from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
+from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
 from recbole_idiomoe.training import sharding, trainer
@@ -77,13 +77,13 @@ class CountedExchange(RowExchange):
 
     sent = 0
 
-    def gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def all_gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         self.sent += rows.nbytes * (self.ranks - 1)
-        return super().gather(rows, sizes)
+        return super().all_gather(rows, sizes)
 
-    def swapped(self, blocks: torch.Tensor) -> torch.Tensor:
+    def all_to_all(self, blocks: torch.Tensor) -> torch.Tensor:
         self.sent += blocks.nbytes * (self.ranks - 1) // self.ranks
-        return super().swapped(blocks)
+        return super().all_to_all(blocks)
 
 
 def by_shards_and_sent() -> tuple[list[Any], int]:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, TwoExpertFFN
-from recbole_idiomoe.lm.controls.by_type import ByTokenType
-from recbole_idiomoe.lm.controls.switch import SwitchFFN
+from recbole_idiomoe.lm.variants.by_type import ByTokenType
+from recbole_idiomoe.lm.variants.switch import SwitchFFN
 
 from .decoders import FAMILIES, ITEMS, VOCAB, config, decoder, mixed_batch, text_batch
 from .test_controls import build, stir

@@ -147,7 +147,7 @@ def test_under_autocast_weights_are_cast_as_for_the_two_ffns(
     ffn.routing.set(types(50, 20).to(device))
     hidden = drawn(50, 64).to(device)
     with torch.no_grad(), torch.autocast(device, dtype):
-        assert fused.applies(hidden, ffn.routing, ffn.text_expert, ffn.item_expert)
+        assert fused.can_fuse(hidden, ffn.routing, ffn.text_expert, ffn.item_expert)
         found = ffn(hidden)
         ffn.fused = False
         wanted = ffn(hidden)
@@ -223,7 +223,7 @@ def test_gradients_and_what_is_not_half_go_the_plain_way(calls: list[int]) -> No
             assert len(calls) == 1
             for elsewhere in (torch.float64, "meta"):  # autocast leaves these as they are
                 other = copy.deepcopy(ffn.item_expert).to(elsewhere)
-                assert not fused.applies(hidden, ffn.routing, ffn.text_expert, other)
+                assert not fused.can_fuse(hidden, ffn.routing, ffn.text_expert, other)
 
 
 def test_large_batches_are_left_to_the_two_ffns(

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from recbole_idiomoe.lm.training import parameter_groups
-from recbole_idiomoe.lm.untied_tables import HashedItemTable, ProjectedItemTable
+from recbole_idiomoe.lm.variants.cove import HashedItemTable
+from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
 
 from .test_controls import build, mixed_batch
 
@@ -114,7 +114,7 @@ def test_rows_do_not_decay() -> None:
     for architecture, plain in (("cove", 2), ("e4srec", 2)):  # rows; inputs or the map's bias
         model = build(architecture)
         model.freeze("backbone")
-        groups = {g["name"]: g["params"] for g in parameter_groups(model, 0.1, 1e-3)}
+        groups = {g["name"]: g["params"] for g in model.parameter_groups(0.1, 1e-3)}
         own = {id(p) for p in model.item_table.parameters()}
         found = [p for p in groups["new/plain"] if id(p) in own]
         assert len(found) == plain and any(p is model.item_table.rows for p in found)

@@ -15,9 +15,9 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.lm import load_backbone
+from recbole_idiomoe.models.e4srec.first_stage import ID_VECTORS_FILE, id_encoder_config
 from recbole_idiomoe.models.e4srec.model import E4SRec
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
-from recbole_idiomoe.training.stages import ID_VECTORS_FILE, _id_encoder_config
 from tests.models.test_catalog_lm import CPU, LOUD, TITLES, make_catalog
 from tests.training.cycle import TINY, write_cycle
 
@@ -201,11 +201,11 @@ def test_held_out_items_play_no_part(cycle: Path) -> None:
 def test_the_first_stage_keeps_the_protocol_and_settings_of_its_own() -> None:
     given = {"learning_rate": 0.5, "seed": 3, "mask_seen": False, "MAX_ITEM_LIST_LENGTH": 7}
     config = RunConfig("E4SRec", "ml-100k", settings=given | {"id_encoder": {"n_layers": 2}})
-    stage, alone = _id_encoder_config(config), RunConfig("SASRecCE", "ml-100k")
+    stage, alone = id_encoder_config(config), RunConfig("SASRecCE", "ml-100k")
     found, wanted = stage.complete_settings(), alone.complete_settings()
     read = wanted.keys() - E4SRec.forced_settings.keys()  # these no SASRec reads
     differs = {key for key in read if found[key] != wanted[key]}
     assert differs == {"n_layers", "seed", "mask_seen", "MAX_ITEM_LIST_LENGTH", "id_encoder"}
     misspelt = RunConfig("E4SRec", "ml-100k", settings={"id_encoder": {"n_layer": 2}})
     with pytest.raises(SettingError, match="n_layer"):
-        _id_encoder_config(misspelt)
+        id_encoder_config(misspelt)

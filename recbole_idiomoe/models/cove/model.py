@@ -28,8 +28,8 @@ import torch
 from torch.nn import functional as F
 
 from recbole_idiomoe.data.batch import SequenceBatch
+from recbole_idiomoe.lm.hybrid_head import IGNORED
 from recbole_idiomoe.lm.item_loss import summed_cross_entropy
-from recbole_idiomoe.lm.modeling import IGNORED
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.recommender import LanguageModelRecommender

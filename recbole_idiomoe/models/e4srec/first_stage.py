@@ -41,8 +41,13 @@ class IdEncoderStage:
         run.config["id_vectors"] = str(file)
 
 
+def id_encoder_config(config: Any) -> Any:
+    """The configuration that a run of the encoder by itself would have, from that of E4SRec."""
+    return config.of_other_model(ID_ENCODER, config["id_encoder"] or {})
+
+
 def _train_id_encoder(run: StageRun) -> None:
-    stage = run.config.of_other_model(ID_ENCODER, run.config["id_encoder"] or {})
+    stage = id_encoder_config(run.config)
     getLogger().info(f"E4SRec, stage 1 of 2: {ID_ENCODER}, at most {stage['epochs']} epochs")
     init_seed(stage["seed"], stage["reproducibility"])
     histories = run.train_data._dataset

@@ -19,7 +19,8 @@ from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import token_groups
-from recbole_idiomoe.data.sequence import NOTHING, SequenceBuilder, TokenSequence
+from recbole_idiomoe.data.sequence import NOTHING, TokenSequence
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.data.text_tokens import text_tokens
 from recbole_idiomoe.lm import (
     ARCHITECTURES,

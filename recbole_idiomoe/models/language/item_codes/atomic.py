@@ -10,7 +10,7 @@ from torch import Tensor
 from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.data.ragged import Ragged
+from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.vocabulary import item_tokens
 from recbole_idiomoe.models.language.forward import hidden_states
@@ -30,7 +30,7 @@ class AtomicCodes(ItemCodes):
     def make(cls, context: CodeContext, vectors: np.ndarray | None = None, seed: int = 0) -> Self:
         first, item_num = context.item_token_offset, context.catalog.item_num
         tokens = np.arange(first, first + item_num)
-        codes = Ragged.joined(tokens, np.ones_like(tokens))
+        codes = RaggedArray.from_lengths(tokens, np.ones_like(tokens))
         return cls(codes, item_tokens(context.catalog.item_ids))
 
     def token_vectors(self, vectors: np.ndarray | None, catalog: Catalog) -> np.ndarray | None:

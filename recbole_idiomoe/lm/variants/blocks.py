@@ -1,4 +1,4 @@
-"""AppendBlocks and PrependBlocks: IDIOMoE's parameters as further decoder blocks."""
+"""AppendBlocks and PrependBlocks: new blocks as large as IDIOMoE's experts (section 4.2.1)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.controls.budget import (
-    TOLERANCE,
-    check_match,
-    check_something_to_match,
-    expert_budget,
-    ffn_size,
-    parameter_count,
-)
-from recbole_idiomoe.lm.controls.dense import OutputDropout, drop_ffn_outputs
-from recbole_idiomoe.lm.controls.wide_ffn import zero_output
 from recbole_idiomoe.lm.decoder import (
     attention_of,
     backbone_ffns,
@@ -31,24 +21,35 @@ from recbole_idiomoe.lm.decoder import (
     neuron_count,
 )
 from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.variants.architecture import Architecture
+from recbole_idiomoe.lm.variants.budget import (
+    TOLERANCE,
+    check_match,
+    check_something_to_match,
+    expert_budget,
+    ffn_size,
+    parameter_count,
+)
+from recbole_idiomoe.lm.variants.dense import OutputDropout, add_ffn_dropout
+from recbole_idiomoe.lm.variants.wide_ffn import zero_output
 
 BLOCK_STARTS = ("random", "identity")
-# Fields of a decoder's configuration that size its FFN.
+# Fields of a decoder's configuration that set the number of neurons of its FFN.
 _WIDTHS = ("intermediate_size", "n_inner")
 
 
 def plan_blocks(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
-    """How many blocks hold as many parameters as IDIOMoE's item experts, and how wide an FFN.
+    """Choose blocks with as many parameters as IDIOMoE's item experts.
 
-    Blocks like the backbone's where a number of them comes within 2% of IDIOMoE; else as many
-    as come nearest, with more or fewer neurons each.
+    The blocks are like the backbone's if some number of them is within 2% of IDIOMoE's size.
+    Otherwise the nearest number of blocks is used, with more or fewer neurons in each.
 
     Returns:
-        ``blocks``, ``neurons`` of each, and ``depth``, the layers of the decoder with them.
+        ``blocks``, their number; ``neurons`` of their FFNs; ``depth``, of the decoder with them.
 
     Raises:
-        SettingError: an unknown ``block_start``, no expert to match, or item experts too
-            small for a block.
+        SettingError: ``block_start`` is unknown, IDIOMoE has no expert to match, or its experts
+            are too small for a block.
     """
     start = config.architecture_args["block_start"]
     if start not in BLOCK_STARTS:
@@ -69,14 +70,14 @@ def plan_blocks(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, A
 def install_appended(
     backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
 ) -> list[nn.Module]:
-    """Put the planned blocks between the last block and the final norm; returns them."""
+    """Insert the planned blocks between the last block and the final norm; return them."""
     return _install(backbone, config, at_end=True)
 
 
 def install_prepended(
     backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
 ) -> list[nn.Module]:
-    """Put the planned blocks between the embedding and the first block; returns them."""
+    """Insert the planned blocks between the embedding and the first block; return them."""
     return _install(backbone, config, at_end=False)
 
 
@@ -86,7 +87,7 @@ def _install(backbone: PreTrainedModel, config: IdiomoeConfig, at_end: bool) -> 
     layers = decoder_layers(backbone)
     old = list(layers)
     if len(old) == depth:
-        # Built anew from a saved configuration, which counts the blocks in, at full width.
+        # A saved configuration's depth includes the new blocks, which then have the wrong width.
         old = old[:-count] if at_end else old[count:]
     else:
         _lengthen(backbone, count, at_end)
@@ -95,10 +96,10 @@ def _install(backbone: PreTrainedModel, config: IdiomoeConfig, at_end: bool) -> 
     new = [_block(backbone, type(old[0]), first + n, plan["neurons"]) for n in range(count)]
     for block in new:
         if plan["block_start"] == "identity":
-            _silence(block)
+            _make_identity(block)
         if config.dropout:
             _ffn(block).register_forward_hook(OutputDropout(config.dropout))
-    # In place: the trunk's own list, which hooks and plans of parallelism may know.
+    # In place, because hooks and parallelism plans may refer to this very list.
     ordered = [*old, *new] if at_end else [*new, *old]
     del layers[:]
     layers.extend(ordered)
@@ -106,19 +107,19 @@ def _install(backbone: PreTrainedModel, config: IdiomoeConfig, at_end: bool) -> 
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
-    drop_ffn_outputs(backbone, config, before=0 if at_end else count)
+    add_ffn_dropout(backbone, config, offset=0 if at_end else count)
     return list(new)
 
 
 def _nearest_width(size: float, block: int, ffn: nn.Module) -> int:
-    """Neurons with which a block has about ``size`` parameters, at least one."""
+    """The number of neurons, at least 1, that gives a block about ``size`` parameters."""
     neuron = ffn_size(ffn, 1) - ffn_size(ffn, 0)
     without = block - parameter_count(ffn) + ffn_size(ffn, 0)
     return max(1, round((size - without) / neuron))
 
 
 def _lengthen(backbone: PreTrainedModel, count: int, at_end: bool) -> None:
-    """Count the new blocks in, in the configuration that all parts of the backbone share."""
+    """Add the new blocks to the depth in the backbone's configuration."""
     config = backbone.config
     types = getattr(config, "layer_types", None)
     if types:
@@ -130,7 +131,7 @@ def _lengthen(backbone: PreTrainedModel, count: int, at_end: bool) -> None:
 def _block(
     backbone: PreTrainedModel, layer_class: type[nn.Module], index: int, neurons: int
 ) -> nn.Module:
-    """A block with random weights as the family draws them, its FFN ``neurons`` wide."""
+    """A block with ``neurons`` neurons and random weights from the family's own initialiser."""
     sizes = copy.deepcopy(backbone.config)
     for field in _WIDTHS:
         if hasattr(sizes, field):
@@ -141,14 +142,14 @@ def _block(
             module.config = backbone.config  # type: ignore[assignment]
         with torch.no_grad():
             backbone._init_weights(module)
-        # transformers' mark that it is not to be drawn again.
+        # transformers then does not draw these weights again.
         module._is_hf_initialized = True  # type: ignore[assignment]
     return block.to(device=backbone.device, dtype=backbone.dtype).train(backbone.training)
 
 
 @torch.no_grad()
-def _silence(block: nn.Module) -> None:
-    """Zero what a block adds to the residual stream: its last projections and their biases."""
+def _make_identity(block: nn.Module) -> None:
+    """Zero the output projections of attention and FFN, so that a block adds nothing."""
     *_, output = filter(is_projection, attention_of(block).children())
     for parameter in output.parameters():
         parameter.zero_()
@@ -160,3 +161,7 @@ def _ffn(block: nn.Module) -> nn.Module:
     assert name is not None and ffn_layout(getattr(block, name)) is not None
     ffn: nn.Module = getattr(block, name)
     return ffn
+
+
+APPEND_BLOCKS = Architecture(install_appended, {"block_start": "random"}, plan_blocks)
+PREPEND_BLOCKS = Architecture(install_prepended, {"block_start": "random"}, plan_blocks)

@@ -1,4 +1,4 @@
-"""WideFFN: IDIOMoE's parameters as more neurons in the one FFN of a layer."""
+"""WideFFN: a wider FFN with as many parameters as IDIOMoE's experts (section 4.2.1)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.controls.budget import check_something_to_match, expert_budget
 from recbole_idiomoe.lm.decoder import ExtendedFFN, ffn_layout
 from recbole_idiomoe.lm.experts import extend_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.variants.architecture import Architecture
+from recbole_idiomoe.lm.variants.budget import check_something_to_match, expert_budget
 
 
 class WidenedFFN(ExtendedFFN):
-    """An FFN with further neurons, for every token.
+    """An FFN with additional neurons, used by every token.
 
-    An FFN is the sum of its neurons, so a wider one is the sum of two. The further neurons
-    stay a module of their own: they are what is new, and while their value vectors are zero
-    the sum is the narrow FFN's output bit for bit, which one wider product would not be.
+    An FFN is the sum of its neurons, so a wider FFN is the sum of two. The additional neurons stay
+    a separate module, because they count as new weights, and because the sum equals the output of
+    the original FFN bit for bit while their value vectors are zero.
 
     Args:
-        ffn: the backbone's own FFN, kept as the object it is.
-        extra: the further neurons, an FFN of the same input and output width.
-        dropout: probability on the output, in training.
+        ffn, extra: the backbone's own FFN and the additional neurons, of the same width.
+        dropout: dropout probability on the output.
     """
 
     def __init__(self, ffn: nn.Module, extra: nn.Module, dropout: float = 0.0) -> None:
@@ -46,10 +46,10 @@ class WidenedFFN(ExtendedFFN):
 
 
 def plan_wide_ffn(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
-    """Nothing to compute: as many neurons as the item experts have make as many parameters.
+    """Return an empty plan: the item experts' number of neurons gives the same parameter count.
 
     Raises:
-        SettingError: no expert to match.
+        SettingError: IDIOMoE has no expert to match.
     """
     check_something_to_match("wide_ffn", expert_budget(backbone, config))
     return {}
@@ -58,10 +58,10 @@ def plan_wide_ffn(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str,
 def install_wide_ffn(
     backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
 ) -> list[nn.Module]:
-    """Widen the FFNs that IDIOMoE would give an item expert by that expert's neurons.
+    """Widen the FFNs of the layers ``config.expert_layers`` by the neurons of an item expert.
 
-    The further neurons read at random and their value vectors are zero: the start is the
-    dense model. Returns them. Raises BackboneError as :func:`install_experts` does.
+    The new neurons have random input weights and zero value vectors, so that the model starts as
+    the dense one. Returns the new neurons of each layer. Raises as :func:`extend_ffns`.
     """
 
     def extend(ffn: nn.Module, extra: nn.Module, _: torch.Generator) -> ExtendedFFN:
@@ -73,8 +73,11 @@ def install_wide_ffn(
 
 @torch.no_grad()
 def zero_output(ffn: nn.Module) -> None:
-    """Set an FFN's value vectors, and the bias added to them, to zero."""
+    """Set an FFN's output projection and its bias to zero."""
     layout = ffn_layout(ffn)
     assert layout is not None
     for parameter in getattr(ffn, layout[1]).parameters():
         parameter.zero_()
+
+
+WIDE_FFN = Architecture(install_wide_ffn, plan=plan_wide_ffn)

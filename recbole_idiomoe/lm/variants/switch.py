@@ -1,4 +1,4 @@
-"""SwitchRouting: two experts per FFN and a router that learns which token goes where."""
+"""SwitchRouting: two experts per FFN and a learned router between them (section 4.2.4)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.decoder import ExtendedFFN
 from recbole_idiomoe.lm.experts import draw_weights, extend_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.variants.architecture import Architecture
 
 EXPERTS = 2
 
 
 class SwitchFFN(ExtendedFFN):
-    """Two FFNs of which a learned router chooses one for each token (top 1, as in Switch).
+    """Two FFNs and a router that chooses one of them for each token (top 1, as in Switch).
 
-    With p = softmax(W x), the output is 2 max(p) times the chosen FFN's. Switch has no 2; with
-    it an undecided router passes on what an FFN copied from the backbone's gives, and the
-    later layers of a pretrained decoder find what they know.
+    With p = softmax(W x), the output is 2 max(p) times the output of the chosen FFN. The factor 2
+    is not in Switch: with it, an undecided router and two copies of the backbone's FFN give the
+    output of that FFN, which the later layers of a pretrained decoder expect.
 
     Args:
-        ffn: the backbone's own FFN, kept as the object it is.
-        other: the second expert, of the same input and output width.
-        router: W, from the model's width to 2 scores.
-        dropout: probability on the output, in training.
+        ffn, other: the backbone's own FFN and the second expert, of the same width.
+        router: W, a linear map from the model's width to 2 scores.
+        dropout: dropout probability on the output.
 
     Attributes:
-        probabilities: p of the last forward pass in training, (B, T, 2), until they are taken.
-        counts: tokens that went to each expert, (2, 2): row 0 text, row 1 items.
+        probabilities: p of the last forward pass in training, (B, T, 2); None after
+            :meth:`balance_loss` has used it.
+        counts: number of tokens by type (row 0 text, row 1 items) and expert, (2, 2), or None.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class SwitchFFN(ExtendedFFN):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
-        # Never in bfloat16, whose rounding would choose among nearly equal scores.
+        # In float32, because bfloat16 would round nearly equal scores to ties.
         with torch.autocast(hidden_states.device.type, enabled=False):
             scores = F.linear(hidden_states.float(), self.router.weight.float())
             probabilities = scores.softmax(-1)
@@ -66,16 +67,17 @@ class SwitchFFN(ExtendedFFN):
         return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
 
     def balance_loss(self, token_types: Tensor, counted: Tensor) -> Tensor:
-        """2 sum_i f_i P_i over the last pass's tokens; 1 when both experts have half of them.
+        """Switch's load-balancing loss of the last forward pass, a scalar: ``2 sum_i f_i P_i``.
 
-        f_i is the share of tokens that expert i got, P_i the mean of p_i.
+        f_i is the share of tokens that went to expert i and P_i is the mean of p_i. The loss is 1
+        when both experts get half of the tokens.
 
         Args:
-            token_types: (B, T), 0 text, 1 item; tokens are counted apart by them.
+            token_types: (B, T), 0 text, 1 item; ``counts`` is kept per type.
             counted: (B, T), False for padding, which is left out.
 
         Raises:
-            RuntimeError: the last forward pass was not in training, or was taken already.
+            RuntimeError: no forward pass in training has happened since the last call.
         """
         if self.probabilities is None:
             raise RuntimeError("balance_loss follows a forward pass in training.")
@@ -91,10 +93,10 @@ class SwitchFFN(ExtendedFFN):
 
 
 def plan_switch(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
-    """Nothing to compute.
+    """Check the options and return an empty plan.
 
     Raises:
-        SettingError: a negative ``load_balancing``.
+        SettingError: ``load_balancing`` is negative.
     """
     weight = config.architecture_args["load_balancing"]
     if not weight >= 0:
@@ -107,15 +109,15 @@ def install_switch(
 ) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` IDIOMoE's two experts and a router, in place.
 
-    The second expert starts, and is as wide, as IDIOMoE's item expert; the router is random.
-    Returns second experts and routers. Raises BackboneError as :func:`install_experts` does.
+    The second expert has the width and start of IDIOMoE's item expert; the router starts random.
+    Returns the second experts, then the routers. Raises as :func:`extend_ffns`.
     """
     routers: list[nn.Module] = []
 
     def extend(ffn: nn.Module, other: nn.Module, generator: torch.Generator) -> ExtendedFFN:
         router = nn.Linear(config.hidden_size, EXPERTS, bias=False)
         draw_weights(router, initial_std(backbone.config), generator)
-        # transformers' mark that a weight is not to be drawn again.
+        # transformers then does not draw these weights again.
         router._is_hf_initialized = True  # type: ignore[assignment]
         router.to(device=backbone.device, dtype=backbone.dtype)
         routers.append(router)
@@ -130,7 +132,7 @@ def switch_loss(
 ) -> Tensor | None:
     """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`.
 
-    None outside training, where nothing is to be balanced.
+    None if the last forward pass was not in training.
     """
     switches = [switch for switch in _switches(backbone) if switch.probabilities is not None]
     losses = [switch.balance_loss(token_types, counted) for switch in switches]
@@ -140,9 +142,9 @@ def switch_loss(
 
 
 def switch_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
-    """Share of each type's tokens that each expert got, one number a layer with a router.
+    """Share of the tokens of each type that each expert got, one number per layer with a router.
 
-    Counted over the training passes since the last report; a type without tokens is left out.
+    The shares cover the training passes since the last report; a type without tokens is left out.
     """
     counts = [s.counts.tolist() for s in _switches(backbone) if s.counts is not None]
     for switch in _switches(backbone):
@@ -157,3 +159,8 @@ def switch_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
 
 def _switches(backbone: PreTrainedModel) -> list[SwitchFFN]:
     return [module for module in backbone.modules() if isinstance(module, SwitchFFN)]
+
+
+SWITCH = Architecture(
+    install_switch, {"load_balancing": 0.01}, plan_switch, switch_loss, switch_report
+)

@@ -1,4 +1,4 @@
-"""How many parameters IDIOMoE would add to a decoder: what its capacity controls must match."""
+"""Counts of the parameters that IDIOMoE adds; capacity controls match them (section 4.2.1)."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Budget:
-    """Counts of parameters. The item table, alike in every model, is in none of them."""
+    """Parameter counts of an IDIOMoE model, without the item table, which all variants share."""
 
     backbone: int
-    """The decoder as it came, text embedding and head included."""
+    """The unchanged decoder, text embedding and head included."""
     layers: int
-    """Its blocks alone."""
+    """The decoder's blocks alone."""
     experts: int
-    """What item experts add to them."""
+    """The item experts that IDIOMoE adds."""
 
     def gap(self, added: int) -> float:
-        """How much larger than IDIOMoE a model is that adds ``added``, relative to IDIOMoE.
+        """Relative size difference to IDIOMoE of a model that adds ``added`` parameters.
 
-        Embeddings and head are left out: beside a large vocabulary any two sizes look alike.
+        Embeddings and head are not counted, because a large vocabulary would hide the difference.
         """
         return (added - self.experts) / (self.layers + self.experts)
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Parameters of a module, shared ones once."""
+    """Number of parameters of a module; shared parameters count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def ffn_size(ffn: nn.Module, neurons: int) -> int:
-    """Parameters of an FFN like ``ffn`` with this many neurons."""
+    """Number of parameters of an FFN like ``ffn`` but with ``neurons`` neurons."""
     layout = ffn_layout(ffn)
     assert layout is not None
     outer = getattr(ffn, layout[1])
@@ -52,10 +52,10 @@ def ffn_size(ffn: nn.Module, neurons: int) -> int:
 
 
 def expert_budget(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
-    """What IDIOMoE with ``config``'s placement and width would be on ``backbone``.
+    """Parameter counts of IDIOMoE on ``backbone`` with the placement and width in ``config``.
 
     Raises:
-        BackboneError: a decoder that cannot take experts.
+        BackboneError: the decoder cannot take experts.
     """
     ffns = backbone_ffns(backbone)
     width = config.expert_width
@@ -68,7 +68,7 @@ def expert_budget(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
 
 
 def check_something_to_match(name: str, budget: Budget) -> None:
-    """Refuse a capacity control of an IDIOMoE without experts.
+    """Check that IDIOMoE has experts, so that the control ``name`` has something to match.
 
     Raises:
         SettingError: ``budget`` holds no expert.
@@ -80,21 +80,21 @@ def check_something_to_match(name: str, budget: Budget) -> None:
 
 
 def check_match(name: str, budget: Budget, added: int) -> None:
-    """Refuse a control that IDIOMoE's parameter count is too small or too uneven for.
+    """Check that the control ``name``, which adds ``added`` parameters, is as large as IDIOMoE.
 
     Raises:
-        SettingError: ``added`` parameters miss the count by more than 2%.
+        SettingError: the sizes differ by more than 2% of IDIOMoE's layers.
     """
     if abs(budget.gap(added)) > TOLERANCE:
         raise SettingError(
-            f"{name}: the nearest it comes to the {budget.experts:,} parameters that IDIOMoE adds "
-            f"is {added:,}, {budget.gap(added):+.1%} of the layers' where {TOLERANCE:.0%} is the "
-            "limit; widen the item experts (expert_width, expert_layers)."
+            f"{name}: its nearest size adds {added:,} parameters instead of the {budget.experts:,} "
+            f"parameters that IDIOMoE adds, {budget.gap(added):+.1%} of the layers; the limit is "
+            f"{TOLERANCE:.0%}; widen the item experts (expert_width, expert_layers)."
         )
 
 
 def log_size(name: str, budget: Budget, backbone: PreTrainedModel) -> None:
-    """Say how many parameters ``backbone`` has now, and how many IDIOMoE would have."""
+    """Log the number of parameters of ``backbone``, now changed, and of IDIOMoE."""
     now = parameter_count(backbone)
     logger.info(
         "%s: %s parameters, IDIOMoE %s, item table left out; %+.2f%% in the decoder's layers",

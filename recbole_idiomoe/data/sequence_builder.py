@@ -1,0 +1,314 @@
+"""Vectorised construction of many token sequences at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.data.ragged import RaggedArray
+from recbole_idiomoe.data.sequence import ITEM, MIN_TEXT_TOKENS, NOTHING, TEXT, TokenSequence
+
+
+class SequenceBuilder:
+    """Turns histories of item rows into token sequences (paper, section B.3).
+
+    The sequences are those of :func:`~recbole_idiomoe.data.sequence.build_sequence`. If one is
+    too long, it loses tokens in this order (section B.3: text first, then items): texts are
+    shortened evenly, down to ``MIN_TEXT_TOKENS``; the oldest texts are dropped; the oldest items
+    are dropped; the instruction is cut; the query is cut. One item of the history always stays.
+
+    Args:
+        item_texts: token ids of each item's text, one list per catalogue row.
+        item_codes: token ids that stand for each item, at least one, per catalogue row. Exactly
+            one if items have text and ``item_first`` is False, because an item is predicted from
+            the token in front of its text, and its other tokens could not follow.
+        item_token_offset: every item token is at or above it, every text token below it.
+        instruction: token ids at the start of every sequence.
+        item_first: True for the order ``ID text``, False for ``text ID``.
+        max_tokens: most tokens of a sequence, the next item's tokens but the last included.
+
+    Attributes:
+        code_lengths: number of tokens of each item, shape ``(item_num,)``.
+
+    Raises:
+        SettingError: ``max_tokens`` has no room for two items.
+    """
+
+    def __init__(
+        self,
+        item_texts: Sequence[Sequence[int] | np.ndarray],
+        item_codes: Sequence[Sequence[int] | np.ndarray],
+        item_token_offset: int,
+        *,
+        instruction: Sequence[int] = (),
+        item_first: bool = False,
+        max_tokens: int = 1024,
+    ) -> None:
+        self.item_token_offset = item_token_offset
+        self.item_first = item_first
+        self.max_tokens = max_tokens
+        self._texts = RaggedArray.of(item_texts)
+        self._codes = RaggedArray.of(item_codes)
+        self._text_lengths = self._texts.lengths
+        self.code_lengths = self._codes.lengths
+        longest = int(self.code_lengths.max())
+        # Any item may come next: its tokens but the last are read too, and need room at the end.
+        self._tail = longest - 1
+        if max_tokens < longest + self._tail:
+            raise SettingError(
+                f"max_tokens={max_tokens} has no room for two items of up to {longest} tokens; "
+                f"give at least {longest + self._tail}."
+            )
+        self._prompt_room = max_tokens - self._tail - longest
+        self.instruction = np.asarray(instruction, dtype=np.int64)[: self._prompt_room]
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a history's segments in a sequence without a query."""
+        return self.max_tokens - len(self.instruction) - self._tail
+
+    def length(self, window: np.ndarray, with_text: bool = True) -> int:
+        """Number of tokens of :meth:`build_training` without a query, computed without building."""
+        return int(self.lengths(RaggedArray.of([window]), with_text)[0])
+
+    def lengths(self, windows: RaggedArray, with_text: bool = True) -> np.ndarray:
+        """The :meth:`length` of each window, shape ``(windows,)``."""
+        last = windows.values[windows.stops - 1]
+        before_last = windows.starts, windows.stops - 1
+        tokens = _range_sums(self.code_lengths[windows.values], *before_last)
+        is_whole = tokens <= self.room
+        if with_text:
+            tokens = tokens + _range_sums(self._text_lengths[windows.values], *before_last)
+            is_whole &= tokens <= self.room
+        for i in np.flatnonzero(~is_whole).tolist():
+            items, text_lengths = self._fit(windows[i][:-1], with_text, self.room)
+            tokens[i] = self.code_lengths[items].sum() + text_lengths.sum()
+        lengths: np.ndarray = len(self.instruction) + tokens + self.code_lengths[last] - 1
+        return lengths
+
+    def build(
+        self, items: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
+    ) -> TokenSequence:
+        """Build the sequence from which the item after a history is predicted.
+
+        Args:
+            items: item rows, oldest first, shape ``(n,)``.
+            with_text: whether items have their text in the sequence.
+            query: token ids of a query at the end, shape ``(m,)``.
+        """
+        return self.build_all([items], np.array([with_text]), [query])[0]
+
+    def build_all(
+        self, histories: Sequence[np.ndarray], with_text: np.ndarray, queries: Sequence[np.ndarray]
+    ) -> list[TokenSequence]:
+        """Run :meth:`build` for many histories at once, which is much faster than one by one.
+
+        ``with_text`` has shape ``(histories,)``, bool; there is one query, maybe empty, for each.
+        """
+        joined = self._join(histories, with_text, queries)
+        one_each = np.ones_like(joined.lengths)
+        return joined.split(predict_at=joined.lengths - 1, predicted_num=one_each)
+
+    def build_training(
+        self, window: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
+    ) -> TokenSequence:
+        """Build the sequence of all items of a window but the last; all but the first are targets.
+
+        Args:
+            window: item rows, oldest first, at least two, shape ``(n,)``.
+            with_text: whether items have their text in the sequence.
+            query: token ids of a query that the last item answers, shape ``(m,)``.
+        """
+        return self.build_all_training([window], np.array([with_text]), [query])[0]
+
+    def build_all_training(
+        self, windows: Sequence[np.ndarray], with_text: np.ndarray, queries: Sequence[np.ndarray]
+    ) -> list[TokenSequence]:
+        """Run :meth:`build_training` for many windows at once; see :meth:`build_all`."""
+        following = np.array([window[-1] for window in windows])
+        histories = [window[:-1] for window in windows]
+        joined = self._join(histories, with_text, queries, following)
+        last = np.cumsum(joined.item_num) - 1  # index of each sequence's last item
+        starts, previous = joined.ends, joined.items.copy()
+        begun = self.code_lengths[following] - 1
+        starts[last] = joined.lengths - begun - 1  # the last token of the query, if there is one
+        has_query = np.array([len(query) > 0 for query in queries])
+        previous[last[has_query]] = 0  # the target answers the query, not the item before it
+        targets = np.r_[joined.items[1:], 0]
+        targets[last] = following
+        lengths = self.code_lengths[targets]
+        return joined.split(
+            predict_at=_ranges(starts, lengths),
+            predicted_num=_group_sums(lengths, joined.item_num),
+            targets=self._codes.values[_ranges(self._codes.starts[targets], lengths)],
+            previous=np.repeat(previous, lengths),
+        )
+
+    def _join(
+        self,
+        histories: Sequence[np.ndarray],
+        with_text: np.ndarray,
+        queries: Sequence[np.ndarray],
+        following: np.ndarray | None = None,
+    ) -> _JoinedSequences:
+        """Build the concatenated tokens of all sequences, without targets.
+
+        Args:
+            following: one more item row per sequence, whose tokens but the last are at the end.
+        """
+        query_lengths = np.minimum([len(query) for query in queries], self._prompt_room)
+        instruction_lengths = np.minimum(len(self.instruction), self._prompt_room - query_lengths)
+        room = self.max_tokens - instruction_lengths - query_lengths - self._tail
+        items, text_lengths, item_num = self._fit_all(histories, with_text, room)
+
+        # The pieces of a sequence: the instruction, each item's text and code in their order, the
+        # query, and the next item's tokens but the last. A piece is a range of one source array.
+        piece_num = 2 * item_num + 3
+        last = np.cumsum(piece_num) - 1
+        first = last - piece_num + 1
+        pairs = np.repeat(first + 1, item_num) + 2 * _offsets(item_num)
+        texts, codes = pairs + self.item_first, pairs + (not self.item_first)
+        source, start, length, number = np.zeros((4, piece_num.sum()), dtype=np.int64)
+        length[first] = instruction_lengths
+        source[texts], start[texts], length[texts] = 1, self._texts.starts[items], text_lengths
+        source[codes], start[codes] = 2, self._codes.starts[items]
+        length[codes] = self.code_lengths[items]
+        number[texts] = number[codes] = _offsets(item_num) + 1
+        source[last - 1], length[last - 1] = 3, query_lengths
+        start[last - 1] = np.cumsum(query_lengths) - query_lengths
+        if following is not None:
+            source[last], start[last] = 2, self._codes.starts[following]
+            length[last] = self.code_lengths[following] - 1
+        number[last] = item_num + 1
+
+        shown = [query[:most] for query, most in zip(queries, query_lengths, strict=True)]
+        places = _ranges(start, length)
+        sources = np.repeat(source, length)
+        input_ids = np.empty(len(places), dtype=np.int64)
+        arrays = self.instruction, self._texts.values, self._codes.values, np.concatenate(shown)
+        for index, values in enumerate(arrays):
+            chosen = sources == index
+            input_ids[chosen] = values[places[chosen]]
+        item_lengths = text_lengths + self.code_lengths[items]
+        ends = np.repeat(instruction_lengths, item_num) - 1
+        ends += _offsets(item_num, item_lengths) + item_lengths
+        return _JoinedSequences(
+            input_ids,
+            token_types=np.where(input_ids >= self.item_token_offset, ITEM, TEXT),
+            segments=np.repeat(number, length),
+            lengths=_group_sums(length, piece_num),
+            items=items,
+            item_num=item_num,
+            ends=ends,
+        )
+
+    def _fit_all(
+        self, histories: Sequence[np.ndarray], with_text: np.ndarray, room: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Run :meth:`_fit` for each history; return both results concatenated, and item counts."""
+        item_num = np.array([len(history) for history in histories])
+        items = np.concatenate(histories)
+        text_lengths = self._text_lengths[items] * np.repeat(with_text, item_num)
+        too_long = _group_sums(self.code_lengths[items] + text_lengths, item_num) > room
+        if not too_long.any():
+            return items, text_lengths, item_num
+        kept = list(zip(histories, np.split(text_lengths, np.cumsum(item_num)[:-1]), strict=True))
+        for i in np.flatnonzero(too_long).tolist():
+            kept[i] = self._fit(histories[i], bool(with_text[i]), int(room[i]))
+        items, text_lengths = (np.concatenate(each) for each in zip(*kept, strict=True))
+        return items, text_lengths, np.array([len(each) for each, _ in kept])
+
+    def _fit(self, items: np.ndarray, with_text: bool, room: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items that fit in ``room`` tokens, and how many tokens of each one's text do."""
+        newest_first = np.cumsum(self.code_lengths[items][::-1])[::-1]
+        items = items[newest_first <= room]
+        if not with_text:
+            return items, np.zeros(len(items), dtype=np.int64)
+        room -= int(self.code_lengths[items].sum())
+        lengths = self._text_lengths[items]
+        if lengths.sum() <= room:
+            return items, lengths
+        lengths = np.minimum(lengths, max(_even_cap(lengths, room), MIN_TEXT_TOKENS))
+        newest_first = np.cumsum(lengths[::-1])[::-1]
+        return items, np.where(newest_first <= room, lengths, 0)
+
+
+@dataclass(frozen=True)
+class _JoinedSequences:
+    """Several sequences, concatenated."""
+
+    input_ids: np.ndarray
+    """Shape ``(tokens,)``, as ``token_types`` and ``segments``."""
+    token_types: np.ndarray
+    segments: np.ndarray
+    lengths: np.ndarray
+    """Number of tokens of each sequence, shape ``(sequences,)``."""
+    items: np.ndarray
+    """Rows of the items in all sequences, shape ``(items,)``."""
+    item_num: np.ndarray
+    """Number of items of each sequence, shape ``(sequences,)``."""
+    ends: np.ndarray
+    """Position, in its own sequence, of each segment's last token, shape ``(items,)``."""
+
+    def split(
+        self,
+        predict_at: np.ndarray,
+        predicted_num: np.ndarray,
+        targets: np.ndarray = NOTHING,
+        previous: np.ndarray = NOTHING,
+    ) -> list[TokenSequence]:
+        """Separate the sequences, and give each its ``predicted_num`` predictions."""
+        target_num = predicted_num if len(targets) else np.zeros_like(predicted_num)
+        per_token = self.input_ids, self.token_types, self.segments
+        parts = [
+            *(RaggedArray.from_lengths(values, self.lengths) for values in per_token),
+            RaggedArray.from_lengths(predict_at, predicted_num),
+            *(RaggedArray.from_lengths(values, target_num) for values in (targets, previous)),
+        ]
+        return [TokenSequence(*arrays) for arrays in zip(*parts, strict=True)]
+
+
+def _offsets(lengths: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    """The sum of the sizes in front of each element in its group.
+
+    Args:
+        lengths: number of elements of each group.
+        sizes: the elements' sizes, group by group; None: all 1, which gives 0, 1, ... per group.
+    """
+    steps = np.ones(lengths.sum(), dtype=np.int64) if sizes is None else sizes
+    before = np.cumsum(steps) - steps
+    firsts = np.cumsum(lengths) - lengths
+    found: np.ndarray = before - np.repeat(np.r_[before, 0][firsts], lengths)
+    return found
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The ranges ``start, start + 1, ..., start + length - 1``, concatenated."""
+    found: np.ndarray = np.repeat(starts, lengths) + _offsets(lengths)
+    return found
+
+
+def _group_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The sum of each group of consecutive ``values``, with these group lengths."""
+    stops = np.cumsum(lengths)
+    return _range_sums(values, stops - lengths, stops)
+
+
+def _range_sums(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """The sums of ``values[start:stop]``."""
+    sums = np.r_[0, np.cumsum(values)]
+    found: np.ndarray = sums[stops] - sums[starts]
+    return found
+
+
+def _even_cap(lengths: np.ndarray, room: int) -> int:
+    """The largest cap with ``sum(minimum(lengths, cap)) <= room``, at most the largest length."""
+    ascending = np.sort(lengths)
+    remaining = np.arange(len(ascending), 0, -1)
+    # The cap at which the k shortest texts stay whole and the others share the rest evenly.
+    shared = (room - np.r_[0, np.cumsum(ascending)[:-1]]) // remaining
+    fits = np.flatnonzero(shared < ascending)
+    return int(max(shared[fits[0]], 0)) if len(fits) else int(ascending[-1])

@@ -1,0 +1,101 @@
+"""The hybrid output head over text tokens and items, and its losses (section 3.2.1)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from recbole_idiomoe.lm.configuration import IdiomoeConfig
+from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.item_loss import summed_cross_entropy
+
+IGNORED = -100
+"""The label of positions that have no target, as in PyTorch and transformers."""
+
+
+class HybridHead:
+    """Scores and losses of a model that has a backbone with a text head, and an item table."""
+
+    config: IdiomoeConfig
+    backbone: PreTrainedModel
+    item_table: ItemTable
+
+    def text_logits(self, hidden_states: Tensor) -> Tensor:
+        """Scores of text tokens by the backbone's head: (..., d) -> (..., item_token_offset)."""
+        return self.backbone.get_output_embeddings()(hidden_states)
+
+    def item_logits(self, hidden_states: Tensor) -> Tensor:
+        """Scores of the items: (..., d) -> (..., item_num), float32, -inf for the padding item."""
+        return self.item_table.logits(hidden_states)
+
+    def item_loss(
+        self, hidden_states: Tensor, items: Tensor, excluded: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross entropy of items, a scalar in nats; 0 if there is no target.
+
+        The candidates are all items or, with ``config.softmax="hybrid"``, all text tokens and
+        items. Memory does not grow with N times their number; see :func:`summed_cross_entropy`.
+
+        Args:
+            hidden_states: (N, d), at the positions from which items are predicted.
+            items: (N,), the items to predict, ids from 1.
+            excluded: (M,), ids that are no candidates, such as items without interactions, which
+                the loss would only push down. None of them may be in ``items``.
+        """
+        return self._summed_item_loss(hidden_states, items, excluded) / max(1, len(items))
+
+    def text_loss(self, hidden_states: Tensor, token_ids: Tensor) -> Tensor:
+        """Mean cross entropy of text tokens (N,) from states (N, d) in nats; 0 if N is 0."""
+        scores = self.text_logits(hidden_states).float()
+        # The mean over no target would be nan.
+        return F.cross_entropy(scores, token_ids) if len(token_ids) else scores.sum() * 0.0
+
+    def hybrid_loss(
+        self, hidden: Tensor, text_logits: Tensor, labels: Tensor, count: Tensor | int | None
+    ) -> Tensor:
+        """Next-token cross entropy of text and items together, a scalar in nats per target.
+
+        Args:
+            hidden: (B, T, d).
+            text_logits: (B, T, item_token_offset), the text scores of ``hidden``.
+            labels: (B, T), hybrid tokens, not shifted yet; :data:`IGNORED` is no target.
+            count: the number by which the summed loss is divided; None: the number of targets.
+        """
+        offset = self.config.item_token_offset
+        if not (labels >= offset).any():
+            return self.backbone.loss_function(
+                logits=text_logits, labels=labels, vocab_size=offset, num_items_in_batch=count
+            )
+        targets = F.pad(labels[..., 1:], (0, 1), value=IGNORED)
+        is_item = targets >= offset
+        total = self._summed_item_loss(hidden[is_item], targets[is_item] - offset)
+        text_targets = targets.masked_fill(is_item, IGNORED).flatten()
+        text_scores = text_logits.float().flatten(0, 1)
+        total = total + F.cross_entropy(
+            text_scores, text_targets, ignore_index=IGNORED, reduction="sum"
+        )
+        return total / ((targets != IGNORED).sum() if count is None else count)
+
+    def _summed_item_loss(
+        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
+    ) -> Tensor:
+        config = self.config
+        candidate_num = config.item_num if config.softmax == "item" else config.vocab_size
+        score = partial(self._item_scores, excluded=excluded)
+        return summed_cross_entropy(score, hidden, items, candidate_num)
+
+    def _item_scores(
+        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of the candidates (N, C) and the columns of the targets among them (N,)."""
+        scores = self.item_logits(hidden)
+        if excluded is not None and len(excluded):  # index_fill copies all scores
+            scores = scores.index_fill(-1, excluded, -torch.inf)
+        if self.config.softmax == "item":
+            return scores, items
+        text_scores = self.text_logits(hidden).float()
+        return torch.cat((text_scores, scores), dim=-1), items + text_scores.shape[-1]
