@@ -115,8 +115,9 @@ FOREIGN = (
 )
 
 
-NO_METHODS = {"__init__", "item_num", "sampler", "step"}
-"""Names that are also data of loaders, configurations and progress bars, which may be set."""
+NO_METHODS = {"__class__", "__init__", "item_num", "sampler", "step"}
+"""Names that are also data of loaders, configurations and progress bars, which may be set; and an
+object may become one of a subclass, as FSDP2 makes modules."""
 
 
 @cache

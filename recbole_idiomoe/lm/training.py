@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -85,16 +86,21 @@ def checkpoint_blocks(backbone: PreTrainedModel) -> None:
     FSDP2 again in the recomputation, and a compiled block is then compiled a second time.
     """
     for layer in decoder_layers(backbone):
-        layer.forward = _with_checkpoint(layer.forward)
+        layer.__class__ = _with_checkpoint(type(layer))  # type: ignore[arg-type]
 
 
-def _with_checkpoint(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+@cache
+def _with_checkpoint(block: type[nn.Module]) -> type[nn.Module]:
+    """The class ``block`` with activation checkpointing, as a subclass."""
 
-    return checkpointed
+    class Checkpointed(block):  # type: ignore[misc, valid-type]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return super().forward(*args, **kwargs)
+            return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+
+    Checkpointed.__name__ = block.__name__  # by which transformers and FSDP2 find blocks
+    return Checkpointed
 
 
 def parameter_groups(

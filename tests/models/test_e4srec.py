@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recbole.trainer import Trainer
 
 from recbole_idiomoe import api, load
 from recbole_idiomoe.base.errors import SettingError
@@ -18,6 +17,7 @@ from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.models.e4srec.first_stage import ID_VECTORS_FILE, id_encoder_config
 from recbole_idiomoe.models.e4srec.model import E4SRec
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.protocol.evaluation import Evaluation
 from tests.models.test_catalog_lm import CPU, LOUD, TITLES, make_catalog
 from tests.training.cycle import TINY, write_cycle
 
@@ -152,13 +152,13 @@ def test_the_first_stage_is_a_run_of_sasrec(cycle: Path) -> None:
 def test_what_validates_the_first_stage_is_no_time_of_training(
     cycle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = Trainer.evaluate
+    scores = Evaluation._scores
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         time.sleep(0.1)
-        return evaluate(*args, **kwargs)
+        return scores(*args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "evaluate", slow)
+    monkeypatch.setattr(Evaluation, "_scores", slow)
     assert run(cycle, epochs=1)["eval_seconds"] > 0.1 * ENCODER["epochs"]
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_is_gone_on_with_keeps_its_vectors(
 ) -> None:
     folder = Path(run(cycle, epochs=2)["folder"])
     before = stored(folder)[1]
-    monkeypatch.setattr("recbole_idiomoe.training.stages._train_id_encoder", None)
+    monkeypatch.setattr("recbole_idiomoe.models.e4srec.first_stage._train_id_encoder", None)
     (result,) = api.run(resume=folder, settings={"epochs": 3})
     assert result["epochs"] == 3
     np.testing.assert_array_equal(stored(folder)[1], before)
