@@ -16,8 +16,11 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Grid, read_grid
 from recbole_idiomoe.grid.running import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
+from recbole_idiomoe.models.registration import register_model
 from recbole_idiomoe.report.tables import check_writable, write_result
 from recbole_idiomoe.run.execution import run_one
+
+__all__ = ["register_model", "run", "what_is_run"]
 
 
 def run(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.data.ragged import Ragged
 from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, encode_text, item_token, item_tokens
@@ -39,7 +39,7 @@ class ItemCodes:
 
 def make_item_codes(
     catalog: Catalog,
-    settings: Settings,
+    settings: TextOptions,
     tokenizer: Any,
     item_token_offset: int,
     vectors: np.ndarray | None,
@@ -74,7 +74,7 @@ def make_item_codes(
 
 
 def load_item_codes(
-    folder: Path, catalog: Catalog, settings: Settings, tokenizer: Any, item_token_offset: int
+    folder: Path, catalog: Catalog, settings: TextOptions, tokenizer: Any, item_token_offset: int
 ) -> ItemCodes:
     """The codes of a saved model, from what :meth:`ItemCodes.save` wrote.
 
@@ -94,7 +94,7 @@ def load_item_codes(
 
 def codes_of(
     catalog: Catalog,
-    settings: Settings,
+    settings: TextOptions,
     tokenizer: Any,
     item_token_offset: int,
     semantic_ids: SemanticIds | None,

@@ -57,7 +57,7 @@ def run_leaderboard(
             some runs failed; the others have been run then, the tables are written, and the
             message names what failed.
     """
-    check_jobs(jobs)
+    check_jobs(jobs, grid)
     cells = cells_with_data(grid, datasets, config_files, settings)
     with opened(Path(folder)) as board:
         for row in dict.fromkeys(board.enter(grid, cells)):

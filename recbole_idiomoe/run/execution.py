@@ -39,6 +39,8 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.data.options import TextOptions
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model, get_trainer
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.protocol.cold_start import evaluate_apart, leave_out_items
@@ -183,7 +185,7 @@ def _fit(
     resume: Path | None = None,
 ) -> _Fitted:
     """Train the model of ``config``, the best epoch on ``valid_data`` kept in ``folder``."""
-    catalog = read_catalog(train_data._dataset, config.settings)
+    catalog = read_catalog(train_data._dataset, TextOptions.from_mapping(config))
     distributed.check_alike({"catalogue": catalog.fingerprint})
     if resume is not None:
         _check_same_catalog(catalog, resume)
@@ -206,7 +208,7 @@ def _fit(
     if config["model"] in LANGUAGE_MODELS:
         from recbole_idiomoe.training.sharding import placed  # seconds, which others need not wait
 
-        model = placed(model, config.settings, config["device"])
+        model = placed(model, model.catalog_lm.settings, config["device"])
     else:
         model = model.to(config["device"])
     reset_peak_memory(config["device"])
@@ -277,10 +279,15 @@ def _measured_besides(config: RunConfig, splits: _Splits, fitted: _Fitted) -> di
     if config["language_file"] and config["model"] in LANGUAGE_MODELS:
         from recbole_idiomoe.protocol.language import has_language, language_kept
 
-        if has_language(fitted.model, config.settings):
+        options = LanguageModelOptions.from_mapping(config)
+        if has_language(fitted.model, options):
             measured["language"] = distributed.from_main(
                 lambda: language_kept(
-                    fitted.folder, config.settings, seed=config["seed"], device=config["device"]
+                    fitted.folder,
+                    Path(config["language_file"]),
+                    options,
+                    seed=config["seed"],
+                    device=config["device"],
                 )
             )
     return measured

@@ -11,8 +11,9 @@ from recbole.data.dataloader import TrainDataLoader
 from recbole.trainer import S3RecTrainer
 from recbole.utils import init_seed
 
-from recbole_idiomoe.base import distributed, yaml_files
+from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.files import written_aside
+from recbole_idiomoe.config.layers import own_settings
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.models.registry import get_model, get_trainer
 from recbole_idiomoe.models.s3rec import pretraining as s3rec_pretraining
@@ -81,7 +82,7 @@ def _train_id_encoder(
     """E4SRec's first stage: the item vectors of a SASRecCE, into ``ID_VECTORS_FILE``.
 
     It has the data, seed and protocol of the run, and settings of its own for all that either
-    model's YAML file speaks of. As in a run of its own, the epoch that validates best is kept.
+    model's options speak of. As in a run of its own, the epoch that validates best is kept.
     """
     stage = _id_encoder_config(config)
     getLogger().info(f"E4SRec, stage 1 of 2: {ID_ENCODER}, at most {stage['epochs']} epochs")
@@ -107,11 +108,7 @@ def _train_id_encoder(
 
 def _id_encoder_config(config: RunConfig) -> RunConfig:
     """What a run of the first stage's model by itself would have."""
-    files = [
-        yaml_files.properties_path() / "model" / f"{name}.yaml"
-        for name in (ID_ENCODER, config["model"])
-    ]
-    own = {key for file in files for key in yaml_files.read_settings(file)}
+    own = own_settings(ID_ENCODER) | own_settings(config["model"])
     shared = {k: v for k, v in config.complete_settings().items() if k not in own}
     return RunConfig(
         ID_ENCODER,

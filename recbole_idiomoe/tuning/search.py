@@ -63,9 +63,10 @@ def tune(
     """Search the settings of every model on every data set, with as many trials each.
 
     The first trial has the model's default settings, the others are proposed by TPE from the
-    ``search_space`` (see ``properties/model/``). What is given, by file or setting, is not
-    searched. The best value of ``valid_metric`` on validation wins; between equals, the earlier
-    trial. The setting ``tuned`` names the folder, ``tuned`` if it does not: there,
+    ``search_space`` of the model's options class, or of its file in ``properties/model/`` if it is
+    RecBole's. What is given, by file or setting, is not searched. The best value of
+    ``valid_metric`` on validation wins; between equals, the earlier trial. The setting ``tuned``
+    names the folder, ``tuned`` if it does not: there,
     ``MODEL_DATASET.json`` keeps every trial, and the same call goes on where it stopped;
     ``MODEL_DATASET.yaml`` has the best settings, for ``tuned`` or ``config_files`` of a run.
 

@@ -1,4 +1,4 @@
-"""What is searched: the ``search_space`` of a model's YAML file, or of a user's own."""
+"""What is searched: the ``search_space`` of a model's options or YAML file, or a user's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.config.run_config import own_files
+from recbole_idiomoe.config.layers import own_layers
 
 _FORMS = (
     "{low: 0.0001, high: 0.01, log: True}, {low: 1, high: 4}, {low: 0.0, high: 0.5, step: 0.1} or "
@@ -23,7 +23,7 @@ class SearchSpace:
     """The values that settings are tried with."""
 
     source: str
-    """The file that names it."""
+    """The options class or the file that names it."""
     entries: dict[str, dict[str, Any]]
     """By setting: ``choices``, or ``low`` and ``high``, both inclusive, and ``log`` or ``step``.
 
@@ -66,16 +66,13 @@ def read_search_space(
     """The space of ``model`` on ``dataset``: the last of the layers that has one says it whole.
 
     The layers are those of :class:`~recbole_idiomoe.config.run_config.RunConfig`: our YAML files,
-    of which ``overall.yaml`` has one for models without their own, ``config_files``, ``settings``.
+    of which ``overall.yaml`` has one for models without their own, the model's options,
+    ``config_files``, ``settings``.
 
     Raises:
-        SettingError: an entry that cannot be; the message names the file and the entry.
+        SettingError: an entry that cannot be; the message names the entry and where it stands.
     """
-    ours = yaml_files.properties_path().parent
-    layers = [
-        (str(file.relative_to(ours)), yaml_files.read_settings(file))
-        for file in own_files(model, dataset)
-    ]
+    layers = own_layers(model, dataset)
     layers += [(str(file), yaml_files.read_settings(file)) for file in config_files]
     layers += [("settings", dict(settings or {}))]
     source, content = next(layer for layer in reversed(layers) if "search_space" in layer[1])

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from tests.helpers import TINY_BACKBONE
 
 CPU = torch.device("cpu")
@@ -33,7 +33,9 @@ def make_catalog(titles: list[str] = TITLES) -> Catalog:
 
 
 def build(catalog: Catalog | None = None, **options: Any) -> CatalogLM:
-    settings = Settings.from_mapping({"backbone": "untrained", "backbone_args": LOUD} | options)
+    settings = LanguageModelOptions.from_mapping(
+        {"backbone": "untrained", "backbone_args": LOUD} | options
+    )
     return CatalogLM.build(catalog or make_catalog(), settings, seed=0, device=CPU).eval()
 
 
@@ -163,7 +165,7 @@ def test_the_text_loss_is_added_with_its_weight() -> None:
 
 def test_text_vectors_are_the_backbones_whatever_weights_the_model_starts_from() -> None:
     options = {"backbone": "bundled", "text_encoder": "backbone", "use_text": False}
-    settings = Settings.from_mapping(options | {"item_tokens": "semantic"})
+    settings = LanguageModelOptions.from_mapping(options | {"item_tokens": "semantic"})
     ids = [
         CatalogLM.build(
             make_catalog(), settings, seed=0, device=CPU, pretrained=pretrained

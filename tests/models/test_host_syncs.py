@@ -13,10 +13,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from tests.helpers import TINY_BACKBONE
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def build(architecture: str = "two_expert", layers: int = 2, **options: Any) -> 
     ids = [f"i{row}" for row in range(1, len(titles) + 1)]
     catalog = Catalog(["[PAD]", *ids], ["", *titles], ["", *titles])
     backbone_args = TINY_BACKBONE | {"num_hidden_layers": layers}
-    settings = Settings.from_mapping(
+    settings = LanguageModelOptions.from_mapping(
         {"backbone": "untrained", "backbone_args": backbone_args, "dropout": 0.1} | options
     )
     model = CatalogLM.build(catalog, settings, seed=0, device=CPU, architecture=architecture)

@@ -11,12 +11,12 @@ import torch
 import recbole_idiomoe
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data import item_codes
 from recbole_idiomoe.data.item_codes import title_codes
 from recbole_idiomoe.data.semantic_ids import FILE_NAME, SemanticIds
 from recbole_idiomoe.lm import ItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from tests.models.test_catalog_lm import (
     CPU,
     HISTORIES,
@@ -158,7 +158,7 @@ def test_a_resumed_run_keeps_the_codes_that_it_was_trained_with(
 )
 def test_what_does_not_go_together_is_one_line(options: dict[str, Any], mend: str) -> None:
     with pytest.raises(SettingError, match=mend) as error:
-        Settings.from_mapping(options)
+        LanguageModelOptions.from_mapping(options)
     assert "\n" not in str(error.value)
 
 

@@ -17,7 +17,6 @@ from transformers.utils import CONFIG_NAME
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.base.files import folder_written_aside
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.item_codes import ItemCodes, load_item_codes, make_item_codes
@@ -38,6 +37,7 @@ from recbole_idiomoe.lm.item_shard import ItemTableShard
 from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.models.language.options import BackboneOptions, LanguageModelOptions
 from recbole_idiomoe.models.language.soft_targets import Followers, SoftTargets, make_soft_targets
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class CatalogLM(nn.Module):
         tokenizer: Any,
         catalog: Catalog,
         item_codes: ItemCodes,
-        settings: Settings,
+        settings: LanguageModelOptions,
     ) -> None:
         super().__init__()
         lm.backbone.set_attn_implementation(settings.attn_implementation)
@@ -112,7 +112,7 @@ class CatalogLM(nn.Module):
     def build(
         cls,
         catalog: Catalog,
-        settings: Settings,
+        settings: LanguageModelOptions,
         *,
         seed: int,
         device: torch.device,
@@ -269,7 +269,9 @@ class CatalogLM(nn.Module):
         self._described.add(folder)
 
     @classmethod
-    def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:
+    def load(
+        cls, folder: Path, settings: LanguageModelOptions, device: torch.device | str
+    ) -> CatalogLM:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -420,12 +422,12 @@ class CatalogLM(nn.Module):
         )
 
 
-def computes_in_bf16(settings: Settings, device: torch.device) -> bool:
+def computes_in_bf16(settings: LanguageModelOptions, device: torch.device) -> bool:
     """Whether a decoder with ``settings`` computes in bfloat16 on ``device``."""
     return settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
 
 
-def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:
+def untouched_backbone(settings: BackboneOptions, seed: int) -> tuple[Any, Any]:
     """The decoder that ``settings`` names, as it was before any training here, and its tokenizer.
 
     Args:
@@ -442,7 +444,7 @@ def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:
     )
 
 
-def _wants_vectors(catalog: Catalog, settings: Settings) -> bool:
+def _wants_vectors(catalog: Catalog, settings: LanguageModelOptions) -> bool:
     """Whether the items' text vectors are of use.
 
     Raises:

@@ -19,7 +19,6 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import cross_val_predict
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog, text_fields
 from recbole_idiomoe.data.item_codes import codes_of
 from recbole_idiomoe.data.semantic_ids import SemanticIds
@@ -30,6 +29,7 @@ from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.vocabulary import append_item_tokens, item_tokens
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,9 @@ def _tell_unread(
     logger.warning("%d items without a word that was trained on: %s", len(unread), named)
 
 
-def _extended(catalog: Catalog, items: Sequence[Mapping[str, str]], settings: Settings) -> Catalog:
+def _extended(
+    catalog: Catalog, items: Sequence[Mapping[str, str]], settings: LanguageModelOptions
+) -> Catalog:
     """``catalog`` with ``items`` behind its own; raises as :func:`add_items`."""
     roles = list(text_fields(settings))
     template = Template(settings.item_template, roles)

@@ -38,11 +38,11 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.lm.prefix_tree import PrefixTree
+from recbole_idiomoe.models.tiger.options import TIGEROptions
 from recbole_idiomoe.models.tiger.t5_fusing import fuse
 from recbole_idiomoe.models.tiger.t5_packing import encode
 from recbole_idiomoe.models.tiger.t5_ranking import code_tree, rank_leaves
@@ -70,9 +70,10 @@ class TIGER(SequentialRecommender):
 
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.history_items, self.user_tokens = config["history_items"], config["user_tokens"]
+        options = TIGEROptions.from_mapping(config)
+        self.history_items, self.user_tokens = options.history_items, options.user_tokens
         self.half_precision = bool(config["enable_amp"])
-        ids = _semantic_ids(dataset, config.settings, config["seed"])
+        ids = _semantic_ids(dataset, options, config["seed"])
         logger.info(ids.describe())
         # Kept with the weights: what they mean are these codes.
         self.register_buffer("item_tokens", torch.from_numpy(ids.tokens))
@@ -80,18 +81,18 @@ class TIGER(SequentialRecommender):
         self.t5 = T5ForConditionalGeneration(
             T5Config(
                 vocab_size=ids.table_size + self.user_tokens,
-                d_model=config["hidden_size"],
-                d_kv=config["head_size"],
-                d_ff=config["inner_size"],
-                num_layers=config["n_layers"],
-                num_heads=config["n_heads"],
-                dropout_rate=config["dropout_prob"],
+                d_model=options.hidden_size,
+                d_kv=options.head_size,
+                d_ff=options.inner_size,
+                num_layers=options.n_layers,
+                num_heads=options.n_heads,
+                dropout_rate=options.dropout_prob,
                 pad_token_id=_PADDING,
                 use_cache=False,
             )
         )
         self.t5.config.decoder_start_token_id = _PADDING
-        self.t5.set_attn_implementation(config.settings.attn_implementation)
+        self.t5.set_attn_implementation(options.attn_implementation)
         fuse(self.t5)
         self._tree: PrefixTree | None = None
 
@@ -147,20 +148,20 @@ class TIGER(SequentialRecommender):
         return self.t5(encoder_outputs=encoded, attention_mask=mask, labels=labels), labels
 
 
-def _semantic_ids(dataset: Any, settings: Settings, seed: int) -> SemanticIds:
+def _semantic_ids(dataset: Any, options: TIGEROptions, seed: int) -> SemanticIds:
     """Semantic IDs of all items; only those that are trained on decide what a code means.
 
     Raises:
         DataError: no item has text.
     """
-    catalog = read_catalog(dataset, settings)
+    catalog = read_catalog(dataset, options)
     backbone = None
-    if settings.text_encoder == "backbone":
+    if options.text_encoder == "backbone":
         from recbole_idiomoe.models.language.catalog_lm import untouched_backbone
 
-        backbone = untouched_backbone(settings, seed)
+        backbone = untouched_backbone(options, seed)
     vectors = item_vectors(
-        catalog, settings.text_encoder, dim=_TEXT_WIDTH, backbone=backbone, seed=seed
+        catalog, options.text_encoder, dim=_TEXT_WIDTH, backbone=backbone, seed=seed
     )
     if not vectors.any():
         raise DataError(
@@ -171,8 +172,8 @@ def _semantic_ids(dataset: Any, settings: Settings, seed: int) -> SemanticIds:
     fitted[catalog.untrained] = False
     return fit_semantic_ids(
         vectors,
-        levels=settings.semantic_levels,
-        codebook_size=settings.semantic_codebook_size,
+        levels=options.semantic_levels,
+        codebook_size=options.semantic_codebook_size,
         fitted=fitted,
         seed=seed,
     )
