@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from functools import cache
 from typing import Any, NamedTuple
 
 from recbole_idiomoe.base.errors import SettingError
@@ -17,6 +18,7 @@ from recbole_idiomoe.base.options import Options
 from recbole_idiomoe.base.recbole_package import recbole_folder
 from recbole_idiomoe.base.spelling import nearest
 from recbole_idiomoe.data.options import TextOptions
+from recbole_idiomoe.models.language.options import IDIOMoEOptions
 
 _RECBOLE = "recbole.model.sequential_recommender"
 
@@ -85,9 +87,6 @@ LANGUAGE_MODELS: dict[str, Entry] = {
     "CoVE": _language_model("cove.model:CoVE", "cove.options:CoVEOptions"),
 }
 """Language models with a catalogue: a run's folder is all that they need to be loaded."""
-
-FAMILY = ("IDIOMoE", *_CONTROLS)
-"""IDIOMoE and its controls; every other model is a baseline to them."""
 
 BASELINES: dict[str, Entry] = {
     "Popularity": _untrained(
@@ -174,6 +173,11 @@ def reads_text(name: str) -> bool:
     return name in MODELS and issubclass(get_options(name), TextOptions)
 
 
+def is_of_family(name: str) -> bool:
+    """Whether model ``name`` is IDIOMoE or a control of it; any other is a baseline to them."""
+    return issubclass(get_options(name), IDIOMoEOptions)
+
+
 def name_of(model_class: type[Any]) -> str | None:
     """The name under which a class can be run; None: it is no model, or an abstract one."""
     name, module = model_class.__name__, model_class.__module__
@@ -221,6 +225,7 @@ def sequential_models() -> list[str]:
     return sorted(name for name, kind in _recbole_models().items() if kind == "sequential")
 
 
+@cache
 def _recbole_models() -> dict[str, str]:
     """Every model of RecBole and its kind, read out of the imports of its model packages."""
     models: dict[str, str] = {}
