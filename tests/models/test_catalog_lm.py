@@ -17,7 +17,7 @@ from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.options import LanguageModelOptions
-from tests.helpers import TINY_BACKBONE
+from tests.helpers import TINY_BACKBONE, options_of
 
 CPU = torch.device("cpu")
 TITLES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in "ABCD"]
@@ -179,7 +179,7 @@ def test_text_vectors_are_the_backbones_whatever_weights_the_model_starts_from()
 
 def test_what_pads_may_be_a_token_of_the_texts() -> None:
     # As token 0 is, of a tokenizer that names none for it.
-    settings = build().settings
+    settings = options_of("switch").from_mapping({"backbone": "untrained", "backbone_args": LOUD})
     model = CatalogLM.build(make_catalog(), settings, seed=0, device=CPU, architecture="switch")
     model.train()
     losses = []

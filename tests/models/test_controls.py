@@ -16,13 +16,12 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.models import registry
-from recbole_idiomoe.models.controls.options import SwitchRoutingOptions
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.options import IDIOMoEOptions
 from recbole_idiomoe.models.language.recommender import IDIOMoE
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
-from tests.helpers import TINY_IDIOMOE
+from tests.helpers import TINY_IDIOMOE, options_of
 from tests.models.test_catalog_lm import CPU, HISTORIES, LOUD, make_catalog
 from tests.words import few_words
 
@@ -128,9 +127,7 @@ def build(architecture: str, pretrained: bool = True, **options: Any) -> Catalog
     settings = {"backbone": "untrained", "backbone_args": LOUD, "item_init": "random"}
     return CatalogLM.build(
         make_catalog(),
-        (SwitchRoutingOptions if architecture == "switch" else IDIOMoEOptions).from_mapping(
-            settings | options
-        ),
+        options_of(architecture).from_mapping(settings | options),
         seed=0,
         device=CPU,
         architecture=architecture,
