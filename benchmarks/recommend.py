@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from measuring import markdown, save_qwen, seconds, synchronize, where
 
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.recommend.recommender import Recommender
 
 K = 10
@@ -40,7 +40,7 @@ def make_catalog(items: int, words: int) -> Catalog:
 
 def build(given: argparse.Namespace, folder: Path) -> Recommender:
     save_qwen(folder, given.tokenizer, given.tiny)
-    settings = Settings.from_mapping({"backbone": str(folder), "item_init": "random"})
+    settings = LanguageModelOptions.from_mapping({"backbone": str(folder), "item_init": "random"})
     catalog = make_catalog(given.items, words=24)
     model = CatalogLM.build(catalog, settings, seed=0, device=torch.device("cpu"))
     model = model.to(given.device).eval()

@@ -1,7 +1,8 @@
 """IDIOMoE for RecBole: a language model that recommends, with an expert for items.
 
 ``run`` trains and measures models on data sets; ``load`` opens a saved model to
-recommend with. Both are imported when first asked for, because they need torch.
+recommend with; ``register_model`` adds a model of your own. They are imported when
+first asked for, because they need torch.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 from recbole_idiomoe.base.version import __version__
 
 if TYPE_CHECKING:
-    from recbole_idiomoe.api import run
+    from recbole_idiomoe.api import register_model, run
     from recbole_idiomoe.recommend import load
 
-__all__ = ["__version__", "load", "run"]
+__all__ = ["__version__", "load", "register_model", "run"]
 
-_LAZY = {"run": "recbole_idiomoe.api", "load": "recbole_idiomoe.recommend"}
+_LAZY = {
+    "run": "recbole_idiomoe.api",
+    "register_model": "recbole_idiomoe.api",
+    "load": "recbole_idiomoe.recommend",
+}
 
 
 def __getattr__(name: str) -> Any:

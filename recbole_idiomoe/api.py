@@ -15,10 +15,13 @@ from recbole_idiomoe.base.run_folder import RUN_FILE, read_run
 from recbole_idiomoe.grid.cells import Grid, read_grid
 from recbole_idiomoe.grid.running import run_grid
 from recbole_idiomoe.leaderboard.running import run_leaderboard
+from recbole_idiomoe.models.registration import register_model
 from recbole_idiomoe.report.result_files import check_writable, write_result
 from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs.plan import plan
 from recbole_idiomoe.runs.request import RunRequest, names_of
+
+__all__ = ["register_model", "run"]
 
 
 def run(

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -19,7 +18,7 @@ from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.command_line import run_program
 from recbole_idiomoe.base.errors import DiskFullError, SettingError, error_line
 from recbole_idiomoe.base.files import DISK_FULL_ERRNOS
-from recbole_idiomoe.config.settings import Settings
+from recbole_idiomoe.config.help import settings_help, text_settings
 from recbole_idiomoe.data.names import list_datasets
 from recbole_idiomoe.models import registry
 
@@ -65,7 +64,8 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
 A value is written as in YAML; a setting without one is True. RecBole's settings
 (epochs, learning_rate, train_batch_size, stopping_step, topk, metrics, seed,
 data_path, checkpoint_dir, gpu_id ...) are described in RecBole's documentation
-under "Config Settings". The others are:
+under "Config Settings". The others are below; in brackets stands the section of
+the paper that describes it: IDIOMoE's, or that of the method in the heading.
 """
 
 
@@ -187,14 +187,7 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
 
 def help_text() -> str:
     """What ``--help`` prints, at most 80 columns wide."""
-    lines = [_USAGE]
-    for group in dict.fromkeys(f.metadata["group"] for f in fields(Settings)):
-        lines.append(f"{group}:")
-        for f in fields(Settings):
-            if f.metadata["group"] == group:
-                lines += _setting_lines(f)
-        lines.append("")
-    return "\n".join(lines).rstrip()
+    return f"{_USAGE}\n{settings_help(WIDTH)}"
 
 
 def parse_value(text: str) -> Any:
@@ -216,6 +209,7 @@ def parse_value(text: str) -> Any:
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    texts = text_settings()
     rest = ["--help" if word == "-h" else word for word in arguments]
     while rest:
         word = rest.pop(0)
@@ -225,17 +219,18 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 f"{word!r} belongs to no setting; settings are given as --key=value."
             )
         if equals:
-            yield key, _typed(key, text)
+            yield key, _typed(key, text, texts)
         elif key not in _FLAGS and rest and not rest[0].startswith("--"):
-            yield key, _typed(key, rest.pop(0))
+            yield key, _typed(key, rest.pop(0), texts)
         else:
             yield key, True
 
 
-def _typed(key: str, text: str) -> Any:
+def _typed(key: str, text: str, texts: tuple[set[str], set[str]]) -> Any:
     """``text`` itself for names, paths and sentences; YAML would make a number of some."""
-    value = text if key in _TEXTS else parse_value(text)
-    return text if key in _TEXTS_OR_NULL and value is not None else value
+    always, or_null = texts
+    value = text if key in _TEXTS | always else parse_value(text)
+    return text if key in or_null and value is not None else value
 
 
 def _names(key: str, value: Any) -> list[str]:
@@ -276,22 +271,6 @@ def _tuned(parsed: Arguments, trials: int) -> str:
     )
 
 
-def _setting_lines(f: Field[Any]) -> list[str]:
-    default = f.default if f.default_factory is MISSING else f.default_factory()
-    choices = f.metadata["choices"]
-    about = f.metadata["help"]
-    if choices:
-        about += f"; one of {', '.join(map(repr, choices))}"
-    shown = "null" if default is None else repr(default) if isinstance(default, str) else default
-    body = textwrap.wrap(about, WIDTH - 6, break_long_words=False)
-    return [
-        *textwrap.wrap(
-            f"--{f.name}={shown}", WIDTH, initial_indent="  ", subsequent_indent="      "
-        ),
-        *(f"      {line}" for line in body),
-    ]
-
-
 _LISTS = {"model": "models", "dataset": "datasets", "config_files": "config_files"}
 _TEXTS = {
     *_LISTS,
@@ -302,5 +281,3 @@ _TEXTS = {
     "checkpoint_dir",
     "baseline",
 }
-_TEXTS |= {f.name for f in fields(Settings) if f.type == "str"}
-_TEXTS_OR_NULL = {f.name for f in fields(Settings) if f.type == "str | None"}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from recbole_idiomoe.models.language.options import LanguageModelOptions
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model, get_options
+
 # 213 users of the ml-100k that ships with RecBole.
 SMALL_ML_100K: dict[str, Any] = {
     "user_inter_num_interval": "[20,30]",
@@ -28,6 +31,14 @@ TINY_IDIOMOE: dict[str, Any] = SMALL_ML_100K | {
     "item_warmup": 0.0,
     "learning_rate": 0.003,
 }
+
+
+def options_of(architecture: str) -> type[LanguageModelOptions]:
+    """The options of the first language model that has this architecture."""
+    found = (name for name in LANGUAGE_MODELS if get_model(name).architecture == architecture)
+    options = get_options(next(found))
+    assert issubclass(options, LanguageModelOptions)
+    return options
 
 
 def write_dataset(

@@ -11,7 +11,8 @@ import torch
 
 from recbole_idiomoe import cli
 from recbole_idiomoe.base.errors import DataError, SettingError
-from recbole_idiomoe.config.settings import defaults
+from recbole_idiomoe.config.options import listed_defaults
+from recbole_idiomoe.models import registry
 
 ROOT = Path(__file__).parent.parent
 RESULT = {
@@ -185,7 +186,9 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 def test_help_names_every_setting_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(f"--{name}=" in text for name in defaults())
+    own = [name for model in registry.MODELS for name in registry.get_options(model).defaults()]
+    assert all(f"--{name}=" in text for name in [*listed_defaults(), *own])
+    assert "HSTU (--model=HSTU):" in text and "learning_rate=0.0003" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert cli.main(["-h"]) == 0
     assert capsys.readouterr().out == text

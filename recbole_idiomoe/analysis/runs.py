@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.settings import AnalysisSettings
+from recbole_idiomoe.base.backbones import UNTRAINED
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.base.run_folder import read_run
-from recbole_idiomoe.config.settings import UNTRAINED, Settings
+from recbole_idiomoe.config.options import listed_defaults
 from recbole_idiomoe.data.catalog import text_fields
 from recbole_idiomoe.lm import with_random_weights
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
@@ -25,7 +26,7 @@ from recbole_idiomoe.recommend import load
 
 # Settings that distinguish runs of the same model, RecBole's settings last.
 _DISTINGUISHING = (
-    *(field.name for field in fields(Settings)),
+    *listed_defaults(),
     *("seed", "epochs", "train_batch_size", "learning_rate", "weight_decay"),
 )
 

@@ -28,33 +28,11 @@ _AMOUNTS = (
     "hidden_size",
     "n_layers",
     "n_heads",
-    "negatives",
-    "transition_steps",
     "inner_size",
-    "head_size",
-    "history_items",
 )
 _POSITIVE = (*_AMOUNTS, "learning_rate", "temperature")
-_NOT_NEGATIVE = (
-    "weight_decay",
-    "stopping_step",
-    "worker",
-    "seed",
-    "metric_decimal_place",
-    "step_decay",
-    "reverse_weight",
-    "popularity_damping",
-    "user_tokens",
-)
-_WHOLE = (
-    *_AMOUNTS,
-    "stopping_step",
-    "eval_step",
-    "worker",
-    "seed",
-    "metric_decimal_place",
-    "user_tokens",
-)
+_NOT_NEGATIVE = ("weight_decay", "stopping_step", "worker", "seed", "metric_decimal_place")
+_WHOLE = (*_AMOUNTS, "stopping_step", "eval_step", "worker", "seed", "metric_decimal_place")
 _TEXT = (
     "checkpoint_dir",
     "data_path",

@@ -8,16 +8,13 @@ RecBole, but takes what it is given and nothing else.
 from __future__ import annotations
 
 import copy
-import inspect
 import os
-import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import recbole
 import torch
 from recbole.config import Config
 from recbole.utils import InputType
@@ -25,6 +22,7 @@ from recbole.utils import InputType
 from recbole_idiomoe import compat
 from recbole_idiomoe.base import distributed, yaml_files
 from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.base.options import Options
 from recbole_idiomoe.config.checks import (
     INTERVALS,
     check_cold_start,
@@ -36,8 +34,17 @@ from recbole_idiomoe.config.checks import (
     check_names,
     check_values,
 )
-from recbole_idiomoe.config.settings import Settings, defaults
+from recbole_idiomoe.config.layers import (
+    keys_of,
+    keys_read_by,
+    overlay,
+    own_layers,
+    own_settings,
+    recbole_defaults,
+)
+from recbole_idiomoe.config.options import listed_defaults, listed_options
 from recbole_idiomoe.models import registry
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 compat.apply()  # here, so that whoever has a configuration has a RecBole that works
 
@@ -75,11 +82,11 @@ _LABEL_MODELS = ("DIEN", "DIN")
 class RunConfig(Config):  # type: ignore[misc]
     """RecBole's configuration of ``model`` on ``dataset``, checked when it is built.
 
-    From low to high: RecBole's YAML files, our settings' defaults, our
-    ``properties/overall.yaml``, our YAML of the model, of the data set and of both, the tuned
-    settings that ``tuned`` asks for, then ``config_files`` in their order, then ``settings``,
-    then ``own``, then those that the model is made of.
-    A model of ours that derives from another has that one's YAML below its own. A later
+    From low to high: RecBole's YAML files, the defaults of all options that every model lists and
+    of the model's own, ``properties/overall.yaml``, the recipe of the model, our YAML of the data
+    set and of both, the tuned settings that ``tuned`` asks for, then ``config_files`` in their
+    order, then ``settings``, then ``own``, then those that the model is made of.
+    A model that derives from another has that one's recipe below its own. A later
     value replaces an earlier one, but ``eval_args`` are merged: RecBole would fill a missing
     split with its own, a random one.
 
@@ -95,7 +102,7 @@ class RunConfig(Config):  # type: ignore[misc]
     Attributes:
         data_root: the folder that holds a folder per data set.
         known: the settings that a run of this model may be given.
-        read_by_model: those that the model's own files ask for.
+        read_by_model: the model's own options, and those that RecBole's code of it asks for.
         tuned_settings: those that ``tuned`` gave, and nothing else.
 
     Raises:
@@ -130,9 +137,9 @@ class RunConfig(Config):  # type: ignore[misc]
         return registry.get_dataset_class(self.model)
 
     @property
-    def settings(self) -> Settings:
-        """Our settings, typed and checked."""
-        return Settings.from_mapping(self.final_config_dict)
+    def settings(self) -> Options:
+        """The model's own options, typed and checked, of the class that the registry names."""
+        return registry.get_options(self.model).from_mapping(self.final_config_dict)
 
     def complete_settings(self) -> dict[str, Any]:
         """Every setting in force, fit for JSON; given as ``settings`` it makes the same run.
@@ -157,10 +164,7 @@ class RunConfig(Config):  # type: ignore[misc]
             model: the other model's name.
             own: settings that win for it.
         """
-        files = [
-            yaml_files.properties_path() / "model" / f"{name}.yaml" for name in (model, self.model)
-        ]
-        recipes = {key for file in files for key in yaml_files.read_settings(file)}
+        recipes = own_settings(model) | own_settings(self.model)
         shared = {k: v for k, v in self.complete_settings().items() if k not in recipes}
         label = self["dataset_label"]
         return RunConfig(model, label, settings=shared, beside=[self.model], own=own)
@@ -171,7 +175,7 @@ class RunConfig(Config):  # type: ignore[misc]
         super()._init_parameters_category()
         # RecBole appends to these lists, which every configuration in the process shares.
         self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
-        self.parameters["IDIOMoE"] = list(defaults())
+        self.parameters["IDIOMoE"] = list(listed_defaults())
 
     def _build_yaml_loader(self) -> type[yaml_files.Loader]:
         return yaml_files.Loader
@@ -205,10 +209,13 @@ class RunConfig(Config):  # type: ignore[misc]
         super()._load_internal_config_dict(model, model_class, dataset)
         internal, external = self.internal_config_dict, self.external_config_dict
         sampled = internal["train_neg_sample_args"]
-        overlay(internal, defaults())
+        for base in registry.family(model)[:-1]:  # RecBole knows a model's own file alone
+            overlay(internal, recbole_defaults(base))
+        overlay(internal, listed_defaults())
+        overlay(internal, registry.get_options(model).defaults())
         internal["show_progress"] = sys.stderr.isatty()  # in a file bars are a line each
-        for file in own_files(model, dataset):
-            overlay(internal, yaml_files.read_settings(file))
+        for _, layer in own_layers(model, dataset):
+            overlay(internal, layer)
         internal.pop("search_space", None)
         if isinstance(external.get("tuned"), str):
             tuned = yaml_files.tuned_settings(external["tuned"], model, dataset)
@@ -221,10 +228,10 @@ class RunConfig(Config):  # type: ignore[misc]
     def _get_final_config_dict(self) -> dict[str, Any]:
         internal, external = self.internal_config_dict, self.external_config_dict
         declared = {key for keys in self.parameters.values() for key in keys}
-        self.read_by_model = _keys_read_by(self.model_class)
+        self.read_by_model = keys_read_by(self.model)
         everywhere = internal.keys() | declared | _UNDECLARED
         self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"}) | {"dumps"}
-        theirs = {key for model in self.beside for key in _keys_of(model)} - self.known
+        theirs = {key for model in self.beside for key in keys_of(model)} - self.known
         theirs -= self.own.keys()
         self.external_config_dict = {k: v for k, v in external.items() if k not in theirs}
         external = self.external_config_dict
@@ -235,10 +242,24 @@ class RunConfig(Config):  # type: ignore[misc]
         check_forms(final)
         check_eval_args(final)
         check_metrics(final)
-        Settings.from_mapping(final)
+        self._check_options(final)
         check_cold_start(final)
         check_mix(final)
         return final
+
+    def _check_options(self, final: Mapping[str, Any]) -> None:
+        """Check the model's options, and those that it only lists: they are for models beside it.
+
+        Raises:
+            SettingError: a value that cannot be.
+        """
+        own = registry.get_options(self.model)
+        own.from_mapping(final)
+        others = {name: final[name] for name in final.keys() - own.defaults().keys()}
+        for kind in listed_options():
+            kind.checked(others)
+        if not issubclass(own, LanguageModelOptions):
+            LanguageModelOptions.from_mapping(others)
 
     def _forced_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the model is made of; another value can be given only for the models beside it."""
@@ -308,57 +329,10 @@ class RunConfig(Config):  # type: ignore[misc]
             super()._set_eval_neg_sample_args(phase)
 
 
-def overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``base``, changed: a value in ``layer`` replaces that of ``base``; ``eval_args`` merge."""
-    merged = {**base, **layer}
-    if isinstance(base.get("eval_args"), dict) and isinstance(layer.get("eval_args"), dict):
-        merged["eval_args"] = {**base["eval_args"], **layer["eval_args"]}
-    base.update(merged)
-    return base
-
-
-def own_files(model: str, dataset: str) -> list[Path]:
-    """Our YAML files that say something of ``model`` on ``dataset``; later ones win."""
-    family = _family(model, registry.get_model(model))
-    names = (
-        "overall",
-        *(f"model/{member}" for member in family),
-        f"dataset/{dataset}",
-        *(f"quick_start_config/{member}_{dataset}" for member in family),
-    )
-    files = [yaml_files.properties_path() / f"{name}.yaml" for name in names]
-    return [file for file in files if file.is_file()]
-
-
-def _family(model: str, model_class: type[Any]) -> list[str]:
-    """``model``, after those models of ours that it derives from."""
-    bases = [cls.__name__ for cls in reversed(model_class.__mro__[1:])]
-    return [*(name for name in bases if name in registry.MODELS), model]
-
-
 def _learns_from_negatives(model_class: type[Any], loss_type: str | None) -> bool:
     """Whether training needs sampled items: a pairwise loss, or labels to predict."""
     pairwise = getattr(model_class, "input_type", None) is InputType.PAIRWISE
     return pairwise or loss_type == "BPR" or model_class.__name__ in _LABEL_MODELS
-
-
-def _keys_of(model: str) -> set[str]:
-    """Settings of ``model`` alone: those in its YAML files, and those that its code asks for."""
-    folders = (Path(recbole.__file__).parent / "properties", yaml_files.properties_path())
-    files = [folder / "model" / f"{model}.yaml" for folder in folders]
-    keys = {key for file in files if file.is_file() for key in yaml_files.read_settings(file)}
-    return keys | _keys_read_by(registry.get_model(model))
-
-
-def _keys_read_by(model_class: type[Any]) -> set[str]:
-    """Names in ``config["..."]`` in the files of ``model_class`` and of what it derives from."""
-    modules = {cls.__module__ for cls in model_class.__mro__}
-    sources = (
-        inspect.getsource(sys.modules[name])
-        for name in modules
-        if name.startswith(("recbole.", "recbole_idiomoe."))
-    )
-    return {key for text in sources for key in re.findall(r"config\[[\"'](\w+)[\"']\]", text)}
 
 
 def let_gpu_memory_grow() -> None:

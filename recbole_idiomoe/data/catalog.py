@@ -15,8 +15,8 @@ import numpy as np
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError, short_reason
 from recbole_idiomoe.base.files import write_text
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.cold_start import unseen_items
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.data.template import Template, clean
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def read_history(text: str, where: str) -> list[str]:
     return [item_id.strip() for item_id in item_ids if item_id.strip()]
 
 
-def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
+def read_catalog(dataset: Dataset, settings: TextOptions) -> Catalog:
     """The catalogue of a RecBole dataset, with texts from ``settings.item_template``.
 
     Raises:
@@ -158,13 +158,13 @@ def read_catalog(dataset: Dataset, settings: Settings) -> Catalog:
     return Catalog(item_ids, titles, texts, untrained)
 
 
-def text_fields(settings: Settings) -> dict[str, str]:
+def text_fields(settings: TextOptions) -> dict[str, str]:
     """``item_text_fields`` as ``{role: column}``; in a list, the role is the column's name."""
     fields = settings.item_text_fields or {}
     return dict(fields) if isinstance(fields, dict) else {name: name for name in fields}
 
 
-def text_entries(dataset: Dataset, settings: Settings) -> dict[str, list[list[str]]]:
+def text_entries(dataset: Dataset, settings: TextOptions) -> dict[str, list[list[str]]]:
     """The entries of every item, by role: several for a list of phrases, else one or none.
 
     Raises:

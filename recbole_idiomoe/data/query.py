@@ -10,15 +10,15 @@ import itertools
 from typing import TYPE_CHECKING
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import text_entries
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.data.template import Template
 
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
 
 
-def item_queries(dataset: Dataset, settings: Settings) -> list[list[str]]:
+def item_queries(dataset: Dataset, settings: TextOptions) -> list[list[str]]:
     """Return the queries that each item answers, a list per catalogue row.
 
     A field with several entries, such as categories, gives one query for each. An item whose

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.environment import versions
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.config.checks import check_text_file
-from recbole_idiomoe.config.run_config import COMMAND, RunConfig, overlay
-from recbole_idiomoe.config.settings import Settings
+from recbole_idiomoe.config.layers import overlay
+from recbole_idiomoe.config.run_config import COMMAND, RunConfig
 from recbole_idiomoe.models import registry
 from recbole_idiomoe.protocol.description import protocol
 
@@ -64,12 +64,14 @@ class Cell:
         """What is run but for the seed: another model, setting, file or version, another text.
 
         The row's name is not in it. Nor is what has no effect on a result, so that a run is known
-        again on another machine and where its data lie elsewhere; of our settings, models that
-        read no text heed those of the protocol and of evaluation alone.
+        again on another machine and where its data lie elsewhere; nor, for models that read no
+        text, are the options of language models.
         """
         without_effect = _WITHOUT_EFFECT
         if not registry.reads_text(self.model):
-            without_effect = without_effect | _OF_OUR_MODELS
+            listed = {name for kind in registry.language_options() for name in kind.defaults()}
+            own = registry.get_options(self.model).defaults().keys()
+            without_effect = without_effect | (listed - own)
         effective = {k: v for k, v in self.settings.items() if k not in without_effect}
         installed = versions()
         makers = {name: installed[name] for name in ("recbole", "recbole_idiomoe")}
@@ -83,9 +85,9 @@ class Cell:
         return re.sub(r"[^\w.-]", "_", f"{name}-{self.identity}")
 
 
-_WITHOUT_EFFECT = {"checkpoint_dir", "data_path", "language_file", "seed", "show_progress"}
-_OF_EVERY_MODEL = ("protocol", "evaluation")
-_OF_OUR_MODELS = {f.name for f in fields(Settings) if f.metadata["group"] not in _OF_EVERY_MODEL}
+_WITHOUT_EFFECT = frozenset(
+    ("checkpoint_dir", "data_path", "language_file", "seed", "show_progress")
+)
 
 
 def read_grid(models: Sequence[str], layers: Iterable[Mapping[str, Any]]) -> Grid | None:

@@ -25,6 +25,7 @@ from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.location import locate
 from recbole_idiomoe.grid.cells import Cell, Grid, cells_of, files_of, grid_result, shared_settings
+from recbole_idiomoe.models import registration
 from recbole_idiomoe.report.result_files import write_result
 from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs.plan import plan
@@ -76,7 +77,7 @@ def run_grid(
         IdiomoeError: the grid cannot be run, or some of its runs failed; the others have been
             run then, and the message names what failed.
     """
-    check_jobs(jobs)
+    check_jobs(jobs, grid)
     cells = cells_with_data(grid, datasets, config_files, settings)
     with scratch_folder(cells) as scratch:
         kept = Path(f"{result_file}.runs") if result_file is not None else scratch
@@ -88,14 +89,16 @@ def run_grid(
         return result
 
 
-def check_jobs(jobs: int) -> None:
-    """``jobs`` is a number of runs.
+def check_jobs(jobs: int, grid: Grid) -> None:
+    """``jobs`` is a number of runs, and their processes can import the models of ``grid``.
 
     Raises:
-        SettingError: it is not.
+        SettingError: it is not, or they cannot.
     """
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
+    if jobs > 1:
+        registration.places_of(row["model"] for row in grid.variants.values())
 
 
 def cells_with_data(
@@ -247,7 +250,7 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
             process.wait()
 
 
-SETTINGS, RESULT = "settings.json", "result.json"
+SETTINGS, MODELS, RESULT = "settings.json", "models.json", "result.json"
 """What a run in a process of its own reads and writes in its folder."""
 
 
@@ -265,6 +268,8 @@ def _start(
     settings = {**cell.settings, "checkpoint_dir": str(folder), "show_progress": False}
     content = {"model": cell.model, "dataset": cell.dataset, "settings": settings}
     write_text(folder / SETTINGS, json.dumps(content))
+    registered = {"path": sys.path, "models": registration.places_of([cell.model])}
+    write_text(folder / MODELS, json.dumps(registered))
     ours = str(Path(__file__).parents[2])  # where the package was found, installed or not
     path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     threads = str(max(1, torch.get_num_threads() // jobs))

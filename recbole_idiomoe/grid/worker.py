@@ -12,7 +12,8 @@ from threading import Thread
 
 from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.base.files import write_text
-from recbole_idiomoe.grid.running import RESULT, SETTINGS
+from recbole_idiomoe.grid.running import MODELS, RESULT, SETTINGS
+from recbole_idiomoe.models.registration import restore
 from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs.plan import plan
 from recbole_idiomoe.runs.request import RunRequest
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, parent, *users_file = sys.argv[1:] if arguments is None else arguments
     Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     try:
+        _import_models(Path(name) / MODELS)
         with users_kept(Path(*users_file) if users_file else None):
             asked = json.loads((Path(name) / SETTINGS).read_text(encoding="utf-8"))
             result = execution.execute(plan(RunRequest(**asked)))
@@ -38,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _import_models(file: Path) -> None:
+    """Make the models known that the parent process registered, from where it imported them."""
+    registered = json.loads(file.read_text(encoding="utf-8"))
+    sys.path += [place for place in registered["path"] if place not in sys.path]
+    restore(registered["models"])
 
 
 def _end_with(parent: int) -> None:

@@ -27,7 +27,7 @@ from recbole_idiomoe.base.files import unwritable_reason, write_text
 from recbole_idiomoe.base.run_folder import MIX_RANKS_FILE, RANKS_FILE
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Cell, Grid
-from recbole_idiomoe.models.registry import FAMILY
+from recbole_idiomoe.models.registry import is_of_family
 from recbole_idiomoe.protocol.description import protocol
 from recbole_idiomoe.protocol.ranks import (
     NamedRanks,
@@ -98,7 +98,9 @@ class Board:
                 if row is not None:
                     changed.append(f"{cell.variant} on {cell.dataset}")
                 own = {k: v for k, v in grid.variants[cell.variant].items() if k != "model"}
-                row = rows[cell.variant] = Row(cell.model, cell.model in FAMILY, own, cell.identity)
+                row = rows[cell.variant] = Row(
+                    cell.model, is_of_family(cell.model), own, cell.identity
+                )
             row.tuned = cell.tuned
             if self.has(cell):
                 self._count(cell, row)

@@ -53,7 +53,7 @@ def run_leaderboard(
         IdiomoeError: a run cannot be run or compared with the existing ones; or some runs failed,
             after all others have run and the files are written.
     """
-    check_jobs(jobs)
+    check_jobs(jobs, grid)
     cells = cells_with_data(grid, datasets, config_files, settings)
     with open_board(Path(folder)) as board:
         for row in dict.fromkeys(board.enter(grid, cells)):

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, has_file
 
-from recbole_idiomoe.base.backbone_names import BUNDLED, UNTRAINED
+from recbole_idiomoe.base.backbones import BUNDLED, UNTRAINED
 from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.decoder import SUPPORTED, decoder_layers

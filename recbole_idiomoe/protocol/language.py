@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_idiomoe.config.settings import UNTRAINED, Settings
+from recbole_idiomoe.base.backbones import UNTRAINED
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.models.language.catalog_lm import untouched_backbone
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
 from recbole_idiomoe.report.extra_rows import nll_change
 
@@ -24,7 +25,7 @@ CONTEXT = 512
 that every token is predicted once, and all but the first from at least half a window before it."""
 
 
-def has_language(model: Any, settings: Settings) -> bool:
+def has_language(model: Any, settings: LanguageModelOptions) -> bool:
     """Whether ``model`` started from a pretrained language model."""
     return (
         isinstance(model, LanguageModelRecommender)
@@ -34,9 +35,9 @@ def has_language(model: Any, settings: Settings) -> bool:
 
 
 def language_kept(
-    folder: Path, settings: Settings, *, seed: int, device: torch.device
+    folder: Path, path: Path, settings: LanguageModelOptions, *, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """The NLL of ``settings.language_file`` under a run's best model and under its backbone.
+    """The NLL of the text in ``path`` under a run's best model and under its backbone.
 
     The model reads text alone, every token through the text path; both compute in float32 and read
     the same windows, so that weights that are equal give a change of exactly 0. The model is read
@@ -44,6 +45,7 @@ def language_kept(
 
     Args:
         folder: a run's.
+        path: a file of UTF-8 text.
         settings: its own.
         seed: likewise.
         device: where to compute.
@@ -52,7 +54,6 @@ def language_kept(
         ``file`` (its name), ``tokenizer`` (whose), ``tokens``, ``context``, and in nats a token
         ``nll``, ``untouched_nll`` and ``nll_change``, the one minus the other.
     """
-    path = Path(str(settings.language_file))
     backbone, tokenizer = untouched_backbone(settings, seed)
     with no_progress_bars():
         trained = IdiomoeForCausalLM.from_pretrained(folder)
@@ -94,7 +95,7 @@ def window_of(model: PreTrainedModel) -> int:
     return min(CONTEXT, getattr(model.config, "max_position_embeddings", None) or CONTEXT)
 
 
-def tokenizer_name(settings: Settings) -> str:
+def tokenizer_name(settings: LanguageModelOptions) -> str:
     """Whose tokenizer a run has."""
     path = Path(settings.backbone)
     return path.name if path.is_dir() else settings.backbone  # where it lies is its owner's affair

@@ -10,8 +10,8 @@ import torch
 
 from recbole_idiomoe.base.errors import CheckpointError
 from recbole_idiomoe.base.run_folder import read_run
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.recommend.recommendation import Scorer
 from recbole_idiomoe.recommend.recommender import Recommender
 
@@ -33,7 +33,7 @@ def load(
     Raises:
         CheckpointError: the folder is not that of a finished run.
     """
-    from recbole_idiomoe.models.registry import LANGUAGE_MODELS
+    from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_options
 
     folder = Path(folder)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -42,8 +42,10 @@ def load(
     if run["model"] in LANGUAGE_MODELS:
         from recbole_idiomoe.lm.compilation import compile_blocks
         from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+        from recbole_idiomoe.models.language.options import LanguageModelOptions
 
-        settings = Settings.from_mapping(run["settings"])
+        settings = get_options(run["model"]).from_mapping(run["settings"])
+        assert isinstance(settings, LanguageModelOptions)
         catalog_lm = CatalogLM.load(folder, settings, device)
         if compile and device.type == "cuda":
             compile_blocks(catalog_lm.lm.backbone)
@@ -72,7 +74,8 @@ def _recbole_scorer(run: dict, folder: Path, device: torch.device) -> Scorer:
     if "train_stage" in config:
         config["train_stage"] = "pretrain"  # S3Rec would look for its first stage's file
     dataset = load_dataset(config).build()[0]
-    if read_catalog(dataset, config.settings).fingerprint != Catalog.load(folder).fingerprint:
+    catalog = read_catalog(dataset, TextOptions.from_mapping(config))
+    if catalog.fingerprint != Catalog.load(folder).fingerprint:
         raise CheckpointError(
             f"{folder} was trained on another catalogue than {run['dataset']} now is; put back "
             "the files that it was trained on."

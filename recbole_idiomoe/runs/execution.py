@@ -6,6 +6,7 @@ import logging
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from recbole_idiomoe.base.run_folder import (
 )
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import read_dataset
+from recbole_idiomoe.data.options import TextOptions
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.protocol.cold_start import evaluate_cold_start
@@ -140,7 +143,7 @@ def _load(plan: RunPlan) -> Splits:
 def _train(plan: RunPlan, splits: Splits) -> Trained:
     """Train the model, and keep the epoch that validates best in the folder."""
     config, train_dataset = plan.config, splits.train._dataset
-    catalog = read_catalog(train_dataset, config.settings)
+    catalog = read_catalog(train_dataset, TextOptions.from_mapping(config))
     distributed.check_alike({"catalogue": catalog.fingerprint})
     if plan.resume is not None:
         _check_same_catalog(catalog, plan)
@@ -207,7 +210,7 @@ def _placed(plan: RunPlan, model: Any) -> Any:
     # It imports transformers, seconds that other models need not wait.
     from recbole_idiomoe.training.sharding import placed
 
-    return placed(model, config.settings, config["device"])
+    return placed(model, model.catalog_lm.settings, config["device"])
 
 
 def _test(
@@ -244,11 +247,16 @@ def _language(plan: RunPlan, trained: Trained) -> dict[str, Any] | None:
         return None
     from recbole_idiomoe.protocol.language import has_language, language_kept
 
-    if not has_language(trained.model, config.settings):
+    options = LanguageModelOptions.from_mapping(config)
+    if not has_language(trained.model, options):
         return None
     return distributed.from_main(
         lambda: language_kept(
-            plan.folder, config.settings, seed=config["seed"], device=config["device"]
+            plan.folder,
+            Path(config["language_file"]),
+            options,
+            seed=config["seed"],
+            device=config["device"],
         )
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recbole_idiomoe.config.settings import Settings
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Curriculum:
     Epochs are numbered from 0.
     """
 
-    settings: Settings
+    settings: LanguageModelOptions
     epochs: int
     """In all."""
     eval_step: int

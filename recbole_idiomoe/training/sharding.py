@@ -28,7 +28,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.distributed import own_rows, whole_shape
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable
@@ -36,9 +35,10 @@ from recbole_idiomoe.lm.item_shard import ItemTableShard
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.row_exchange import RowExchange
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, computes_in_bf16
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
-def is_sharded(settings: Settings) -> bool:
+def is_sharded(settings: LanguageModelOptions) -> bool:
     """Whether a model with ``settings`` is cut, which in one process none is."""
     return settings.sharding == "fsdp2" and distributed.world_size() > 1
 
@@ -74,12 +74,12 @@ def shard(model: CatalogLM, device: torch.device) -> None:
     model.passes_of_all = distributed.largest
 
 
-def has_cut_items(settings: Settings) -> bool:
+def has_cut_items(settings: LanguageModelOptions) -> bool:
     """Whether the item table of a model with ``settings`` is cut, which in one process none is."""
     return settings.shard_items and distributed.world_size() > 1
 
 
-def placed(model: Any, settings: Settings, device: torch.device) -> Any:
+def placed(model: Any, settings: LanguageModelOptions, device: torch.device) -> Any:
     """A recommender on ``device``, its item table cut before if it is to be.
 
     What FSDP2 cuts goes there as :func:`shard` cuts it.
@@ -104,7 +104,7 @@ def cut_items(model: CatalogLM) -> None:
         # First of what such a model sets by itself.
         "a model with item tables of its own": type(table) is not ItemTable,
         "sharding=fsdp2": settings.sharding != "ddp",
-        "cold_start": bool(settings.cold_start),
+        "cold_start": bool(model.catalog.untrained),
         f"item_tokens={settings.item_tokens}": not model.item_codes.one_token_each,
         "softmax=hybrid": settings.softmax != "item",
         "item_embedding_dim": table.up is not None,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from recbole.utils import ModelType
-from recbole.utils import get_trainer as recbole_trainer
+import recbole.trainer
 
 from recbole_idiomoe.models.counting.untrained import UntrainedRecommender
-from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model, load_place
 from recbole_idiomoe.training.observed import ObservedTrainer
 from recbole_idiomoe.training.recbole_trainer import RecBoleTrainer, ResumableTrainer
 from recbole_idiomoe.training.untrained_trainer import UntrainedTrainer
@@ -29,7 +28,7 @@ def get_trainer(name: str) -> type[ObservedTrainer]:
         return IdiomoeTrainer
     if issubclass(model, UntrainedRecommender):
         return UntrainedTrainer
-    return _before(ResumableTrainer, recbole_trainer(ModelType.SEQUENTIAL, name))
+    return _before(ResumableTrainer, _recbole_trainer(name))
 
 
 def get_stage_trainer(name: str) -> type[RecBoleTrainer]:
@@ -37,7 +36,20 @@ def get_stage_trainer(name: str) -> type[RecBoleTrainer]:
 
     It does not write the state of the run, which belongs to the second stage.
     """
-    return _before(RecBoleTrainer, recbole_trainer(ModelType.SEQUENTIAL, name))
+    return _before(RecBoleTrainer, _recbole_trainer(name))
+
+
+def _recbole_trainer(name: str) -> Any:
+    """The trainer that was registered with the model, else the one that RecBole has for its class.
+
+    RecBole finds a trainer by the name of the model; a model that derives from one of RecBole's
+    has the trainer of that one.
+    """
+    if name in MODELS and (place := MODELS[name].trainer) is not None:
+        return load_place(place)
+    names = [f"{cls.__name__}Trainer" for cls in get_model(name).__mro__]
+    found = [getattr(recbole.trainer, name) for name in names if hasattr(recbole.trainer, name)]
+    return found[0] if found else recbole.trainer.Trainer
 
 
 @cache

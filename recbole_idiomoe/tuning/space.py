@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.config.run_config import own_files
+from recbole_idiomoe.config.layers import own_layers
 
 _FORMS = (
     "{low: 0.0001, high: 0.01, log: True}, {low: 1, high: 4}, {low: 0.0, high: 0.5, step: 0.1} or "
@@ -71,11 +71,7 @@ def read_search_space(
     Raises:
         SettingError: an entry is not valid; the message names the file and the entry.
     """
-    ours = yaml_files.properties_path().parent
-    layers = [
-        (str(file.relative_to(ours)), yaml_files.read_settings(file))
-        for file in own_files(model, dataset)
-    ]
+    layers = own_layers(model, dataset)
     layers += [(str(file), yaml_files.read_settings(file)) for file in config_files]
     layers += [("settings", dict(settings or {}))]
     source, content = next(layer for layer in reversed(layers) if "search_space" in layer[1])

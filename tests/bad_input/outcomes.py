@@ -14,6 +14,7 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.atomic_files import MISSING
 from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.data.options import TextOptions
 from tests.helpers import DATASET_SETTINGS
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -51,7 +52,7 @@ def read(inter: bytes, item: bytes | None = None, model: str = "IDIOMoE") -> Rea
             dataset = load_dataset(config)
             rows = rows_of(dataset)
             train, _, test = dataset.build()
-            return Read(dataset, test, rows, read_catalog(train, config.settings))
+            return Read(dataset, test, rows, read_catalog(train, TextOptions.from_mapping(config)))
         except IdiomoeError as error:
             said = str(error)
             assert len(said.splitlines()) == 1 and len(said) < 1000, said

@@ -11,13 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from recbole_idiomoe.base.errors import IdiomoeError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.data.template import clean
 from recbole_idiomoe.lm.vocabulary import item_tokens
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from tests.bad_input.outcomes import Read, read
 from tests.bad_input.stranger import ITEMS, ROWS
 from tests.bad_input.test_any_file import FIELD, GOOD, ITEM_HEADER
@@ -49,7 +49,7 @@ SETTINGS = {"backbone": "untrained", "backbone_args": TINY_BACKBONE, "max_item_t
 def model_of(texts: list[str], ids: list[str] | None = None, **options: object) -> CatalogLM:
     names = ids or [f"i{n}" for n in range(len(texts))]
     catalog = Catalog(["[PAD]", *names], ["", *texts], ["", *texts])
-    settings = Settings.from_mapping(SETTINGS | options)
+    settings = LanguageModelOptions.from_mapping(SETTINGS | options)
     return CatalogLM.build(catalog, settings, seed=0, device=torch.device("cpu")).eval()
 
 

@@ -17,6 +17,7 @@ from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.protocol.splits import split_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,7 @@ def test_both_kinds_of_models_load_it(model: str, scripts: Any, books: Path) -> 
     train, valid, test = splits.train, splits.valid, splits.test
     assert len(valid._dataset) == len(test._dataset) == USERS
     assert len(train._dataset) == INTERACTIONS - 3 * USERS
-    texts = read_catalog(train._dataset, config.settings).texts[1:]
+    texts = read_catalog(train._dataset, TextOptions.from_mapping(config)).texts[1:]
     assert all(text.startswith("title: ") and ", category: Books, " in text for text in texts)
     with open(books / "books.inter", "a") as file:
         file.write("u\ti\tsoon\n")

@@ -15,9 +15,11 @@ import yaml
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.config import settings
+from recbole_idiomoe.config.options import RunOptions, listed_defaults
 from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.models import registry
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
 def config(model: str = "SASRec", dataset: str = "ml-100k", **values: Any) -> RunConfig:
@@ -79,9 +81,10 @@ def test_a_later_layer_wins(tmp_path: Path) -> None:
     second = write(tmp_path / "2.yml", seed=8, stopping_step=8)
     built = RunConfig("SASRec", "ml-100k", [first, str(second)], {"stopping_step": 9})
     assert (built["epochs"], built["seed"], built["stopping_step"]) == (7, 8, 9)
-    assert built.settings.dropout == 0.5
-    assert built.settings.item_text_fields == {"title": "movie_title", "category": "class"}
-    assert config("SASRec", "mine").settings.item_text_fields is None
+    assert LanguageModelOptions.from_mapping(built).dropout == 0.5
+    text = TextOptions.from_mapping(built)
+    assert text.item_text_fields == {"title": "movie_title", "category": "class"}
+    assert TextOptions.from_mapping(config("SASRec", "mine")).item_text_fields is None
 
 
 def test_ours_lie_above_recboles_and_below_the_users(
@@ -97,7 +100,7 @@ def test_ours_lie_above_recboles_and_below_the_users(
     values = {"train_neg_sample_args": None, "valid_metric": "MRR@10"}
     built = config("SASRec", "mine", **values)
     assert [built[key] for key in ("seed", "epochs", "n_layers", "n_heads")] == [1, 2, 3, 4]
-    assert built.settings.mask_seen is False
+    assert RunOptions.from_mapping(built).mask_seen is False
     assert config("SASRec", "mine", n_heads=8, **values)["n_heads"] == 8
 
 
@@ -115,7 +118,7 @@ def test_our_defaults_hide_no_setting_of_a_recbole_model() -> None:
     models = Path(recbole.__file__).parent / "properties" / "model"
     for name in registry.sequential_models():
         theirs = yaml.safe_load((models / f"{name}.yaml").read_text()) or {}
-        assert not theirs.keys() & settings.defaults().keys(), name
+        assert not theirs.keys() & listed_defaults().keys(), name
 
 
 def test_exponents_are_numbers_in_files(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog, read_catalog, read_history
 from recbole_idiomoe.data.dataset import HistoryDataset
+from recbole_idiomoe.data.options import TextOptions
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
 CATALOG = Catalog(["[PAD]", "a", "b"], ["", "A", "B"], ["", "title: A", "title: B"])
@@ -19,12 +20,12 @@ def from_files(tmp_path: Path, items: list[tuple[str, str, str]], **settings: An
     config = RunConfig(
         "IDIOMoE", "shop", settings=DATASET_SETTINGS | settings | {"data_path": str(path)}
     )
-    return read_catalog(HistoryDataset(config).build()[0], config.settings)
+    return read_catalog(HistoryDataset(config).build()[0], TextOptions.from_mapping(config))
 
 
 def test_ml_100k() -> None:
     config = RunConfig("IDIOMoE", "ml-100k", settings=SMALL_ML_100K)
-    catalog = read_catalog(HistoryDataset(config).build()[0], config.settings)
+    catalog = read_catalog(HistoryDataset(config).build()[0], TextOptions.from_mapping(config))
     assert catalog.item_ids[0] == "[PAD]"
     assert catalog.texts[0] == ""
     row = catalog.item_ids.index("1")

@@ -11,6 +11,7 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.data.options import TextOptions
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
 
@@ -85,14 +86,14 @@ def test_the_rows_of_the_items_survive_the_split() -> None:
     assert rows.dtype == np.int64 and (np.diff(rows) > 0).all()
     for split in dataset.build():
         assert np.array_equal(unseen_items(split), rows)
-        assert read_catalog(split, config.settings).untrained == rows.tolist()
+        assert read_catalog(split, TextOptions.from_mapping(config)).untrained == rows.tolist()
 
 
 def test_without_a_cold_start_nothing_is_unseen() -> None:
     config = RunConfig("IDIOMoE", "ml-100k", settings=SMALL_ML_100K)
     dataset = load_dataset(config)
     assert len(unseen_items(dataset)) == 0
-    assert read_catalog(dataset.build()[0], config.settings).untrained == []
+    assert read_catalog(dataset.build()[0], TextOptions.from_mapping(config)).untrained == []
 
 
 def shop(tmp_path: Path, histories: dict[str, list[str]], **settings: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.dataset import HistoryDataset
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.data.query import item_queries
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
@@ -18,7 +19,7 @@ def queries(tmp_path: Path, **options: Any) -> dict[str, list[str]]:
     settings = DATASET_SETTINGS | {"data_path": str(path)} | options
     config = RunConfig("IDIOMoE", "shop", settings=settings)
     dataset = HistoryDataset(config).build()[0]
-    found = item_queries(dataset, config.settings)
+    found = item_queries(dataset, TextOptions.from_mapping(config))
     return dict(zip(dataset.field2id_token["item_id"], found, strict=True))
 
 
@@ -50,7 +51,7 @@ def test_words_that_recbole_splits_are_one_entry() -> None:
     config = RunConfig("IDIOMoE", "ml-100k", settings=SMALL_ML_100K)
     dataset = HistoryDataset(config).build()[0]
     row = list(dataset.field2id_token["item_id"]).index("1")
-    assert item_queries(dataset, config.settings)[row] == [
+    assert item_queries(dataset, TextOptions.from_mapping(config))[row] == [
         "Toy Story",
         "Animation Children's Comedy",
     ]

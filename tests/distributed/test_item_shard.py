@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
@@ -23,6 +22,7 @@ from recbole_idiomoe.lm.row_exchange import RowExchange
 from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.training import sharding, trainer
 from tests.distributed.ranks import interrupted_in_epoch, runs, started
 from tests.distributed.test_training import (
@@ -222,11 +222,23 @@ def test_a_run_goes_on_with_more_or_fewer_processes(
         assert_alike(of_one["soft, averaged"], in_folder(result, tmp_path))
 
 
+def with_table(table: ItemTable, untrained: Sequence[int] = (), **options: Any) -> CatalogLM:
+    """What is asked of a model before its ``table`` is cut; ``untrained``: rows of a cold start."""
+    settings = LanguageModelOptions(**options)
+    model = SimpleNamespace(
+        settings=settings,
+        catalog=SimpleNamespace(untrained=untrained),
+        item_codes=ITEM_CODES[settings.item_tokens],
+        lm=SimpleNamespace(item_table=table),
+    )
+    return cast(CatalogLM, model)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"sharding": "fsdp2"}, "sharding=fsdp2"),
-        ({"cold_start": 0.1}, "cold_start"),
+        ({"untrained": [6]}, "cold_start"),
         ({"item_tokens": "semantic", "use_text": False}, "item_tokens=semantic"),
         ({"softmax": "hybrid"}, "softmax=hybrid"),
         ({"item_text_added": True}, "item_text_added"),
@@ -236,20 +248,14 @@ def test_a_run_goes_on_with_more_or_fewer_processes(
 def test_what_needs_the_whole_table_is_refused(settings: dict[str, Any], named: str) -> None:
     table = ItemTable(7, WIDTH, settings.get("item_embedding_dim"))
     with pytest.raises(SettingError, match=f"shard_items does not go with {named}; leave one"):
-        sharding.cut_items(model_of(Settings(**settings), table))
-
-
-def model_of(settings: Settings, table: ItemTable) -> CatalogLM:
-    """As much of a model as is looked at before its item table is cut."""
-    codes, lm = ITEM_CODES[settings.item_tokens], SimpleNamespace(item_table=table)
-    return cast(CatalogLM, SimpleNamespace(settings=settings, item_codes=codes, lm=lm))
+        sharding.cut_items(with_table(table, **settings))
 
 
 def test_other_kinds_of_tables_are_refused() -> None:
     table = ProjectedItemTable(7, WIDTH, 3, 0.02)
-    settings = Settings(softmax="hybrid", item_embedding_dim=3)  # as such a model sets them
+    model = with_table(table, softmax="hybrid", item_embedding_dim=3)  # as such a model sets them
     with pytest.raises(SettingError, match="a model with item tables of its own"):
-        sharding.cut_items(model_of(settings, table))
+        sharding.cut_items(model)
 
 
 @given_any(item_num=st.integers(1, 40), ranks=st.integers(1, 9))

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from recbole_idiomoe.base.errors import BackboneError, SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import IdiomoeForCausalLM, decoder_layers
 from recbole_idiomoe.lm.configuration import ATTENTIONS
 from recbole_idiomoe.lm.decoder import attention_of
 from recbole_idiomoe.lm.item_attention import PATTERNS, ItemAttention, item_mask
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 from .decoders import FAMILIES, ITEMS, LAYERS, VOCAB, decoder, text_batch
 
@@ -49,7 +49,7 @@ def allowed(kind: str, segments: list[int], is_item: list[int], row: int, column
 
 
 def test_settings_and_configuration_know_the_same_patterns() -> None:
-    [field] = [f for f in fields(Settings) if f.name == "attention"]
+    [field] = [f for f in fields(LanguageModelOptions) if f.name == "attention"]
     assert field.metadata["choices"] == ATTENTIONS == ("causal", *PATTERNS)
 
 

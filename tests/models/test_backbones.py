@@ -7,11 +7,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 CATALOG = Catalog(
     ["[PAD]", "a", "b", "c"], ["", "A", "B", "C"], ["", "title: A", "title: B", "title: C"]
@@ -31,7 +31,7 @@ def gpt2(tmp_path: Path) -> Path:
 
 
 def test_a_folder_brings_its_own_sizes(gpt2: Path) -> None:
-    settings = Settings(backbone=str(gpt2))
+    settings = LanguageModelOptions(backbone=str(gpt2))
     model = CatalogLM.build(CATALOG, settings, seed=0, device="cpu")
     assert model.lm.config.hidden_size == 16
     assert model.builder.max_tokens == 32  # the backbone's context, not the setting's 1024
@@ -42,13 +42,13 @@ def test_a_folder_brings_its_own_sizes(gpt2: Path) -> None:
 
 @pytest.mark.parametrize("backbone", ["bundled", "./gpt2"])
 def test_sizes_meant_for_another_backbone_are_refused(backbone: str) -> None:
-    settings = Settings(backbone=backbone, backbone_args={"hidden_size": 64})
+    settings = LanguageModelOptions(backbone=backbone, backbone_args={"hidden_size": 64})
     with pytest.raises(SettingError, match="brings its own sizes"):
         CatalogLM.build(CATALOG, settings, seed=0, device="cpu")
 
 
 def test_the_default_is_the_bundled_decoder() -> None:
-    settings = Settings(use_text=False, item_init="random")
+    settings = LanguageModelOptions(use_text=False, item_init="random")
     model = CatalogLM.build(CATALOG, settings, seed=0, device="cpu")
     backbone, tokenizer = load_backbone("bundled")
     assert model.lm.config.item_token_offset == len(tokenizer)
@@ -57,10 +57,10 @@ def test_the_default_is_the_bundled_decoder() -> None:
 
 
 def test_the_backbones_own_states_start_the_item_table(gpt2: Path) -> None:
-    settings = Settings(backbone=str(gpt2), text_encoder="backbone")
+    settings = LanguageModelOptions(backbone=str(gpt2), text_encoder="backbone")
     started = CatalogLM.build(CATALOG, settings, seed=0, device="cpu").lm.item_table.weight()
     other = CatalogLM.build(
-        CATALOG, Settings(backbone=str(gpt2), item_init="random"), seed=0, device="cpu"
+        CATALOG, LanguageModelOptions(backbone=str(gpt2), item_init="random"), seed=0, device="cpu"
     ).lm.item_table.weight()
     assert started.shape == other.shape
     assert not started[1:].allclose(other[1:])
@@ -69,7 +69,10 @@ def test_the_backbones_own_states_start_the_item_table(gpt2: Path) -> None:
 def test_items_enter_as_long_as_the_settings_say(gpt2: Path) -> None:
     once, four = (
         CatalogLM.build(
-            CATALOG, Settings(backbone=str(gpt2), item_scale=scale), seed=0, device="cpu"
+            CATALOG,
+            LanguageModelOptions(backbone=str(gpt2), item_scale=scale),
+            seed=0,
+            device="cpu",
         ).lm.config.item_input_factor
         for scale in (1.0, 4.0)
     )
@@ -78,6 +81,6 @@ def test_items_enter_as_long_as_the_settings_say(gpt2: Path) -> None:
 
 @pytest.mark.gpu
 def test_states_computed_on_a_gpu_leave_the_backbone_trainable(gpt2: Path) -> None:
-    settings = Settings(backbone=str(gpt2), text_encoder="backbone")
+    settings = LanguageModelOptions(backbone=str(gpt2), text_encoder="backbone")
     model = CatalogLM.build(CATALOG, settings, seed=0, device=torch.device("cuda"))
     assert all(p.requires_grad and not p.is_inference() for p in model.lm.parameters())

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import WindowLoader
@@ -19,7 +18,8 @@ from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.semantic import SemanticCodes
-from tests.helpers import TINY_BACKBONE
+from recbole_idiomoe.models.language.options import LanguageModelOptions
+from tests.helpers import TINY_BACKBONE, options_of
 
 CPU = torch.device("cpu")
 TITLES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in "ABCD"]
@@ -35,7 +35,9 @@ def make_catalog(titles: list[str] = TITLES) -> Catalog:
 
 
 def build(catalog: Catalog | None = None, **options: Any) -> CatalogLM:
-    settings = Settings.from_mapping({"backbone": "untrained", "backbone_args": LOUD} | options)
+    settings = LanguageModelOptions.from_mapping(
+        {"backbone": "untrained", "backbone_args": LOUD} | options
+    )
     return CatalogLM.build(catalog or make_catalog(), settings, seed=0, device=CPU).eval()
 
 
@@ -165,7 +167,7 @@ def test_the_text_loss_is_added_with_its_weight() -> None:
 
 def test_text_vectors_are_the_backbones_whatever_weights_the_model_starts_from() -> None:
     options = {"backbone": "bundled", "text_encoder": "backbone", "use_text": False}
-    settings = Settings.from_mapping(options | {"item_tokens": "semantic"})
+    settings = LanguageModelOptions.from_mapping(options | {"item_tokens": "semantic"})
     means = []
     for pretrained in (True, False):
         codes = CatalogLM.build(
@@ -179,7 +181,7 @@ def test_text_vectors_are_the_backbones_whatever_weights_the_model_starts_from()
 
 def test_what_pads_may_be_a_token_of_the_texts() -> None:
     # As token 0 is, of a tokenizer that names none for it.
-    settings = build().settings
+    settings = options_of("switch").from_mapping({"backbone": "untrained", "backbone_args": LOUD})
     model = CatalogLM.build(make_catalog(), settings, seed=0, device=CPU, architecture="switch")
     model.train()
     losses = []

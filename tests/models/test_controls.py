@@ -1,9 +1,10 @@
 """The paper's controls among RecBole's models: they train, are kept, and recommend."""
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,14 +13,15 @@ import recbole_idiomoe
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import MissingLibraryError, SettingError
 from recbole_idiomoe.config.run_config import RunConfig
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.lm import load_backbone
+from recbole_idiomoe.models import registry
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import IDIOMoEOptions
 from recbole_idiomoe.models.language.recommender import IDIOMoE
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
-from tests.helpers import TINY_IDIOMOE
+from tests.helpers import TINY_IDIOMOE, options_of
 from tests.models.test_catalog_lm import CPU, HISTORIES, LOUD, make_catalog
 from tests.words import few_words
 
@@ -87,14 +89,20 @@ def test_a_control_can_have_settings_of_its_own(
     folder = tmp_path / "properties"
     for name, text in {
         "overall.yaml": "eval_args: {split: {LS: valid_and_test}, order: TO, mode: full}",
-        "model/IDIOMoE.yaml": "learner: adamw\nepochs: 3\ndropout: 0.1",
-        "model/MoA.yaml": "epochs: 4",
         "quick_start_config/IDIOMoE_ml-100k.yaml": "dropout: 0.2\nexpert_width: 0.5",
         "quick_start_config/MoA_ml-100k.yaml": "expert_width: 0.25",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     monkeypatch.setattr("recbole_idiomoe.base.yaml_files.properties_path", lambda: folder)
+    recipe = {"learner": "adamw", "epochs": 3, "dropout": 0.1}
+    monkeypatch.setattr(IDIOMoEOptions, "recipe", recipe)
+
+    class MoAOptions(IDIOMoEOptions):
+        recipe: ClassVar[Mapping[str, Any]] = {"epochs": 4}
+
+    own = registry.MODELS["MoA"]._replace(options=MoAOptions)
+    monkeypatch.setitem(registry.MODELS, "MoA", own)
     names = ("epochs", "dropout", "expert_width")
     found = {
         model: [RunConfig(model, "ml-100k")[name] for name in names] for model in ("MoA", "MoT")
@@ -119,7 +127,7 @@ def build(architecture: str, pretrained: bool = True, **options: Any) -> Catalog
     settings = {"backbone": "untrained", "backbone_args": LOUD, "item_init": "random"}
     return CatalogLM.build(
         make_catalog(),
-        Settings.from_mapping(settings | options),
+        options_of(architecture).from_mapping(settings | options),
         seed=0,
         device=CPU,
         architecture=architecture,

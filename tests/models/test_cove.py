@@ -10,10 +10,10 @@ import torch
 
 from recbole_idiomoe import api, load
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.models.cove.model import CausalCatalogLM, CoVE
+from recbole_idiomoe.models.cove.options import CoVEOptions
 from tests.models.test_catalog_lm import CPU, LOUD, TITLES, make_catalog, make_loader
 from tests.models.test_host_syncs import train_step
 from tests.training.cycle import TINY, write_cycle
@@ -31,7 +31,7 @@ def build(**options: Any) -> CausalCatalogLM:
     catalog = replace(make_catalog(), texts=["", *(f': "{title}",' for title in TITLES)])
     model = CausalCatalogLM.build(
         catalog,
-        Settings.from_mapping(OPTIONS | options),
+        CoVEOptions.from_mapping(OPTIONS | options),
         seed=0,
         device=CPU,
         architecture="cove",

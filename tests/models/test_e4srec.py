@@ -11,11 +11,11 @@ import torch
 from recbole_idiomoe import api, load
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.config.run_config import RunConfig
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.models.e4srec.first_stage import ID_VECTORS_FILE, id_encoder_config
 from recbole_idiomoe.models.e4srec.model import E4SRec
+from recbole_idiomoe.models.e4srec.options import E4SRecOptions
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.protocol.evaluation import Evaluation
 from tests.models.test_catalog_lm import CPU, LOUD, TITLES, make_catalog
@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = TINY | {
 def build() -> CatalogLM:
     model = CatalogLM.build(
         make_catalog(),
-        Settings.from_mapping(OPTIONS),
+        E4SRecOptions.from_mapping(OPTIONS),
         seed=0,
         device=CPU,
         architecture="e4srec",

@@ -13,11 +13,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
-from tests.helpers import TINY_BACKBONE
+from tests.helpers import TINY_BACKBONE, options_of
 
 CPU = torch.device("cpu")
 NEEDS_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -82,7 +81,7 @@ def build(architecture: str = "two_expert", layers: int = 2, **options: Any) -> 
     ids = [f"i{row}" for row in range(1, len(titles) + 1)]
     catalog = Catalog(["[PAD]", *ids], ["", *titles], ["", *titles])
     backbone_args = TINY_BACKBONE | {"num_hidden_layers": layers}
-    settings = Settings.from_mapping(
+    settings = options_of(architecture).from_mapping(
         {"backbone": "untrained", "backbone_args": backbone_args, "dropout": 0.1} | options
     )
     model = CatalogLM.build(catalog, settings, seed=0, device=CPU, architecture=architecture)

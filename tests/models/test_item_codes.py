@@ -11,7 +11,6 @@ import torch
 import recbole_idiomoe
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.semantic_ids import FILE_NAME, SemanticIds
 from recbole_idiomoe.data.text_encoder import item_vectors
@@ -23,6 +22,7 @@ from recbole_idiomoe.models.language.item_codes.base import ItemCodes
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
 from recbole_idiomoe.models.language.item_codes.semantic import SemanticCodes
 from recbole_idiomoe.models.language.item_codes.title import TitleCodes
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from tests.models.test_catalog_lm import (
     CPU,
     HISTORIES,
@@ -57,7 +57,7 @@ def spelt(codes: ItemCodes) -> list[tuple[int, ...]]:
 def test_every_choice_of_item_tokens_has_a_class() -> None:
     assert set(KINDS) == set(ITEM_CODES)
     with pytest.raises(SettingError) as error:
-        Settings.from_mapping({"item_tokens": "words"})
+        LanguageModelOptions.from_mapping({"item_tokens": "words"})
     assert ", ".join(map(repr, ITEM_CODES)) in str(error.value)
 
 
@@ -262,7 +262,7 @@ def test_a_resumed_run_keeps_the_codes_that_it_was_trained_with(
 )
 def test_what_does_not_go_together_is_one_line(options: dict[str, Any], mend: str) -> None:
     with pytest.raises(SettingError, match=mend) as error:
-        Settings.from_mapping(options)
+        LanguageModelOptions.from_mapping(options)
     assert "\n" not in str(error.value)
 
 

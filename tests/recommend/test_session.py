@@ -8,12 +8,12 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.architectures import ARCHITECTURES
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.recommend.recommender import Recommender
+from tests.helpers import options_of
 from tests.models.test_catalog_lm import CPU, LOUD
 
 ITEMS = 40
@@ -27,7 +27,7 @@ def build(architecture: str = "two_expert", max_history: int = 50, **options: An
     texts = [f"title: {title}" for title in TITLES]
     catalog = Catalog(["[PAD]", *IDS], ["", *TITLES], ["", *texts])
     given = {"backbone": "untrained", "backbone_args": LOUD, "expert_width": 1.0} | options
-    settings = Settings.from_mapping(given)
+    settings = options_of(architecture).from_mapping(given)
     model = CatalogLM.build(catalog, settings, seed=0, device=CPU, architecture=architecture).eval()
     return wrap(model, max_history)
 

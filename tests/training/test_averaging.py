@@ -15,11 +15,11 @@ from torch import nn
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import CheckpointError, SettingError
 from recbole_idiomoe.config.run_config import RunConfig
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import halve_frozen
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.training.averaging import WeightAverage
 from recbole_idiomoe.training.state import STATE_FILE
@@ -207,4 +207,4 @@ def test_a_run_goes_on_as_it_began(before: float, data_path: str) -> None:
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_no_other_decay_is_taken(decay: float) -> None:
     with pytest.raises(SettingError, match=r"ema_decay=.* between 0.0 and 0.99999"):
-        Settings.from_mapping({"ema_decay": decay})
+        LanguageModelOptions.from_mapping({"ema_decay": decay})

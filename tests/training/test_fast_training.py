@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_idiomoe import api
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.decoder import backbone_ffns
 from recbole_idiomoe.lm.training import halve_frozen
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.recommend import load
 from recbole_idiomoe.training import trainer
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
@@ -100,7 +100,7 @@ def test_large_backbones_are_compiled_on_a_gpu(
     monkeypatch.setattr(trainer, "compile_blocks", seen.append)
     backbone = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
     stub: Any = SimpleNamespace(
-        settings=Settings(compile=given),
+        settings=LanguageModelOptions(compile=given),
         device=torch.device(device),
         catalog_lm=SimpleNamespace(lm=SimpleNamespace(backbone=backbone), uses_bf16=False),
     )

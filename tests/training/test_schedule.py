@@ -1,6 +1,6 @@
 import pytest
 
-from recbole_idiomoe.config.settings import Settings
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.training.schedule import Curriculum, text_share
 
 
@@ -32,7 +32,7 @@ def test_warmup_for_all_epochs_never_reads_text() -> None:
 
 
 def test_nothing_is_ranked_or_stopped_before_it_trains_as_in_use() -> None:
-    settings = Settings(item_warmup=0.2, text_ramp=0.6, query_share=0.3)
+    settings = LanguageModelOptions(item_warmup=0.2, text_ramp=0.6, query_share=0.3)
     curriculum = Curriculum(settings, epochs=10, eval_step=1)
     epochs = range(10)
     assert [curriculum.is_evaluated(epoch) for epoch in epochs] == [False] * 2 + [True] * 8
@@ -44,7 +44,7 @@ def test_nothing_is_ranked_or_stopped_before_it_trains_as_in_use() -> None:
 def test_without_text_there_is_no_warm_up_and_the_last_epoch_is_evaluated(
     eval_step: int, evaluated: list[int]
 ) -> None:
-    curriculum = Curriculum(Settings(use_text=False, query_share=0.3), 5, eval_step)
+    curriculum = Curriculum(LanguageModelOptions(use_text=False, query_share=0.3), 5, eval_step)
     assert [epoch for epoch in range(5) if curriculum.is_evaluated(epoch)] == evaluated
     assert all(curriculum.may_stop_after(epoch) for epoch in range(5))
     assert {curriculum.query_share(epoch) for epoch in range(5)} == {0.3}

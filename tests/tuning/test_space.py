@@ -57,6 +57,7 @@ def test_the_last_layer_says_the_whole_space(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("search_space: {n_layers: {low: 1, high: 4}}\n")
     assert read_search_space("SASRec", "ml-100k").source == "properties/model/SASRec.yaml"
+    assert read_search_space("HSTU", "ml-100k").source == "HSTUOptions"
     assert read_search_space("NARM", "ml-100k").source == "properties/overall.yaml"
     assert read_search_space("SASRec", "ml-100k", [file]).entries == {
         "n_layers": {"low": 1, "high": 4}

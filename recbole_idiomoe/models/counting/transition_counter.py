@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 from scipy.sparse import csr_array, diags_array
 
 from recbole_idiomoe.data.transitions import count_transitions, popularity_damping
+from recbole_idiomoe.models.counting.options import TransitionCounterOptions
 from recbole_idiomoe.models.counting.untrained import UntrainedRecommender
 
 
@@ -33,9 +34,10 @@ class TransitionCounter(UntrainedRecommender):
 
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.decays = config["step_decay"] ** np.arange(config["transition_steps"])
-        counts = count_transitions(dataset, self.decays, config["reverse_weight"])
-        damping = diags_array(popularity_damping(dataset, config["popularity_damping"]))
+        options = TransitionCounterOptions.from_mapping(config)
+        self.decays = options.step_decay ** np.arange(options.transition_steps)
+        counts = count_transitions(dataset, self.decays, options.reverse_weight)
+        damping = diags_array(popularity_damping(dataset, options.popularity_damping))
         counts = csr_array(damping @ counts @ damping)
         # Compressed rows: what follows item i is at starts[i] to starts[i + 1].
         self.register_buffer("starts", torch.from_numpy(counts.indptr).long())

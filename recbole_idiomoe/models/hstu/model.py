@@ -25,6 +25,7 @@ from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
 
+from recbole_idiomoe.models.hstu.options import HSTUOptions
 from recbole_idiomoe.models.next_item import NextItemRecommender, sampled_softmax
 
 _BUCKETS = 128
@@ -45,22 +46,23 @@ class HSTU(NextItemRecommender):
 
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
-        width = config["hidden_size"]
-        self.negatives, self.temperature = config["negatives"], config["temperature"]
+        options = HSTUOptions.from_mapping(config)
+        width = options.hidden_size
+        self.negatives, self.temperature = options.negatives, options.temperature
         self.times_field = config["TIME_FIELD"] + config["LIST_SUFFIX"]
-        self.use_time = config["use_time"]
+        self.use_time = options.use_time
         self.items = nn.Embedding(self.n_items, width, padding_idx=0)
         self.positions = nn.Embedding(self.max_seq_length, width)
-        self.dropout = nn.Dropout(config["dropout_prob"])
+        self.dropout = nn.Dropout(options.dropout_prob)
         self.layers = nn.ModuleList(
             Unit(
                 width,
-                config["n_heads"],
-                config["dropout_prob"],
+                options.n_heads,
+                options.dropout_prob,
                 longest=self.max_seq_length,
                 with_time=self.use_time,
             )
-            for _ in range(config["n_layers"])
+            for _ in range(options.n_layers)
         )
         nn.init.trunc_normal_(self.items.weight, std=_START)
         nn.init.zeros_(self.items.weight[0])

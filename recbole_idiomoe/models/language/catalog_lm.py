@@ -15,7 +15,6 @@ from transformers.utils import CONFIG_NAME
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.base.files import atomic_folder_update
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import token_groups
@@ -37,6 +36,7 @@ from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
+from recbole_idiomoe.models.language.options import BackboneOptions, LanguageModelOptions
 from recbole_idiomoe.models.language.soft_targets import Followers, SoftTargets, make_soft_targets
 from recbole_idiomoe.models.language.text_vectors import starting_vectors
 
@@ -70,7 +70,7 @@ class CatalogLM(nn.Module):
         tokenizer: Any,
         catalog: Catalog,
         item_codes: ItemCodes,
-        settings: Settings,
+        settings: LanguageModelOptions,
     ) -> None:
         super().__init__()
         lm.backbone.set_attn_implementation(settings.attn_implementation)
@@ -108,7 +108,7 @@ class CatalogLM(nn.Module):
     def build(
         cls,
         catalog: Catalog,
-        settings: Settings,
+        settings: LanguageModelOptions,
         *,
         seed: int,
         device: torch.device,
@@ -262,7 +262,9 @@ class CatalogLM(nn.Module):
         self._described.add(folder)
 
     @classmethod
-    def load(cls, folder: Path, settings: Settings, device: torch.device | str) -> CatalogLM:
+    def load(
+        cls, folder: Path, settings: LanguageModelOptions, device: torch.device | str
+    ) -> CatalogLM:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -372,12 +374,12 @@ class CatalogLM(nn.Module):
         )
 
 
-def computes_in_bf16(settings: Settings, device: torch.device) -> bool:
+def computes_in_bf16(settings: LanguageModelOptions, device: torch.device) -> bool:
     """Whether a decoder with ``settings`` computes in bfloat16 on ``device``."""
     return settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
 
 
-def untouched_backbone(settings: Settings, seed: int) -> tuple[Any, Any]:
+def untouched_backbone(settings: BackboneOptions, seed: int) -> tuple[Any, Any]:
     """The decoder that the setting ``backbone`` names, before any training here, and its tokenizer.
 
     Args:

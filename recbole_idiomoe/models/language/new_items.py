@@ -19,7 +19,6 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import cross_val_predict
 
 from recbole_idiomoe.base.errors import DataError, SettingError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog, text_fields
 from recbole_idiomoe.data.template import Template, clean
 from recbole_idiomoe.data.text_encoder import changed_encoder, item_vectors
@@ -28,6 +27,7 @@ from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.lm.vocabulary import append_item_tokens, item_tokens
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,9 @@ def _report_unread(
     logger.warning("%d items without a word that was trained on: %s", len(unread), named)
 
 
-def _extended(catalog: Catalog, items: Sequence[Mapping[str, str]], settings: Settings) -> Catalog:
+def _extended(
+    catalog: Catalog, items: Sequence[Mapping[str, str]], settings: LanguageModelOptions
+) -> Catalog:
     """``catalog`` with ``items`` after its own; it raises what :func:`add_items` documents."""
     roles = list(text_fields(settings))
     template = Template(settings.item_template, roles)

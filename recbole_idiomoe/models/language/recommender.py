@@ -11,11 +11,11 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.lm import TWO_EXPERT
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.language.soft_targets import training_followers
 
 
@@ -40,7 +40,7 @@ class LanguageModelRecommender(SequentialRecommender):
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
-        settings = Settings.from_mapping(config.final_config_dict)
+        settings: LanguageModelOptions = config.settings
         self.catalog_lm = self.catalog_lm_class.build(
             read_catalog(dataset, settings),
             settings,

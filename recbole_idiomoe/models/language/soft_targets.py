@@ -19,9 +19,9 @@ import torch
 from scipy.sparse import csr_array, diags_array
 from torch import Tensor, nn
 
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.transitions import count_transitions, popularity_damping
 from recbole_idiomoe.lm.embedding import text_directions
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 TEXT_NEIGHBOURS = 20
 TEMPERATURE = 0.05  # that cosines are divided by before their softmax
@@ -108,7 +108,7 @@ class SoftTargets(nn.Module):
 
 
 def make_soft_targets(
-    settings: Settings,
+    settings: LanguageModelOptions,
     item_num: int,
     vectors: np.ndarray | None,
     followers: Followers | None,

@@ -8,14 +8,18 @@ import numpy as np
 import torch
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.text_encoder import item_vectors
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
 def starting_vectors(
-    catalog: Catalog, settings: Settings, backbone: tuple[Any, Any], device: torch.device, seed: int
+    catalog: Catalog,
+    settings: LanguageModelOptions,
+    backbone: tuple[Any, Any],
+    device: torch.device,
+    seed: int,
 ) -> np.ndarray | None:
     """The vectors of the items' texts, ``(item_num, k)``, or None if the model uses none.
 

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_idiomoe.models.next_item import NextItemRecommender, sampled_softmax
+from recbole_idiomoe.models.sasrec.options import SASRecCEOptions, SASRecSSOptions
 
 
 class SASRecCE(NextItemRecommender):
@@ -36,12 +37,13 @@ class SASRecCE(NextItemRecommender):
 
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
-        width, dropout = config["hidden_size"], config["dropout_prob"]
+        options = SASRecCEOptions.from_mapping(config)
+        width, dropout = options.hidden_size, options.dropout_prob
         self.items = nn.Embedding(self.n_items, width, padding_idx=0)
         self.positions = nn.Embedding(self.max_seq_length, width)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            _Layer(width, config["n_heads"], dropout) for _ in range(config["n_layers"])
+            _Layer(width, options.n_heads, dropout) for _ in range(options.n_layers)
         )
         self.norm = nn.LayerNorm(width)
         for parameter in self.parameters():
@@ -75,7 +77,7 @@ class SASRecSS(SASRecCE):
 
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.negatives = config["negatives"]
+        self.negatives = SASRecSSOptions.from_mapping(config).negatives
 
     def item_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return sampled_softmax(states, targets, self.item_vectors(), self.negatives)

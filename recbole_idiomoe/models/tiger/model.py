@@ -42,6 +42,7 @@ from recbole_idiomoe.lm.prefix_tree import PrefixTree
 from recbole_idiomoe.models.language.catalog_lm import untouched_backbone
 from recbole_idiomoe.models.language.item_codes.semantic import semantic_ids_of
 from recbole_idiomoe.models.tiger.codes import PADDING, CodeTable
+from recbole_idiomoe.models.tiger.options import TIGEROptions
 from recbole_idiomoe.models.tiger.t5_fusing import fuse
 from recbole_idiomoe.models.tiger.t5_packing import encode
 from recbole_idiomoe.models.tiger.t5_ranking import code_tree, rank_leaves
@@ -69,7 +70,8 @@ class TIGER(SequentialRecommender):
 
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.history_items, self.user_tokens = config["history_items"], config["user_tokens"]
+        options = TIGEROptions.from_mapping(config)
+        self.history_items, self.user_tokens = options.history_items, options.user_tokens
         self.half_precision = bool(config["enable_amp"])
         codes = self.item_codes(config, dataset)
         # Saved with the weights, which are of use for these codes alone.
@@ -79,18 +81,18 @@ class TIGER(SequentialRecommender):
         self.t5 = T5ForConditionalGeneration(
             T5Config(
                 vocab_size=codes.token_num + self.user_tokens,
-                d_model=config["hidden_size"],
-                d_kv=config["head_size"],
-                d_ff=config["inner_size"],
-                num_layers=config["n_layers"],
-                num_heads=config["n_heads"],
-                dropout_rate=config["dropout_prob"],
+                d_model=options.hidden_size,
+                d_kv=options.head_size,
+                d_ff=options.inner_size,
+                num_layers=options.n_layers,
+                num_heads=options.n_heads,
+                dropout_rate=options.dropout_prob,
                 pad_token_id=PADDING,
                 use_cache=False,
             )
         )
         self.t5.config.decoder_start_token_id = PADDING
-        self.t5.set_attn_implementation(config.settings.attn_implementation)
+        self.t5.set_attn_implementation(options.attn_implementation)
         fuse(self.t5)
         self._tree: PrefixTree | None = None
 
@@ -100,20 +102,20 @@ class TIGER(SequentialRecommender):
         Called once, when the model is built.
 
         Args:
-            config: the run's; our own settings are in ``config.settings``.
+            config: of the run.
             dataset: the training split.
 
         Raises:
             DataError: no item has text.
         """
-        settings, seed = config.settings, config["seed"]
-        catalog = read_catalog(dataset, settings)
-        needs_backbone = settings.text_encoder == "backbone"
+        options, seed = TIGEROptions.from_mapping(config), config["seed"]
+        catalog = read_catalog(dataset, options)
+        needs_backbone = options.text_encoder == "backbone"
         vectors = item_vectors(
             catalog,
-            settings.text_encoder,
+            options.text_encoder,
             dim=_TEXT_WIDTH,
-            backbone=untouched_backbone(settings, seed) if needs_backbone else None,
+            backbone=untouched_backbone(options, seed) if needs_backbone else None,
             seed=seed,
         )
         if not vectors.any():
@@ -121,7 +123,7 @@ class TIGER(SequentialRecommender):
                 "TIGER: no item has text; name its columns in item_text_fields, or give a file of "
                 "vectors as text_encoder."
             )
-        ids = semantic_ids_of(catalog, settings, vectors, seed)
+        ids = semantic_ids_of(catalog, options, vectors, seed)
         return CodeTable(ids.tokens, ids.table_size)
 
     def encoder_input(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:

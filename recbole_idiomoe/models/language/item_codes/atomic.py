@@ -7,7 +7,6 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.ragged import RaggedArray
@@ -15,6 +14,7 @@ from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.vocabulary import item_tokens
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
 class AtomicCodes(ItemCodes):
@@ -44,7 +44,7 @@ class AtomicCodes(ItemCodes):
     def untrained_rows(self, catalog: Catalog) -> list[int]:
         return catalog.untrained
 
-    def ranks_untrained(self, settings: Settings) -> bool:
+    def ranks_untrained(self, settings: LanguageModelOptions) -> bool:
         """Only if an item's row comes from its text: it has no other source without training."""
         return settings.item_init == "text" or settings.item_text_added
 

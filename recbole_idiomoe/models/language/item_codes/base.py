@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import sdpa_kernel
 
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
 from recbole_idiomoe.models.language.forward import ATTENTION_KERNELS
+from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
 class CodeContext(NamedTuple):
@@ -29,7 +29,7 @@ class CodeContext(NamedTuple):
     """The backbone's tokenizer."""
     item_token_offset: int
     """Token id of the first item token; all text tokens are below it."""
-    settings: Settings
+    settings: LanguageModelOptions
 
 
 class ItemCodes(ABC):
@@ -111,7 +111,7 @@ class ItemCodes(ABC):
         """Rows of the item table that training never sees: tokens of untrained items alone."""
         return []
 
-    def ranks_untrained(self, settings: Settings) -> bool:
+    def ranks_untrained(self, settings: LanguageModelOptions) -> bool:
         """Whether a model can rank an item with text that it was not trained on."""
         return True
 

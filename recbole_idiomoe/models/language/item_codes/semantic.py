@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 
 from recbole_idiomoe.base.errors import CheckpointError
-from recbole_idiomoe.config.settings import Settings
 from recbole_idiomoe.data.catalog import Catalog
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.data.semantic_ids import SemanticIds, fit_semantic_ids
 from recbole_idiomoe.data.text_encoder import changed_encoder
 from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
@@ -77,7 +77,7 @@ class SemanticCodes(ItemCodes):
 
 
 def semantic_ids_of(
-    catalog: Catalog, settings: Settings, vectors: np.ndarray, seed: int
+    catalog: Catalog, settings: TextOptions, vectors: np.ndarray, seed: int
 ) -> SemanticIds:
     """Semantic IDs of all items; only trained items decide what a code means.
 

@@ -1,0 +1,309 @@
+"""Options of the language models: the backbone, the experts, the item table, the training.
+
+The sections are those of the IDIOMoE paper. The options of a single control or baseline are
+beside it, in its own folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from recbole_idiomoe.base.backbones import BUNDLED, UNTRAINED
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.base.options import Options, option
+from recbole_idiomoe.data.options import TextOptions
+
+
+@dataclass(frozen=True)
+class BackboneOptions(Options):
+    """Which pretrained decoder is read, and how it computes attention."""
+
+    group: ClassVar[str] = "model"
+
+    backbone: str = option(
+        BUNDLED,
+        f"decoder to start from: {BUNDLED!r} (idiom-mini, small and pretrained), {UNTRAINED!r} "
+        "(the same with random weights), a hub name such as Qwen/Qwen2.5-0.5B, or a folder",
+    )
+    backbone_args: dict[str, Any] | None = option(
+        None,
+        f"sizes in which the {UNTRAINED} decoder differs from the bundled one, as in "
+        "transformers.Qwen2Config (hidden_size, num_hidden_layers ...); other backbones bring "
+        "their own",
+        none=True,
+    )
+    trust_remote_code: bool = option(False, "run model code that comes with a hub backbone")
+    attn_implementation: str = option(
+        "sdpa",
+        "attention by PyTorch's fused kernels, or eager: plain products, for odd machines",
+        choices=("sdpa", "eager"),
+    )
+
+
+@dataclass(frozen=True)
+class DecoderOptions(Options):
+    """How the decoder is extended by items: experts, attention, item table, item loss."""
+
+    group: ClassVar[str] = "model"
+
+    expert_width: float = option(
+        1.0,
+        "width of the item expert relative to the text expert (paper: 1, 1/2, 1/4, 1/8)",
+        low=0.01,
+        high=1.0,
+        section="section 4.2.2",
+    )
+    expert_init: str = option(
+        "copy",
+        "start of the item expert: copy of the text expert (its strongest neurons when "
+        "narrower) or random",
+        choices=("copy", "random"),
+    )
+    expert_layers: str | list[int] = option(
+        "all",
+        "layers with an item expert: all, none, first:k, middle:k, last:k, every:n or a list "
+        "of indices",
+        section="section 4.2.3",
+    )
+    item_embedding_dim: int | None = option(
+        None,
+        "width of the factorised item table E = W_l W_u; null: one table of full width",
+        low=1,
+        none=True,
+        section="section B.5, item 7",
+    )
+    attention: str = option(
+        "causal",
+        "causal: as in the backbone; intra_inter: layers attend within items and between items "
+        "in turn (IAM); own_text: text attends to its own item alone, item tokens to each other",
+        choices=("causal", "intra_inter", "own_text"),
+    )
+    item_scale: float = option(
+        8.0,
+        "how long an item's vector is on entering the decoder, in lengths of a text token's",
+        low=0.001,
+    )
+    item_init: str = option(
+        "text",
+        "start of the item table: vectors of the items' text, or random",
+        choices=("text", "random"),
+    )
+    item_text_added: bool = option(
+        False,
+        "add a projection of an item's text vector to its embedding, for good (Text-Attr LLM)",
+        section="section B.1",
+    )
+    softmax: str = option(
+        "item",
+        "candidates of the item loss: the catalogue, or catalogue and vocabulary together",
+        choices=("item", "hybrid"),
+        section="section 3.2.1",
+    )
+    dropout: float = option(
+        0.0,
+        "dropout on embeddings, expert outputs and final states while training",
+        low=0.0,
+        high=0.99,
+    )
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Options):
+    """How a language model is trained."""
+
+    group: ClassVar[str] = "training"
+
+    freeze: str = option(
+        "none",
+        "pretrained weights that stay as they are",
+        choices=("none", "backbone", "text_expert", "attention"),
+        section="section B.5, item 6",
+    )
+    text_loss_weight: float = option(
+        0.0,
+        "weight of the next-token loss on the sequences' text, the items' and the instruction",
+        low=0.0,
+    )
+    text_smoothing: float = option(
+        0.0,
+        "share of each target's probability that goes to the 20 items that read most like it, by "
+        "text_encoder; what is learnt of an item is then learnt of those too",
+        low=0.0,
+        high=0.99,
+    )
+    transition_smoothing: float = option(
+        0.0,
+        "share of each target's probability that goes to the items that training histories have "
+        "around the item before it, by how often they do, popular ones held back",
+        low=0.0,
+        high=0.99,
+    )
+    item_warmup: float = option(
+        0.2,
+        "share of the epochs trained on item tokens alone (paper: 0.2)",
+        low=0.0,
+        high=1.0,
+        section="section B.5, item 8",
+    )
+    text_ramp: float = option(
+        1.0,
+        "share of the epochs by whose end every sequence carries text; it rises linearly from "
+        "item_warmup; until then nothing stops early (stopping_step)",
+        low=0.0,
+        high=1.0,
+        section="section B.5, item 8",
+    )
+    backbone_learning_rate: float | None = option(
+        None,
+        "learning rate of the pretrained weights; null: learning_rate",
+        low=0.0,
+        none=True,
+    )
+    adam_betas: list[float] = option(
+        [0.9, 0.999], "AdamW betas (paper: 0.9, 0.9999)", section="section B.4"
+    )
+    ema_decay: float = option(
+        0.0,
+        "after every optimizer step a running mean of the trained weights moves by 1 - ema_decay "
+        "towards them; the mean is what is validated, saved and tested (0: the weights "
+        "themselves)",
+        low=0.0,
+        high=0.99999,
+    )
+    keep_last: int = option(
+        0,
+        "beside a language model's best epoch, keep the models of its last keep_last epochs, each "
+        "in a folder epoch-N of the run's",
+        low=0,
+    )
+    warmup_steps: int = option(
+        100,
+        "optimizer steps of linear learning-rate warm-up (paper: 3000)",
+        low=0,
+        section="section B.4",
+    )
+    max_batch_tokens: int = option(
+        32768,
+        "most tokens, padding included, in one forward pass; a batch with more accumulates its "
+        "gradient over several, with the same result; lowered where training runs out of memory",
+        low=8,
+    )
+    compile: bool | None = option(
+        None,
+        "on a GPU, compile the decoder's blocks for training and its evaluations, which then run "
+        "both experts in fused kernels: half a minute once, then faster, with the same result but "
+        "for rounding; null: with a backbone of width 512 or more",
+        none=True,
+    )
+    sharding: str = option(
+        "ddp",
+        "in several processes (torchrun, accelerate launch): ddp, each has the whole model; fsdp2, "
+        "each has a part of its weights, gradients and optimizer state, for backbones that do not "
+        "fit; the result is the same but for rounding",
+        choices=("ddp", "fsdp2"),
+    )
+    shard_items: bool = option(
+        False,
+        "in several processes, with ddp: each has a part of the item table's rows, their gradient "
+        "and their optimizer state, and scores those, for catalogues of millions; the result is "
+        "the same but for rounding",
+    )
+    activation_checkpointing: bool = option(
+        False, "compute every block again in the backward pass: less memory, a third more time"
+    )
+    precision: str = option(
+        "auto",
+        "auto: bf16 on a GPU, fp32 on a CPU",
+        choices=("auto", "fp32", "bf16"),
+        section="section B.4",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_ramp < self.item_warmup:
+            raise SettingError(
+                f"text_ramp={self.text_ramp} ends before item_warmup={self.item_warmup}; "
+                "give text_ramp a value of at least item_warmup."
+            )
+        numbers = [b for b in self.adam_betas if isinstance(b, int | float) and 0 <= b < 1]
+        if len(numbers) != 2 or len(self.adam_betas) != 2:
+            raise SettingError(
+                f"adam_betas={self.adam_betas}: two numbers in [0, 1) are wanted, as [0.9, 0.999]."
+            )
+
+
+@dataclass(frozen=True)
+class LanguageModelOptions(TrainingOptions, DecoderOptions, BackboneOptions, TextOptions):
+    """What every language model with a catalogue can be told."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.item_tokens != "atomic":
+            self._check_codes()
+
+    def _check_codes(self) -> None:
+        """Refuse what does not go with items of several tokens."""
+        if self.attention != "causal":
+            raise SettingError(
+                f"item_tokens={self.item_tokens!r} does not go with attention={self.attention!r}; "
+                "leave one of them out, or take a model without."
+            )
+        for name in ("text_smoothing", "transition_smoothing"):
+            if share := getattr(self, name):
+                raise SettingError(
+                    f"item_tokens={self.item_tokens!r} does not go with {name}={share}, which is "
+                    "of items that are one token each; set it to 0."
+                )
+        if self.item_text_added:
+            raise SettingError(
+                f"item_tokens={self.item_tokens!r} does not go with item_text_added=True; leave "
+                "one of them out, or take another model than TextAttrLLM."
+            )
+        if self.item_tokens == "title" and self.use_text:
+            raise SettingError(
+                "item_tokens='title' has the titles in the sequence already; set use_text to False."
+            )
+        if self.item_tokens == "semantic" and self.use_text and self.segment_order == "text ID":
+            raise SettingError(
+                "item_tokens='semantic': with segment_order='text ID' the next item's text would "
+                "stand before the rest of its code; set segment_order to 'ID text', or use_text to "
+                "False."
+            )
+
+
+@dataclass(frozen=True)
+class AdapterOptions(LanguageModelOptions):
+    """Low-rank adapters of a frozen decoder, as E4SRec and CoVE train them."""
+
+    lora_rank: int = option(16, "rank of the adapters", low=1)
+    lora_alpha: int = option(16, "the adapters count lora_alpha / lora_rank times", low=1)
+
+
+@dataclass(frozen=True)
+class IDIOMoEOptions(LanguageModelOptions):
+    """IDIOMoE's recipe, from which its controls start too."""
+
+    recipe: ClassVar[Mapping[str, Any]] = {
+        "learner": "adamw",
+        "learning_rate": 0.001,
+        "weight_decay": 0.01,  # section B.4
+        "clip_grad_norm": {"max_norm": 1.0},
+        "dropout": 0.2,  # chosen with an untrained backbone, which overfits quickly
+        "epochs": 20,
+        "train_batch_size": 128,  # histories in an optimizer step (section B.4)
+        "eval_batch_size": 1024,  # histories whose scores are held at once, at most
+        "stopping_step": 5,
+    }
+    # For the controls too: one space, so that none has more to choose from.
+    search_space: ClassVar[Mapping[str, Any] | None] = {
+        "learning_rate": {"low": 0.0001, "high": 0.003, "log": True},
+        "weight_decay": {"low": 0.001, "high": 0.3, "log": True},
+        "dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
+        "item_scale": {"low": 1.0, "high": 32.0, "log": True},
+        "text_smoothing": {"low": 0.0, "high": 0.3, "step": 0.05},
+        "transition_smoothing": {"low": 0.0, "high": 0.5, "step": 0.05},
+        "ema_decay": {"choices": [0.0, 0.995, 0.998, 0.999]},
+        "epochs": {"low": 4, "high": 24},  # the learning rate falls to 0 by the last
+    }

@@ -1,0 +1,145 @@
+"""Models of a user's own: a class becomes a name that runs, tuning, tables and ``load`` know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.base.options import Options
+from recbole_idiomoe.models import registry
+from recbole_idiomoe.models.registry import Entry
+
+Model = TypeVar("Model", bound=type[Any])
+
+_LANGUAGE = "recbole_idiomoe.models.language"
+_ABSTRACT = {
+    f"{_LANGUAGE}.recommender:LanguageModelRecommender": registry.MODELS["IDIOMoE"]._replace(
+        options=f"{_LANGUAGE}.options:LanguageModelOptions"
+    ),
+    "recbole_idiomoe.models.counting.untrained:UntrainedRecommender": registry.MODELS[
+        "Popularity"
+    ]._replace(options=Options),
+    "recbole_idiomoe.models.next_item:NextItemRecommender": Entry("", Options),
+    "recbole.model.abstract_recommender:SequentialRecommender": Entry(
+        "", Options, dataset="recbole.data.dataset:SequentialDataset"
+    ),
+}
+"""How models are run that derive from no model with a name of its own."""
+
+_registered: set[str] = set()
+
+
+def register_model(
+    model_class: Model,
+    *,
+    options: type[Options] | None = None,
+    trainer: type[Any] | None = None,
+    dataset: type[Any] | None = None,
+) -> Model:
+    """Make the name of ``model_class`` a model's, in this process, as ``--model`` takes it.
+
+    What is left out is as for the model that the class derives from. A leaderboard knows a model
+    by its name and its options: give a class whose code has changed another name there.
+
+    Args:
+        model_class: one of RecBole's ``SequentialRecommender``s, or derived from a model that can
+            be run.
+        options: a frozen dataclass that derives from :class:`~recbole_idiomoe.base.options.Options`
+            and declares the settings that the class reads beside RecBole's own, as
+            ``hidden_size: int = option(64, "width of the states", low=1)``.
+        trainer: a subclass of RecBole's ``Trainer``.
+        dataset: the class of the training data, a subclass of RecBole's ``Dataset``.
+
+    Returns:
+        ``model_class``, so that this can stand as a decorator.
+
+    Raises:
+        SettingError: the class is no sequential recommender, its name is taken, or ``options`` is
+            no frozen dataclass of options.
+    """
+    from recbole.model.abstract_recommender import SequentialRecommender
+
+    name = getattr(model_class, "__name__", repr(model_class))
+    if not isinstance(model_class, type) or not issubclass(model_class, SequentialRecommender):
+        raise SettingError(f"{name} cannot be registered: it is no SequentialRecommender.")
+    if name not in _registered and (
+        name in registry.MODELS or name in registry.sequential_models()
+    ):
+        raise SettingError(f"{name} cannot be registered: a model has this name; give another.")
+    if options is not None and not _are_options(options):
+        raise SettingError(
+            f"{name} cannot be registered: its options must be a class that derives from Options, "
+            "under @dataclass(frozen=True)."
+        )
+    entry = _inherited(model_class)
+    given = {"model": model_class, "options": options, "trainer": trainer, "dataset": dataset}
+    _enter(name, entry._replace(**{part: kind for part, kind in given.items() if kind}))
+    return model_class
+
+
+def places_of(models: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Where another process finds those of ``models`` that were registered, for :func:`restore`.
+
+    Raises:
+        SettingError: one was not defined at the top of a module that can be imported.
+    """
+    return {
+        name: {
+            part: _place(name, kind)
+            for part, kind in registry.MODELS[name]._asdict().items()
+            if kind is not None
+        }
+        for name in models
+        if name in _registered
+    }
+
+
+def restore(places: Mapping[str, Mapping[str, str]]) -> None:
+    """Register what :func:`places_of` gave in another process."""
+    for name, parts in places.items():
+        _enter(name, Entry(**parts))
+
+
+def _enter(name: str, entry: Entry) -> None:
+    from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
+
+    _registered.add(name)
+    registry.MODELS[name] = entry
+    is_language_model = issubclass(registry.get_model(name), LanguageModelRecommender)
+    tables = (registry.BASELINES, registry.LANGUAGE_MODELS)
+    tables[is_language_model][name] = entry
+    tables[not is_language_model].pop(name, None)
+
+
+def _inherited(model_class: type[Any]) -> Entry:
+    """The entry of the nearest model, or kind of model, that ``model_class`` derives from."""
+    for base in model_class.__mro__[1:]:
+        if (name := registry.name_of(base)) in registry.MODELS:
+            return registry.MODELS[name]
+        if name is not None:
+            return Entry("", Options, dataset=registry.get_dataset_class(name))
+        if (place := f"{base.__module__}:{base.__name__}") in _ABSTRACT:
+            return _ABSTRACT[place]
+    raise AssertionError(f"{model_class} is no SequentialRecommender.")
+
+
+def _are_options(options: Any) -> bool:
+    return (
+        isinstance(options, type)
+        and issubclass(options, Options)
+        and dataclasses.is_dataclass(options)
+        and "__dataclass_params__" in vars(options)
+    )
+
+
+def _place(model: str, kind: registry.Place) -> str:
+    if isinstance(kind, str):
+        return kind
+    if kind.__module__ == "__main__" or "." in kind.__qualname__:
+        raise SettingError(
+            f"jobs: {model} is run in processes of their own, which cannot import {kind.__name__}; "
+            "define it at the top of a module's file, or leave jobs out."
+        )
+    return f"{kind.__module__}:{kind.__qualname__}"
