@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recbole_idiomoe.base.version import __version__
+from recbole_idiomoe.base import __version__
 
 if TYPE_CHECKING:
     from recbole_idiomoe.api import register_model, run

@@ -13,11 +13,15 @@ from __future__ import annotations
 import csv
 import functools
 import logging
+import shutil
+import stat
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path, PureWindowsPath
 from pickle import UnpicklingError
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,8 +31,7 @@ import pandas as pd
 import torch
 from colorama.ansitowin32 import StreamWrapper
 
-from recbole_idiomoe.base.archives import extract_zip
-from recbole_idiomoe.base.errors import CheckpointError
+from recbole_idiomoe.base.errors import CheckpointError, DataError
 
 
 @functools.cache
@@ -56,9 +59,6 @@ def refuse_pandas_3() -> None:
 
     With pandas 3, ``df[field].fillna(..., inplace=True)`` fills a copy, so that missing values
     stay, and ``agg(len)`` is no longer the length of each row.
-
-    Raises:
-        ImportError: pandas 3 or newer is installed.
     """
     if int(pd.__version__.split(".")[0]) >= 3:
         raise ImportError(
@@ -74,22 +74,18 @@ def restore_numpy_names() -> None:
     ``data/interaction.py:31``, ``evaluator/metrics.py:90`` and others use the restored names, also
     in a process that never creates a ``Config``.
     """
-    names = {
-        "float_": np.float64,
-        "complex_": np.complex128,
-        "unicode_": np.str_,
-        "bool": np.bool_,
-        "int": np.int_,
-        "float": np.float64,
-        "complex": np.complex128,
-        "object": np.object_,
-        "str": np.str_,
-        "long": np.int_,
-        "unicode": np.str_,
+    types = {
+        np.float64: ("float_", "float"),
+        np.complex128: ("complex_", "complex"),
+        np.str_: ("unicode_", "unicode", "str"),
+        np.int_: ("int", "long"),
+        np.bool_: ("bool",),
+        np.object_: ("object",),
     }
-    for name, meant in names.items():
-        if name not in vars(np):
-            setattr(np, name, meant)
+    for meant, names in types.items():
+        for name in names:
+            if name not in vars(np):
+                setattr(np, name, meant)
 
 
 def keep_checkpoints_plain() -> None:
@@ -124,7 +120,7 @@ def keep_checkpoints_plain() -> None:
 
 
 def _plain_state(state: dict[str, Any]) -> dict[str, Any]:
-    """RecBole's checkpoint without pickled objects; of ``config``, RecBole needs the model."""
+    """RecBole's checkpoint without pickled objects; RecBole reads only the model of ``config``."""
     others = state["other_parameter"].items()
     return {
         **{key: v.item() if isinstance(v, np.generic) else v for key, v in state.items()},
@@ -151,6 +147,36 @@ def extract_into_the_folder() -> None:
     url.extract_zip = dataset.extract_zip = extract_zip
 
 
+def extract_zip(archive: str | Path, folder: str | Path) -> None:
+    """Unpack ``archive`` into ``folder`` and check the checksum of every file.
+
+    Names of members are read as on Windows, where both slashes separate folders.
+
+    Raises:
+        DataError: a member is a link or would lie outside ``folder``, or there is not enough
+            room; nothing is written then.
+        zipfile.BadZipFile: the file is not a zip archive, or is truncated or altered.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            path, mode = PureWindowsPath(member.filename), member.external_attr >> 16
+            if path.anchor or ".." in path.parts or stat.S_ISLNK(mode):
+                raise DataError(
+                    f"{archive} holds {member.filename!r}, which would lie outside {folder}; "
+                    "nothing of it was unpacked"
+                )
+        # zipfile reads no more bytes of a member than its declared size.
+        size, free = sum(m.file_size for m in opened.infolist()), shutil.disk_usage(folder).free
+        if size > free:
+            raise DataError(
+                f"{archive} unpacks to {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are "
+                f"free for {folder}; nothing of it was unpacked"
+            )
+        opened.extractall(folder)
+
+
 def skip_lonely_barrier() -> None:
     """``data/dataset/dataset.py:252``: a download ends in a barrier, even without a process group.
 
@@ -158,10 +184,8 @@ def skip_lonely_barrier() -> None:
     """
     from recbole.data.dataset import dataset
 
-    def barrier() -> None:
-        return None
-
-    dataset.torch = stand_in(torch, distributed=stand_in(torch.distributed, barrier=barrier))
+    without_barrier = stand_in(torch.distributed, barrier=lambda: None)
+    dataset.torch = stand_in(torch, distributed=without_barrier)
 
 
 def read_quotes_as_text() -> None:
@@ -203,43 +227,42 @@ def undo_anomaly_detection() -> None:
 
 @contextmanager
 def curves_closed() -> Iterator[None]:
-    """``trainer/trainer.py:113``: no trainer closes what it opens for tensorboard.
+    """``trainer/trainer.py:113``: no trainer closes the files that it opens for tensorboard.
 
-    Each file that stays open leaves a thread. Inside the block every file that a trainer opens is
-    noted, and at its end it is closed. A thread that cannot write prints nothing meanwhile: its
-    error is raised again for whoever writes next, at the latest when the file is closed.
+    Each open file has a thread. After the block, the files that trainers opened in it are closed.
+    Inside the block, a thread that cannot write prints no traceback: tensorboard raises its error
+    again at the next write, at the latest when the file is closed.
     """
     from recbole.trainer import trainer
 
     opened: list[Any] = []
     open_curves, print_error = trainer.get_tensorboard, threading.excepthook
 
-    def noted(logger: logging.Logger) -> Any:
+    def open_noted(logger: logging.Logger) -> Any:
         opened.append(open_curves(logger))
         return opened[-1]
 
-    def not_of_curves(args: threading.ExceptHookArgs) -> None:
+    def print_others(args: threading.ExceptHookArgs) -> None:
         if type(args.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
             print_error(args)
 
-    trainer.get_tensorboard, threading.excepthook = noted, not_of_curves
+    trainer.get_tensorboard, threading.excepthook = open_noted, print_others
     try:
         yield
-        for curves in opened:
-            curves.close()
-    except BaseException:
-        for curves in opened:
-            with suppress(OSError):  # what stopped the run says more
-                curves.close()
-        raise
+        while opened:
+            opened[0].close()
+            opened.pop(0)
     finally:
+        for curves in opened:
+            with suppress(OSError):  # the error that ended the run matters more
+                curves.close()
         trainer.get_tensorboard, threading.excepthook = open_curves, print_error
 
 
 def leave_out_tensorboard() -> None:
     """``trainer/trainer.py:113``: every trainer opens a file for tensorboard, in every process.
 
-    Not called by :func:`apply`, but in processes that must not write.
+    Only called in processes that must not write, not by :func:`apply`.
     """
     from recbole.trainer import trainer
 
@@ -258,12 +281,7 @@ def silence_pandas_3_warnings() -> None:
         "Downcasting object dtype arrays",
         "using <built-in function len> in Series.agg",
     ):
-        warnings.filterwarnings(
-            "ignore",
-            message=message,
-            category=FutureWarning,
-            module=r"recbole\.data\.dataset",
-        )
+        warnings.filterwarnings("ignore", message, FutureWarning, r"recbole\.data\.dataset")
 
 
 def wrap_the_terminal_once() -> None:
@@ -283,7 +301,7 @@ def wrap_the_terminal_once() -> None:
 
 
 def stand_in(module: ModuleType, **replaced: Any) -> ModuleType:
-    """A copy of ``module`` for one importer, with the names in ``replaced`` exchanged."""
+    """A copy of ``module`` in which the names in ``replaced`` have other values."""
     double = ModuleType(module.__name__, f"{module.__name__}, fixed for RecBole.")
     vars(double).update(replaced, __getattr__=functools.partial(getattr, module))
     return double

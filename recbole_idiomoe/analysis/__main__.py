@@ -18,8 +18,7 @@ from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import out_folder, plain_text, write_outputs
 from recbole_idiomoe.analysis.settings import ReportSettings
 from recbole_idiomoe.base.command_line import Parser, run_program
-from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.base.spelling import did_you_mean
+from recbole_idiomoe.base.errors import SettingError, did_you_mean
 
 _REPORT = "report"
 _SETTINGS = {name: each.settings for name, each in COMMANDS.items()} | {_REPORT: ReportSettings}

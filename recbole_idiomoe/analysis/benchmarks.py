@@ -8,8 +8,13 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.base.errors import DataError, MissingLibraryError, SettingError, error_line
-from recbole_idiomoe.base.spelling import did_you_mean
+from recbole_idiomoe.base.errors import (
+    DataError,
+    MissingLibraryError,
+    SettingError,
+    did_you_mean,
+    error_line,
+)
 
 BATCH_SIZE = 8
 

@@ -14,11 +14,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -126,15 +126,18 @@ def from_main(function: Callable[[], Value]) -> Value:
 
     Inside ``function``, rank 0 is the only process. An exception in it ends all ranks.
     """
+    global _alone
     if world_size() == 1:
         return function()
-    given: list[Any] = [None]
+    values: list[Any] = [None]
     if is_main():
-        with _as_only_process():
-            given[0] = function()
-    dist.broadcast_object_list(given, src=0, group=_objects)
-    value: Value = given[0]
-    return value
+        _alone = True
+        try:
+            values[0] = function()
+        finally:
+            _alone = False
+    dist.broadcast_object_list(values, src=0, group=_objects)
+    return cast(Value, values[0])
 
 
 def gathered(value: Value) -> list[Value]:
@@ -196,11 +199,11 @@ def check_alike(values: Mapping[str, Any]) -> None:
     first, *others = gathered(dict(values))
     for number, theirs in enumerate(others, start=1):
         for name in sorted(first.keys() | theirs.keys()):
-            here, there = theirs.get(name), first.get(name)
-            if here != there:
+            if theirs.get(name) != first.get(name):
                 raise SettingError(
-                    f"rank {number} has {name}={here!r}, rank 0 has {there!r}: start all processes "
-                    "with the same command, on the same files and versions."
+                    f"rank {number} has {name}={theirs.get(name)!r}, rank 0 has "
+                    f"{first.get(name)!r}: start all processes with the same command, on the same "
+                    "files and versions."
                 )
 
 
@@ -228,17 +231,18 @@ def as_one(main: Callable[[], int]) -> int:
         code = main()
     except IdiomoeError as error:
         code = 2
-        _print_error(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
     except BaseException as error:
         code = 1
         if _is_loss_of_another(error):
-            _print_error(f"rank {rank()} stops: another process of the run is gone, and says why.")
+            lost = f"rank {rank()} stops: another process of the run is gone, and says why."
+            print(lost, file=sys.stderr)
         else:
             traceback.print_exc()
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
-        if is_main():  # without torchrun's agent, it serves the store that is_first_to_say asks
+        if is_main():  # it may serve the store that is_first_to_say asks
             time.sleep(1)
         os._exit(code)
     if dist.is_initialized():
@@ -256,22 +260,7 @@ def is_first_to_say(line: str) -> bool:
     return True
 
 
-@contextmanager
-def _as_only_process() -> Iterator[None]:
-    """Inside the block, this process behaves as the only one."""
-    global _alone
-    _alone = True
-    try:
-        yield
-    finally:
-        _alone = False
-
-
 def _is_loss_of_another(error: BaseException) -> bool:
     """Whether a collective operation failed because another process is gone."""
     lost = isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
     return world_size() > 1 and (lost or isinstance(error, dist.DistError))
-
-
-def _print_error(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result was made with."""
+"""The machine and the versions that a result was made with; work on one thread."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import importlib.metadata
 import platform
 import re
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
-from recbole_idiomoe.base import distributed
-from recbole_idiomoe.base.version import __version__
+from recbole_idiomoe.base import __version__, distributed
 
 PACKAGES = ("recbole", "torch", "transformers", "accelerate", "numpy", "pandas", "scipy")
 
@@ -53,5 +54,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "recbole_idiomoe": __version__, **found}
 
 
-# Reading the versions again for each run takes a sixth of the time of a small run.
-_version = cache(importlib.metadata.version)
+_version = cache(importlib.metadata.version)  # reading it takes a sixth of a small run's time
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run numpy's and torch's linear algebra inside the block on one thread.
+
+    The number of threads changes the order of a sum and so its last bits, which can change a
+    later choice, for example the cluster of a vector.
+    """
+    threads = torch.get_num_threads()
+    with threadpool_limits(limits=1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -7,7 +7,9 @@ line; in a notebook it is an ordinary exception.
 
 from __future__ import annotations
 
+import difflib
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -39,7 +41,7 @@ class NonFiniteLossError(IdiomoeError):
     """A training loss that is not a finite number.
 
     Attributes:
-        users_file: the file that lists the users of the step, or None if there is none.
+        users_file: the file that lists the users of the step, if there is one.
     """
 
     def __init__(self, said: str, users_file: Path | None) -> None:
@@ -66,3 +68,16 @@ def error_line(error: Exception) -> str:
     if isinstance(error, IdiomoeError):
         return str(error)
     return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
+
+
+def did_you_mean(name: str, known: Iterable[str], listing: str) -> str:
+    """The end of an error message about an unknown ``name``: a suggestion, else ``listing``."""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else f"; {listing} names them all."
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most similar to ``name``, ignoring case; None if none is similar."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return lowered[near[0]] if near else None

@@ -13,24 +13,17 @@ from pathlib import Path
 from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
 
 _SUFFIX = ".aside"
-"""The end of the temporary names of files and folders."""
-
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def unwritable_reason(folder: Path) -> str | None:
     """Why ``folder``, which need not exist yet, cannot be written; None if it can."""
     folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = next(path for path in (folder, *folder.parents) if path.exists())
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         return f"{folder}: Permission denied"
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(1 << 16))
-    except OSError as error:
-        return f"{folder}: {error.strerror}"
-    return None
+    error = _write_error(folder, size=1 << 16)
+    return f"{folder}: {error.strerror}" if error else None
 
 
 @contextmanager
@@ -47,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _flush(temporary)
             temporary.chmod(0o644)
             os.replace(temporary, path)
-            _flush_entries(path.parent)
+            _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -62,8 +55,7 @@ def write_text(path: Path, text: str) -> None:
 def atomic_folder_update(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files move into ``folder`` if the block succeeds.
 
-    Once all of them are flushed to disk, they move one by one, in the order in which they were
-    written.
+    After all files are flushed to disk, they move one by one in the order of their writing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(".new-", folder) as temporary:
@@ -74,7 +66,7 @@ def atomic_folder_update(folder: Path) -> Iterator[Path]:
             path.chmod(0o644)
         for path in written:
             os.replace(path, folder / path.name)
-        _flush_entries(folder)
+        _flush(folder)
 
 
 @contextmanager
@@ -89,11 +81,10 @@ def atomic_new_folder(folder: Path) -> Iterator[Path]:
         temporary = outer / folder.name
         temporary.mkdir()
         yield temporary
-        for path in temporary.iterdir():
+        for path in (*temporary.iterdir(), temporary):
             _flush(path)
-        _flush_entries(temporary)
         os.replace(temporary, folder)
-        _flush_entries(folder.parent)
+        _flush(folder.parent)
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -117,18 +108,13 @@ def _temporary_folder(prefix: str, parent: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    with open(path, "rb") as written:
-        os.fsync(written.fileno())
-
-
-def _flush_entries(folder: Path) -> None:
-    """Flush the entries of ``folder`` to disk: before that, a crash may undo a rename."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush a file, or the entries of a folder, to disk; a crash can undo an unflushed rename."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+        # Some network file systems cannot flush folders.
+        if path.is_file() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(handle)
@@ -151,14 +137,19 @@ def _disk_full_error(folder: Path) -> Iterator[None]:
 
 
 def _is_disk_full(error: Exception, folder: Path) -> bool:
-    """Whether a full disk caused ``error``; if it does not say so, as torch's, try a write."""
     if isinstance(error, OSError):
         return error.errno in DISK_FULL_ERRNOS
     if os.strerror(errno.ENOSPC) in str(error):
         return True
+    refused = _write_error(folder, size=1 << 20)  # torch's errors do not name the cause
+    return refused is not None and refused.errno in DISK_FULL_ERRNOS
+
+
+def _write_error(folder: Path, size: int) -> OSError | None:
+    """The error of writing ``size`` bytes into ``folder``; None if they can be written."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(1 << 20))
-    except OSError as refused:
-        return refused.errno in DISK_FULL_ERRNOS
-    return False
+            probe.write(bytes(size))
+    except OSError as error:
+        return error
+    return None

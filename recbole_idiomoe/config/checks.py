@@ -15,8 +15,7 @@ import numpy as np
 from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metrics_dict
 
-from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.base.spelling import nearest
+from recbole_idiomoe.base.errors import SettingError, nearest
 
 _AMOUNTS = (
     "epochs",

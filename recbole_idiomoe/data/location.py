@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 from recbole.utils import url as recbole_url
 
-from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.base.errors import DataError, did_you_mean
 from recbole_idiomoe.base.recbole_package import recbole_folder
-from recbole_idiomoe.base.spelling import did_you_mean
 from recbole_idiomoe.data.amazon.building import Dumps, build
 from recbole_idiomoe.data.amazon.fetching import Unavailable
 from recbole_idiomoe.data.atomic_files import AtomicFile

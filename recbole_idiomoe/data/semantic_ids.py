@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from recbole_idiomoe.base.environment import one_thread
 from recbole_idiomoe.base.errors import CheckpointError, DataError, MissingLibraryError
 from recbole_idiomoe.base.files import atomic_write
-from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.lm.embedding import centred_directions
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, item_token
 

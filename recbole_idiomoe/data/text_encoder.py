@@ -14,8 +14,8 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from recbole_idiomoe.base.environment import one_thread
 from recbole_idiomoe.base.errors import BackboneError, CheckpointError, SettingError, short_reason
-from recbole_idiomoe.base.threads import one_thread
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm.vocabulary import disable_word_cache
 

@@ -1,9 +1,7 @@
-"""Grids: variants of models x data sets x seeds, their runs kept until all are there.
+"""The runs of a table: variants of models x data sets x seeds, and the result of all of them.
 
-The ablation tables of the paper (4 to 7, Figure 6) are grids of one model's variants. A
-:class:`Grid` says what the rows are, a :class:`Cell` is one run, and :func:`run_grid` makes one
-result of all cells' results. How cells are run, here or in processes, is
-:mod:`recbole_idiomoe.grid.running`'s affair.
+The ablation tables of the paper (4 to 7, Figure 6) have variants of one model as rows.
+:mod:`recbole_idiomoe.grid.running` runs the cells.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ _MOST_SEEDS = 100
 
 @dataclass(frozen=True)
 class Grid:
-    """The rows of a table, and how often each is run."""
+    """The rows of a table and the number of seeds."""
 
     variants: dict[str, dict[str, Any]]
-    """Each row's own settings, its ``model`` among them, by the row's name."""
+    """The settings of each row by its name; each has a ``model``."""
     baseline: str
     """The row that the others are compared with."""
     seeds: int
-    """Runs of a row on a data set: with ``seed``, ``seed`` + 1, ..."""
+    """Each row runs on each data set with the seeds ``seed``, ``seed + 1``, ..."""
 
 
 @dataclass(frozen=True)
@@ -50,60 +48,53 @@ class Cell:
     model: str
     dataset: str
     settings: dict[str, Any]
-    """Complete, as :meth:`RunConfig.complete_settings` gives them."""
+    """All settings, as :meth:`RunConfig.complete_settings` returns them."""
     files: tuple[tuple[str, str], ...] = ()
-    """Name and digest of what it reads, where that is the user's own."""
+    """Names and digests of the user's files that the run reads; see :func:`files_of`."""
     tuned: dict[str, Any] = field(default_factory=dict)
-    """Those of ``settings`` that tuning chose."""
+    """The settings that tuning chose."""
 
     def __str__(self) -> str:
         return f"{self.variant} on {self.dataset}, seed {self.settings['seed']}"
 
     @cached_property
     def identity(self) -> str:
-        """What is run but for the seed: another model, setting, file or version, another text.
+        """A digest of model, data set, settings, files and versions, without seed and row name.
 
-        The row's name is not in it. Nor is what has no effect on a result, so that a run is known
-        again on another machine and where its data lie elsewhere; nor, for models that read no
-        text, are the options of language models.
+        Settings without an effect on the result are left out, so that a run is recognised on
+        another machine and with its data in another folder. Options of language models are left
+        out for models that read no text.
         """
-        without_effect = _WITHOUT_EFFECT
+        left_out = {"checkpoint_dir", "data_path", "language_file", "seed", "show_progress"}
         if not registry.reads_text(self.model):
             listed = {name for kind in registry.language_options() for name in kind.defaults()}
-            own = registry.get_options(self.model).defaults().keys()
-            without_effect = without_effect | (listed - own)
-        effective = {k: v for k, v in self.settings.items() if k not in without_effect}
-        installed = versions()
-        makers = {name: installed[name] for name in ("recbole", "recbole_idiomoe")}
-        read = [self.model, self.dataset, effective, makers, self.files]
-        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:12]
+            left_out |= listed - registry.get_options(self.model).defaults().keys()
+        effective = {k: v for k, v in self.settings.items() if k not in left_out}
+        installed = {name: versions()[name] for name in ("recbole", "recbole_idiomoe")}
+        content = [self.model, self.dataset, effective, installed, self.files]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @cached_property
     def key(self) -> str:
-        """A file's name for the run, in which its :attr:`identity` and its seed are."""
+        """A file name for the run, with its seed and its :attr:`identity`."""
         name = f"{self.model}-{self.dataset}-{self.settings['seed']}"
         return re.sub(r"[^\w.-]", "_", f"{name}-{self.identity}")
 
 
-_WITHOUT_EFFECT = frozenset(
-    ("checkpoint_dir", "data_path", "language_file", "seed", "show_progress")
-)
-
-
 def read_grid(models: Sequence[str], layers: Iterable[Mapping[str, Any]]) -> Grid | None:
-    """The grid that ``variants``, ``baseline`` and ``seeds`` in ``layers`` ask for, if they do.
+    """The grid that ``variants``, ``baseline`` and ``seeds`` in ``layers`` define.
 
     Args:
-        models: those that are run: the rows where no variants are named, else the model of
-            rows that name none.
-        layers: settings, later ones winning. One that names variants and no baseline has its
-            first row as baseline, whatever an earlier one says.
+        models: the models to run. Without variants they are the rows; otherwise a single model is
+            the model of rows that name none.
+        layers: settings; later ones override earlier ones. Variants without a baseline in the
+            same layer have their first row as baseline.
 
     Returns:
-        None where there are no variants and one seed.
+        None if there are no variants and only one seed.
 
     Raises:
-        SettingError: an entry of the wrong type, no row, or a baseline that is none.
+        SettingError: an entry has the wrong type, there is no row, or the baseline is not a row.
     """
     given: dict[str, Any] = {}
     for layer in layers:
@@ -139,16 +130,16 @@ def cells_of(
     config_files: Sequence[str | Path],
     settings: Mapping[str, Any] | None,
 ) -> list[Cell]:
-    """Every run of ``grid``, checked: by data set, then row, then seed.
+    """All runs of ``grid``, ordered by data set, row and seed.
 
-    A row's settings win over ``settings``, and these over ``config_files``.
+    A row's settings override ``settings``, and these override ``config_files``.
 
     Raises:
-        SettingError: a row's model or settings cannot be, or give its runs another protocol
-            than the baseline's.
+        SettingError: a row has an unknown model, a setting that is not valid, or a setting that
+            changes the protocol.
     """
     for name, row in grid.variants.items():
-        with _naming(name):
+        with _row_in_errors(name):
             registry.check_model(row["model"])
     models = [row["model"] for row in grid.variants.values()]
     cells = []
@@ -156,32 +147,24 @@ def cells_of(
         configs = {}
         for name, row in grid.variants.items():
             own = {key: value for key, value in row.items() if key != "model"}
-            with _naming(name):
+            with _row_in_errors(name):
                 configs[name] = RunConfig(
                     row["model"], dataset, config_files, settings, beside=models, own=own
                 )
         expected = protocol(configs[grid.baseline], 0)
         for name, config in configs.items():
-            check_same_protocol(name, protocol(config, 0), grid.baseline, expected)
-            complete, seed, files = config.complete_settings(), config["seed"], files_of(config)
-            cells += [
-                Cell(
-                    name,
-                    config["model"],
-                    dataset,
-                    complete | {"seed": seed + n},
-                    files,
-                    config.tuned_settings,
-                )
-                for n in range(grid.seeds)
-            ]
+            _check_same_protocol(name, protocol(config, 0), grid.baseline, expected)
+            complete, model, files = config.complete_settings(), config["model"], files_of(config)
+            for seed in range(config["seed"], config["seed"] + grid.seeds):
+                own = complete | {"seed": seed}
+                cells.append(Cell(name, model, dataset, own, files, config.tuned_settings))
     return cells
 
 
 def shared_settings(
     config_files: Sequence[str | Path], settings: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What is given for all rows alike, so that it can be given again."""
+    """The settings that the user gave for all rows."""
     shared: dict[str, Any] = {}
     for layer in (*map(yaml_files.read_settings, config_files), settings or {}):
         overlay(shared, layer)
@@ -191,13 +174,13 @@ def shared_settings(
 def grid_result(
     grid: Grid, shared: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """One result of all ``runs``: what goes into the file, and what the table is made of.
+    """The result of all ``runs``, for the result file and the table.
 
     Args:
         grid: the rows.
         shared: settings of all rows.
-        runs: one a cell, each with ``variant``, ``dataset``, ``protocol``, ``device`` and
-            ``versions`` besides what stays in it.
+        runs: an entry for each cell, with ``variant``, ``dataset``, ``protocol``, ``device`` and
+            ``versions``; all else is copied.
 
     Raises:
         SettingError: runs on one data set differ in their protocol.
@@ -205,7 +188,7 @@ def grid_result(
     protocols: dict[str, Any] = {}
     for run in runs:
         expected = protocols.setdefault(run["dataset"], run["protocol"])
-        check_same_protocol(run["variant"], run["protocol"], runs[0]["variant"], expected)
+        _check_same_protocol(run["variant"], run["protocol"], runs[0]["variant"], expected)
     common = {"protocol", "device", "versions"}
     return {
         "dataset": list(protocols),
@@ -220,14 +203,9 @@ def grid_result(
     }
 
 
-def check_same_protocol(
+def _check_same_protocol(
     row: str, found: Mapping[str, Any], other: str, expected: Mapping[str, Any]
 ) -> None:
-    """Refuse to compare runs of different protocols.
-
-    Raises:
-        SettingError: ``found``, the protocol of ``row``, is not ``expected``, that of ``other``.
-    """
     differing = [name for name in expected if found.get(name) != expected[name]]
     if differing:
         raise SettingError(
@@ -237,7 +215,7 @@ def check_same_protocol(
 
 
 def files_of(config: RunConfig) -> tuple[tuple[str, str], ...]:
-    """Those of the data set, text encoder and language, as :attr:`Cell.files` has them."""
+    """Names and digests of the files of data set, text vectors and language that a run reads."""
     names = dict.fromkeys((config["dataset_label"], config["recbole_name"] or ""))
     paths = [path for name in names if name for path in sorted((config.data_root / name).glob("*"))]
     if registry.reads_text(config["model"]) and str(config["text_encoder"]).endswith(".npz"):
@@ -252,14 +230,13 @@ def files_of(config: RunConfig) -> tuple[tuple[str, str], ...]:
 
 @lru_cache
 def _digest(path: Path, size: int, changed: int) -> str:
-    """Of the content alone: a copy of a file has times of its own. Read once if unchanged."""
+    """A digest of the content, which is read again if ``size`` or time of change differ."""
     with open(path, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 @contextmanager
-def _naming(row: str) -> Iterator[None]:
-    """Say of a refusal which row it is about."""
+def _row_in_errors(row: str) -> Iterator[None]:
     try:
         yield
     except SettingError as error:

@@ -1,4 +1,4 @@
-"""Running a grid: here one after another, or several at a time in processes of their own."""
+"""Running the cells of a grid, one after another or in several processes."""
 
 from __future__ import annotations
 
@@ -32,20 +32,18 @@ from recbole_idiomoe.runs.plan import plan
 from recbole_idiomoe.runs.request import RunRequest
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 
+TASK, RESULT = "task.json", "result.json"
+"""The files in a run's folder that :mod:`recbole_idiomoe.grid.worker` reads and writes."""
+
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a run that has no result."""
+    """A run without a result."""
 
-    said: str
-    """The last line of what the run said."""
-
-    @property
-    def reason(self) -> str:
-        """That line without its full stop, to stand in a sentence."""
-        return self.said.removesuffix(".")
+    reason: str
+    """Its error message or the last line of its log, without a full stop."""
 
 
 Outcomes = Generator[tuple[Cell, dict[str, Any] | Failure]]
@@ -60,25 +58,23 @@ def run_grid(
     jobs: int = 1,
     result_file: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Run all of ``grid`` and make one result of it.
+    """Run all cells of ``grid`` and return one result.
 
-    What has run is kept in ``<result_file>.runs`` until all has, so that the same call goes on
-    after a failure. Checkpoints are not kept.
+    Finished runs are kept in ``<result_file>.runs`` until all are finished, so that the same call
+    resumes after a failure. Checkpoints are not kept.
 
     Args:
-        grid: the rows.
-        datasets: each row runs on each.
+        grid: the rows and the number of seeds.
+        datasets: names of the data sets that each row runs on.
         config_files: YAML files or result files, for all rows.
-        settings: for all rows; they win over the files.
-        jobs: runs at a time, each in a process of its own if more than one.
-        result_file: where the result goes; None: nowhere, and nothing is kept.
+        settings: settings for all rows; they override the files.
+        jobs: number of runs at a time; if more than one, each has its own process.
+        result_file: the file of the result; None: the result is not written and no run is kept.
 
     Raises:
-        IdiomoeError: the grid cannot be run, or some of its runs failed; the others have been
-            run then, and the message names what failed.
+        IdiomoeError: the grid cannot be run; or some runs failed, after all others have finished.
     """
-    check_jobs(jobs, grid)
-    cells = cells_with_data(grid, datasets, config_files, settings)
+    cells = cells_with_data(grid, datasets, config_files, settings, jobs)
     with scratch_folder(cells) as scratch:
         kept = Path(f"{result_file}.runs") if result_file is not None else scratch
         runs = _run_cells(cells, jobs, scratch, kept)
@@ -89,33 +85,30 @@ def run_grid(
         return result
 
 
-def check_jobs(jobs: int, grid: Grid) -> None:
-    """``jobs`` is a number of runs, and their processes can import the models of ``grid``.
-
-    Raises:
-        SettingError: it is not, or they cannot.
-    """
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-        raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
-    if jobs > 1:
-        registration.places_of(row["model"] for row in grid.variants.values())
-
-
 def cells_with_data(
     grid: Grid,
     datasets: Sequence[str],
     config_files: Sequence[str | Path],
     settings: Mapping[str, Any] | None,
+    jobs: int = 1,
 ) -> list[Cell]:
-    """:func:`cells_of`, once their data are there: by these, too, a run is known again.
+    """:func:`cells_of` after missing data sets are downloaded, since cells depend on the files.
 
-    Whatever is to be downloaded is, here: several processes would be in each other's way.
+    Several processes could not download the same files at once.
+
+    Raises:
+        SettingError: ``jobs`` is not a number of runs, another process cannot import a model of
+            ``grid``, or :func:`cells_of` raises it.
     """
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise SettingError(f"jobs={jobs!r} must be how many runs go on at a time, at least 1.")
+    if jobs > 1:
+        registration.places_of(row["model"] for row in grid.variants.values())
     cells = cells_of(grid, datasets, config_files, settings)
     has_come = False
     for cell in {cell.dataset: cell for cell in cells}.values():
         config = RunConfig(cell.model, cell.dataset, settings=cell.settings)
-        with suppress(DataError):  # which its runs will say
+        with suppress(DataError):  # the runs on this data set will report it
             locate(config)
         has_come = has_come or files_of(config) != cell.files
     return cells_of(grid, datasets, config_files, settings) if has_come else cells
@@ -123,7 +116,7 @@ def cells_with_data(
 
 @contextmanager
 def scratch_folder(cells: Sequence[Cell]) -> Iterator[Path]:
-    """A folder for what runs write, under their ``checkpoint_dir``; it goes after use."""
+    """A temporary folder under ``checkpoint_dir`` for the folders of the runs."""
     checkpoints = Path(cells[0].settings["checkpoint_dir"])
     scratch = new_folder(checkpoints, f"grid-{get_local_time()}-{os.getpid()}")
     scratch.mkdir(parents=True)
@@ -134,14 +127,14 @@ def scratch_folder(cells: Sequence[Cell]) -> Iterator[Path]:
 
 
 def outcomes_of(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
-    """Run ``cells``, here if ``jobs`` is 1, else in processes; each with what became of it.
+    """Run ``cells``, in this process if ``jobs`` is 1, and yield the outcome of each.
 
-    A run's folder, in ``scratch``, is there until the next outcome is asked for. Close the
-    generator: that ends the processes.
+    The folder of a run, in ``scratch``, exists until the next outcome is asked for. Close the
+    generator to end its processes.
 
     Args:
-        logs: where the log of a process that failed stays, and the users of a loss that was no
-            number; if that is ``scratch``, no message names them.
+        logs: the folder for the log of a process that failed, and for the users of a training
+            step whose loss was not finite. No message names files in ``scratch``.
     """
     if jobs == 1:
         return _run_here(cells, scratch, logs)
@@ -149,15 +142,14 @@ def outcomes_of(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> 
 
 
 def _run_cells(cells: Sequence[Cell], jobs: int, scratch: Path, kept: Path) -> list[dict[str, Any]]:
-    """The run of every cell, those from ``kept`` included."""
+    """The runs of all cells: read from ``kept``, after the missing ones were run."""
     kept.mkdir(parents=True, exist_ok=True)
     files = {cell.key: kept / f"{cell.key}.json" for cell in cells}
-    # A run that stands in several rows is one run.
+    # Rows with the same settings share a run.
     left = {cell.key: cell for cell in cells if not files[cell.key].exists()}
-    done, failures = len(files) - len(left), []
+    first, failures = len(files) - len(left) + 1, []
     with closing(outcomes_of(left.values(), jobs, scratch, kept)) as outcomes:
-        for cell, outcome in outcomes:
-            done += 1
+        for number, (cell, outcome) in enumerate(outcomes, start=first):
             said = ""
             if isinstance(outcome, Failure):
                 failures.append(f"{cell}: {outcome.reason}")
@@ -165,7 +157,7 @@ def _run_cells(cells: Sequence[Cell], jobs: int, scratch: Path, kept: Path) -> l
             else:
                 run = _compared(outcome, timed=jobs == 1)
                 write_text(files[cell.key], json.dumps(run, indent=1))
-            print(f"run {done} of {len(files)}, {cell}{said}", file=sys.stderr, flush=True)
+            print(f"run {number} of {len(files)}, {cell}{said}", file=sys.stderr, flush=True)
     if failures:
         others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
         again = "" if kept == scratch else f" What has run is in {kept}; the same command goes on."
@@ -180,28 +172,25 @@ def _run_cells(cells: Sequence[Cell], jobs: int, scratch: Path, kept: Path) -> l
 
 
 def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
-    """What a grid keeps of a result; runs that share the machine have no time of their own."""
+    """The parts of a result that a table needs, with its time only if it ran alone."""
     run = {
         "dataset": result["dataset"],
         "seed": result["seed"],
         "valid": result["best_valid_result"],
         "test": result["test_result"],
-        "epochs": result["epochs"],
-        "parameters": result["parameters"],
     }
-    for part in ("cold_start", "language"):
-        if part in result:
-            run[part] = result[part]
+    run |= {part: result[part] for part in ("epochs", "parameters")}
+    run |= {part: result[part] for part in ("cold_start", "language") if part in result}
     if mix := result.get("mix"):
         measured = {"valid": mix["best_valid_result"], "test": mix["test_result"]}
         run["mix"] = {"with": mix["with"], "weight": mix["weight"], **measured}
     if timed:
         run["seconds"] = result["train_seconds"]
-    return run | {key: result[key] for key in ("protocol", "device", "versions")}
+    return run | {part: result[part] for part in ("protocol", "device", "versions")}
 
 
 def _users_file(cell: Cell, scratch: Path, logs: Path) -> Path | None:
-    """Where the users of a loss that was no number stay: not in ``scratch``, which goes."""
+    """The file for the users of a training step whose loss is not finite."""
     return None if logs == scratch else logs / f"{cell.key}.{FILE_NAME}"
 
 
@@ -214,12 +203,10 @@ def _run_here(cells: Iterable[Cell], scratch: Path, logs: Path) -> Outcomes:
             with users_kept(_users_file(cell, scratch, logs)):
                 request = RunRequest(cell.model, cell.dataset, settings=settings)
                 outcome = execution.execute(plan(request)).to_json()
-        except IdiomoeError as error:
-            outcome = Failure(error_line(error))
-        # The other runs are worth having, whatever ends this one.
-        except Exception as error:
-            logging.getLogger().exception(f"{cell} failed")
-            outcome = Failure(error_line(error))
+        except Exception as error:  # the other runs go on, whatever ends this one
+            if not isinstance(error, IdiomoeError):
+                logging.getLogger().exception(f"{cell} failed")
+            outcome = Failure(error_line(error).removesuffix("."))
         yield cell, outcome
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -233,7 +220,7 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 log, users_file = logs / f"{cell.key}.log", _users_file(cell, scratch, logs)
-                # Not the next in turn: runs of different lengths would meet on one of them.
+                # The GPU with the fewest runs: in turn, long runs could meet on one of them.
                 gpu = min(gpus, key=[taken for _, taken in running.values()].count)
                 process = _start(cell, jobs, gpu, scratch / cell.key, log, users_file)
                 running[process] = cell, gpu
@@ -250,12 +237,8 @@ def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Pat
             process.wait()
 
 
-SETTINGS, MODELS, RESULT = "settings.json", "models.json", "result.json"
-"""What a run in a process of its own reads and writes in its folder."""
-
-
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; at least ``""``."""
+    """The GPUs of this process as ``CUDA_VISIBLE_DEVICES`` names them; ``[""]`` if none."""
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return named.split(",")
     return [str(index) for index in range(torch.cuda.device_count())] or [""]
@@ -264,20 +247,23 @@ def visible_gpus() -> list[str]:
 def _start(
     cell: Cell, jobs: int, gpu: str, folder: Path, log: Path, users_file: Path | None
 ) -> subprocess.Popen[bytes]:
-    """Start :mod:`recbole_idiomoe.grid.worker` on ``cell``: one GPU, a share of the cores."""
+    """Start :mod:`recbole_idiomoe.grid.worker` on one GPU and a share of the cores."""
     settings = {**cell.settings, "checkpoint_dir": str(folder), "show_progress": False}
-    content = {"model": cell.model, "dataset": cell.dataset, "settings": settings}
-    write_text(folder / SETTINGS, json.dumps(content))
-    registered = {"path": sys.path, "models": registration.places_of([cell.model])}
-    write_text(folder / MODELS, json.dumps(registered))
-    ours = str(Path(__file__).parents[2])  # where the package was found, installed or not
+    task = {
+        "request": {"model": cell.model, "dataset": cell.dataset, "settings": settings},
+        "path": sys.path,
+        "models": registration.places_of([cell.model]),
+        "parent": os.getpid(),
+        "users_file": str(users_file) if users_file else None,
+    }
+    write_text(folder / TASK, json.dumps(task))
+    ours = str(Path(__file__).parents[2])  # the package may not be installed
     path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     threads = str(max(1, torch.get_num_threads() // jobs))
     chosen = {} if "gpu_id" in cell.settings else {"CUDA_VISIBLE_DEVICES": gpu}
-    words = [str(folder), str(os.getpid()), *([str(users_file)] if users_file else [])]
     with open(log, "wb") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "recbole_idiomoe.grid.worker", *words],
+            [sys.executable, "-m", "recbole_idiomoe.grid.worker", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -293,4 +279,4 @@ def _outcome(code: int, result: Path, log: Path) -> dict[str, Any] | Failure:
     if code < 0:
         return Failure(f"ended by signal {-code}")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return Failure(lines[-1] if lines else f"ended with exit code {code}")
+    return Failure(lines[-1].removesuffix(".") if lines else f"ended with exit code {code}")

@@ -12,13 +12,7 @@ from typing import Any
 
 from recbole_idiomoe.base.errors import IdiomoeError, SettingError
 from recbole_idiomoe.grid.cells import Cell, Grid
-from recbole_idiomoe.grid.running import (
-    Failure,
-    cells_with_data,
-    check_jobs,
-    outcomes_of,
-    scratch_folder,
-)
+from recbole_idiomoe.grid.running import Failure, cells_with_data, outcomes_of, scratch_folder
 from recbole_idiomoe.leaderboard.board import RUNS, Board, open_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
 
@@ -53,8 +47,7 @@ def run_leaderboard(
         IdiomoeError: a run cannot be run or compared with the existing ones; or some runs failed,
             after all others have run and the files are written.
     """
-    check_jobs(jobs, grid)
-    cells = cells_with_data(grid, datasets, config_files, settings)
+    cells = cells_with_data(grid, datasets, config_files, settings, jobs)
     with open_board(Path(folder)) as board:
         for row in dict.fromkeys(board.enter(grid, cells)):
             _say(f"{row} has other settings now; its earlier runs leave the table")
@@ -88,7 +81,7 @@ def _run_missing(board: Board, cells: Sequence[Cell], jobs: int) -> list[str]:
                 try:
                     board.keep(cell, outcome, alone=jobs == 1)
                 except SettingError as error:  # for example another number of candidates
-                    outcome = Failure(str(error))
+                    outcome = Failure(str(error).removesuffix("."))
             if isinstance(outcome, Failure):
                 board.fail(cell, outcome.reason)
                 failures.append(f"{cell}: {outcome.reason}")

@@ -13,10 +13,9 @@ import importlib
 from functools import cache
 from typing import Any, NamedTuple
 
-from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.base.errors import SettingError, nearest
 from recbole_idiomoe.base.options import Options
 from recbole_idiomoe.base.recbole_package import recbole_folder
-from recbole_idiomoe.base.spelling import nearest
 from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.models.language.options import IDIOMoEOptions
 

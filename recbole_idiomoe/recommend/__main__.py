@@ -15,7 +15,7 @@ from recbole_idiomoe.report.formatting import WIDTH
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m recbole_idiomoe.recommend``: print a table of recommendations."""
+    """Print a table of recommendations and return the exit code."""
     return run_program(lambda: _main(arguments))
 
 
@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> None:
 
 
 def _printable(text: str) -> str:
-    """``text`` with escapes for what a terminal would act upon, and for what it cannot show."""
+    """Escape control characters, and characters that the terminal's encoding does not have."""
     shown = text if text.isprintable() else repr(text)[1:-1]
     encoding = sys.stdout.encoding or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)

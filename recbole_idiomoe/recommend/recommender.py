@@ -1,15 +1,13 @@
-"""Recommendations from a trained model: ``load(FOLDER).recommend([item ids])``.
-
-python -m recbole_idiomoe.recommend FOLDER --history=ID,ID --k=10
-"""
+"""A trained model that recommends, for any histories or in a session with one user."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,40 +16,36 @@ from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.base.run_folder import write_run
 from recbole_idiomoe.data.catalog import Catalog, check_history
 from recbole_idiomoe.protocol.users_at_once import users_at_once
-from recbole_idiomoe.recommend.recommendation import Recommendation, Scorer
-from recbole_idiomoe.recommend.session import Session
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imports transformers, for seconds, which RecBole's models do not need
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 logger = logging.getLogger(__name__)
 
+Scorer = Callable[..., torch.Tensor]
+"""Computes scores ``(histories, item_num)`` from histories of item rows and an optional query."""
 
+
+class Recommendation(NamedTuple):
+    """One recommended item."""
+
+    item_id: str
+    title: str
+    score: float
+
+
+@dataclass(eq=False, repr=False)
 class Recommender:
-    """A trained model and its catalogue.
+    """A trained model and its catalogue."""
 
-    Args:
-        catalog: the items.
-        scorer: histories of item rows, and a query if there is one, to scores of shape
-            ``(histories, item_num)``.
-        max_history: most recent items that are read.
-        run: model and settings, as :func:`~recbole_idiomoe.base.run_folder.read_run` gives them.
-        catalog_lm: the model, if it is a language model.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        scorer: Scorer,
-        max_history: int,
-        run: Mapping[str, Any],
-        catalog_lm: CatalogLM | None = None,
-    ) -> None:
-        self.catalog = catalog
-        self.scorer = scorer
-        self.max_history = max_history
-        self.run = run
-        self.catalog_lm = catalog_lm
+    catalog: Catalog
+    scorer: Scorer
+    max_history: int
+    """The number of most recent items that the model reads."""
+    run: Mapping[str, Any]
+    """Model and settings, as :func:`~recbole_idiomoe.base.run_folder.read_run` returns them."""
+    catalog_lm: CatalogLM | None = None
+    """The model, if it is a language model."""
 
     @property
     def ranks_unseen_items(self) -> bool:
@@ -79,21 +73,21 @@ class Recommender:
         exclude_seen: bool = True,
         query: str | None = None,
     ) -> list[Recommendation] | list[list[Recommendation]]:
-        """The ``k`` items that most likely come next, best first.
+        """The ``k`` items that are most likely to come next, best first.
 
         Args:
-            history: item ids of the dataset, oldest first; or a list of such histories.
-            k: how many; fewer come back if the catalogue has no more.
+            history: item ids of the data set, oldest first; or a list of such histories.
+            k: the number of items; fewer are returned if the catalogue has no more.
             exclude_seen: leave out the items of the history.
             query: what the user asks for, in words; a history may then be empty. A model that
-                was not trained on queries (``query_share``) reads it all the same, and says so.
+                was not trained on queries (``query_share: 0``) reads it too, with a warning.
 
         Returns:
             A list of recommendations; for a list of histories, a list for each.
 
         Raises:
-            DataError: items that are not in the catalogue, which are named; an empty history, or
-                one that is no list; ``k`` below 1; a query to a model that reads no text.
+            DataError: item ids that are not in the catalogue; an empty history, or one that is
+                not a list; ``k`` below 1; a query to a model that reads no text.
             CheckpointError: the model's scores are not numbers.
         """
         check_history(history)
@@ -103,15 +97,11 @@ class Recommender:
         return lists[0] if single else lists
 
     def session(self, history: Sequence[str] = ()) -> Session:
-        """One user whose history grows, each time computing only what is new of it.
-
-        Args:
-            history: item ids of the dataset, oldest first; there may be none yet.
+        """Start a session with one user, who has the items of ``history``, oldest first.
 
         Raises:
-            DataError: items that are not in the catalogue, which are named.
+            DataError: item ids that are not in the catalogue.
         """
-
         return Session(self, history)
 
     def ranked(
@@ -122,28 +112,28 @@ class Recommender:
         query: str | None,
         scorer: Scorer,
     ) -> list[list[Recommendation]]:
-        """:meth:`recommend` for a list of histories, by the scores of any ``scorer``.
+        """:meth:`recommend` for a list of histories, by the scores of ``scorer``.
 
-        Scores stay on the device that they are made on, so many at once as its memory is
-        meant to hold.
+        Scores stay on the device of ``scorer``, which gets as many histories at once as
+        :func:`~recbole_idiomoe.protocol.users_at_once.users_at_once` allows.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise DataError(f"k={k!r:.60}: a whole number, at least 1, is wanted.")
         rows = [self.catalog.rows(history) for history in histories]
         if query is None and any(len(row) == 0 for row in rows):
             raise DataError("a history is empty; give at least one item id.")
-        asked = () if query is None else (self._checked(query),)
+        queries = () if query is None else (self._checked_query(query),)
         size = users_at_once(self.catalog.item_num)
         lists = []
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            scores = scorer([row[-self.max_history :] for row in part], *asked).float()
+            scores = scorer([row[-self.max_history :] for row in part], *queries).float()
             self._mask(scores, part if exclude_seen else [])
             lists += self._best(scores, k)
         return lists
 
     def _mask(self, scores: torch.Tensor, seen: Sequence[np.ndarray]) -> None:
-        """Rule out the padding item, what cannot be ranked, and the rows ``seen`` by each user."""
+        """Mask padding, items that cannot be ranked, and the rows that each user has ``seen``."""
         scores[:, 0] = -torch.inf
         if self.catalog.untrained and not self.ranks_unseen_items:
             untrained = torch.tensor(self.catalog.untrained, device=scores.device)
@@ -155,11 +145,10 @@ class Recommender:
             scores[user, item] = -torch.inf
 
     def _best(self, scores: torch.Tensor, k: int) -> list[list[Recommendation]]:
-        """The head of each list, named."""
         best, items = scores.topk(min(k, self.catalog.item_num - 1), dim=1)
         heads = list(zip(best.tolist(), items.tolist(), strict=True))
+        # topk puts nan first.
         if any(math.isnan(score) for best_row, _ in heads for score in best_row[:1]):
-            # topk puts nan first.
             raise CheckpointError(
                 f"{self.run['model']} scores items nan: nothing can be recommended by that; train "
                 "it anew with a lower learning_rate or precision: fp32."
@@ -173,7 +162,7 @@ class Recommender:
             for best_row, item_row in heads
         ]
 
-    def _checked(self, query: str) -> str:
+    def _checked_query(self, query: str) -> str:
         if not isinstance(query, str) or not query.strip():
             raise DataError(f"query={query!r:.60}: some words are wanted, or None.")
         if self.catalog_lm is None:
@@ -183,19 +172,19 @@ class Recommender:
         return query
 
     def add_items(self, items: Sequence[Mapping[str, str]]) -> None:
-        """Put new items into the catalogue, from now on recommended and known in histories.
+        """Add new items to the catalogue, which can then be recommended and be in histories.
 
-        An item's place among the others follows from its text, as learnt from those that the
-        model was trained on. Scores of the others do not change, but of an item that shares its
-        semantic ID with a new one. :meth:`save` keeps the result.
+        A new item's embedding is predicted from its text, as learnt from the items that the model
+        was trained on. The scores of other items do not change, except of items that share their
+        semantic ID with a new one. Call :meth:`save` to keep the result.
 
         Args:
-            items: of each its ``item_id`` and its text, by the roles of the setting
+            items: for each item its ``item_id`` and its text, by the roles of the setting
                 ``item_text_fields``: ``{"item_id": "X1", "title": "...", "category": "..."}``.
 
         Raises:
-            SettingError: a model that knows items by their histories alone.
-            DataError: an item that cannot be added; none is added then.
+            SettingError: the model knows items only by their histories.
+            DataError: an item cannot be added; then none is added.
         """
         if self.catalog_lm is None or not self.ranks_unseen_items:
             raise SettingError(
@@ -209,11 +198,11 @@ class Recommender:
         self.catalog = self.catalog_lm.catalog
 
     def save(self, folder: str | Path) -> None:
-        """Write the model and its catalogue into a new folder, which :func:`load` opens.
+        """Write the model and its catalogue into a new folder, for :func:`recbole_idiomoe.load`.
 
         Raises:
-            CheckpointError: the folder holds something already.
-            SettingError: a model of RecBole's or a baseline, whose folder is what its run left.
+            CheckpointError: the folder is not empty.
+            SettingError: the model is not a language model; the folder of its run has all of it.
         """
         if self.catalog_lm is None:
             raise SettingError(
@@ -225,3 +214,43 @@ class Recommender:
             raise CheckpointError(f"{folder} is there already; name a new folder to save to.")
         self.catalog_lm.save(folder)
         write_run(folder, {**self.run, "folder": str(folder)})
+
+
+class Session:
+    """A user's growing history; a language model computes only its new tokens.
+
+    Attributes:
+        history: all items so far, oldest first.
+    """
+
+    def __init__(self, recommender: Recommender, history: Sequence[str] = ()) -> None:
+        recommender.catalog.rows(history)  # raises for unknown items
+        self.history = list(history)
+        self._recommender = recommender
+        self._scorer = recommender.scorer
+        if recommender.catalog_lm is not None:
+            from recbole_idiomoe.models.language.history_cache import HistoryCache
+
+            if HistoryCache.serves(recommender.catalog_lm):
+                self._scorer = HistoryCache(recommender.catalog_lm).scores
+
+    def add(self, item_id: str) -> None:
+        """Append an item to the history.
+
+        Raises:
+            DataError: the item is not in the catalogue.
+        """
+        self._recommender.catalog.rows([item_id])
+        self.history.append(item_id)
+
+    def recommend(
+        self, k: int = 10, exclude_seen: bool = True, query: str | None = None
+    ) -> list[Recommendation]:
+        """:meth:`Recommender.recommend` for the history.
+
+        Tokens of the last call are not computed again, unless the history has outgrown what the
+        model reads and its start has moved. Models with attention between items or with items of
+        several tokens, and RecBole's models, compute all tokens each time.
+        """
+        [found] = self._recommender.ranked([self.history], k, exclude_seen, query, self._scorer)
+        return found

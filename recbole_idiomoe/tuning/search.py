@@ -1,7 +1,6 @@
 """Tuning: runs trials one after another, keeps each of them, and writes the best settings.
 
-A trial is a run up to its best epoch on validation. The test split is not evaluated, and what
-chooses is not given it (``tests`` of :class:`~recbole_idiomoe.runs.request.RunRequest`).
+A trial is a run up to its best epoch on validation; it never evaluates the test split.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ from recbole_idiomoe.tuning.proposals import load_optuna, propose
 from recbole_idiomoe.tuning.space import read_search_space
 from recbole_idiomoe.tuning.trials import (
     Trial,
-    best_of,
     locked,
+    ranked,
     read_trials,
     value_of,
     write_best,
@@ -112,23 +111,14 @@ def tune(
         for dataset in labels
         for model in names
     ]
-    with (
-        resume_hint("the same command goes on"),
-        ExitStack() as locks,
-    ):  # lock all files before the first trial
+    with resume_hint("the same command goes on"), ExitStack() as locks:
         for file in dict.fromkeys(search.trials_file for search in searches):
             locks.enter_context(locked(file))
         return [search.run(trials) for search in searches]
 
 
 class _Search:
-    """The search for one model's settings on one data set.
-
-    Raises:
-        SettingError: the settings or the search space are not valid, or the file of trials
-            belongs to another search.
-        CheckpointError: the file of trials cannot be read.
-    """
+    """The search for one model's settings on one data set."""
 
     def __init__(
         self,
@@ -152,11 +142,11 @@ class _Search:
             "bigger_is_better": default["valid_metric_bigger"],
             "seed": default["seed"],
             "search_space": self.space.entries,
-            "given": _plain(given),
+            "given": json.loads(json.dumps(given, default=str)),
             "settings": default.complete_settings(),
         }
         self._check_ends(default)
-        self._kept()  # raises its errors before the first trial of any search
+        self._read_trials()  # raises its errors before the first trial of any search
 
     def config(self, searched: Mapping[str, Any]) -> RunConfig:
         """The configuration of a trial with the settings ``searched``."""
@@ -169,20 +159,19 @@ class _Search:
         return f"{self.identity['model']} on {self.identity['dataset']}"
 
     def run(self, budget: int) -> dict[str, Any]:
-        """Run the missing ones of ``budget`` trials, and choose the best of all of them."""
-        trials = self._kept()
+        """Run the trials that are missing to ``budget``, and write the best settings."""
+        trials = self._read_trials()
         budget = budget if self.space.entries else 1
         while len(trials) < budget:
             trials.append(self._trial(trials))
             write_trials(self.trials_file, self.identity, trials)
             self._say(trials, budget)
         trials = trials[:budget]
-        best = best_of(trials, self.identity)
+        best = ranked(trials, self.identity)[0]
         write_best(self.file, self.identity, trials, best)
         return {**self.identity, "trials": trials, "best": best, "file": str(self.file)}
 
-    def _kept(self) -> list[Trial]:
-        """The trials of earlier calls."""
+    def _read_trials(self) -> list[Trial]:
         return read_trials(self.trials_file, self.identity)
 
     def _next_settings(self, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -206,8 +195,7 @@ class _Search:
                 raise DataError(f"{self}: the data differ from the data of the first trial.")
         except (BackboneError, DataError, MissingLibraryError):
             raise  # not caused by the settings that are searched
-        # A failed trial must not end the search.
-        except Exception as error:
+        except Exception as error:  # a failed trial must not end the search
             if not earlier:
                 raise
             logging.getLogger().exception(f"a trial of {self} failed")
@@ -218,8 +206,7 @@ class _Search:
         return {"number": len(earlier) + 1, "settings": settings, **outcome, "seconds": seconds}
 
     def _validated(self, settings: Mapping[str, Any], folder: Path) -> Trial:
-        planned = plan(replace(self.asked, own=settings, folder=folder))
-        result = execution.execute(planned).to_json()
+        result = execution.execute(plan(replace(self.asked, own=settings, folder=folder))).to_json()
         if not result["best_valid_result"]:
             raise SettingError(
                 f"{self}: no epoch was validated, and validation chooses; set eval_step to 1."
@@ -232,22 +219,16 @@ class _Search:
         }
 
     def _say(self, trials: Sequence[Trial], budget: int) -> None:
-        value = value_of(trials[-1], self.identity)
-        outcome = (
-            f"failed: {trials[-1]['failed']}"
-            if value is None
-            else f"{self.identity['valid_metric']} {value:.4f}"
-        )
-        best = best_of(trials, self.identity)["number"]
+        if (value := value_of(trials[-1], self.identity)) is None:
+            outcome = f"failed: {trials[-1]['failed']}"
+        else:
+            outcome = f"{self.identity['valid_metric']} {value:.4f}"
+        best = ranked(trials, self.identity)[0]["number"]
         said = f"trial {len(trials)} of {budget}, {self}: {outcome} (best: trial {best})"
         print(said, file=sys.stderr, flush=True)
 
     def _check_ends(self, default: RunConfig) -> None:
-        """Refuse entries that the model cannot use, and entries of the protocol.
-
-        Raises:
-            SettingError: the message names the file and the entry.
-        """
+        """Refuse entries that the model cannot use, and entries of the protocol."""
         for name, value in self.space.ends():
             place = self.space.place(name)
             if name == "seed":
@@ -261,9 +242,3 @@ class _Search:
                     f"{place}: it is part of the protocol, which is the same for every model; "
                     "leave it out."
                 )
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` after a round trip through JSON."""
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain

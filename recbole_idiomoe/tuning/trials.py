@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
@@ -29,16 +29,23 @@ _NOT_COMPARED = {"given", "checkpoint_dir", "data_path", "gpu_id", "show_progres
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Lock ``file`` against other searches inside the block.
+    """Lock ``file`` against other searches inside the block, or until this process ends.
 
-    The lock is on a second file that stays, since ``file`` itself is replaced at every trial. It
-    ends with the process at the latest.
+    The lock is on a second file that stays, since ``file`` itself is replaced at every trial.
 
     Raises:
         SettingError: another process holds the lock, or the second file cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _opened(file.with_suffix(".lock")) as lock:
+    path = file.with_suffix(".lock")
+    try:
+        lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise SettingError(
+            f"{path} cannot be written ({short_reason(error)}); remove it if its search has ended, "
+            "or name another folder with --tuned."
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -53,22 +60,8 @@ def locked(file: Path) -> Iterator[None]:
         yield
 
 
-def _opened(path: Path) -> TextIO:
-    try:
-        return open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise SettingError(
-            f"{path} cannot be written ({short_reason(error)}); remove it if its search has ended, "
-            "or name another folder with --tuned."
-        ) from error
-
-
 def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
     """Read the trials of ``search`` from ``file``; none if the file does not exist.
-
-    Args:
-        file: a file of :func:`write_trials`.
-        search: the search as plain data, with its complete ``settings``.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -97,8 +90,8 @@ def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
 
 def write_trials(file: Path, search: Mapping[str, Any], trials: Sequence[Trial]) -> None:
     """Write ``search`` and its ``trials`` to ``file`` atomically."""
-    content = {**search, "trials": trials}
-    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    content = json.dumps({**search, "trials": trials}, indent=1, ensure_ascii=False)
+    write_text(file, content + "\n")
 
 
 def value_of(trial: Trial, search: Mapping[str, Any]) -> float | None:
@@ -112,11 +105,6 @@ def ranked(trials: Sequence[Trial], search: Mapping[str, Any]) -> list[Trial]:
     valued = [(value_of(trial, search), trial) for trial in trials]
     succeeded = [(sign * value, trial) for value, trial in valued if value is not None]
     return [trial for _, trial in sorted(succeeded, key=lambda pair: pair[0])]
-
-
-def best_of(trials: Sequence[Trial], search: Mapping[str, Any]) -> Trial:
-    """The best successful trial."""
-    return ranked(trials, search)[0]
 
 
 def best_description(trials: Sequence[Trial]) -> str:

@@ -77,7 +77,7 @@ def test_runs_that_shared_the_machine_say_so(
     from recbole_idiomoe.grid import running as grid_runs
 
     def one_by_one(cells: list[grid_runs.Cell], jobs: int, *places: Path) -> grid_runs.Outcomes:
-        return grid_runs._run_here(cells, runner, *places)
+        return grid_runs._run_here(cells, *places)
 
     monkeypatch.setattr(grid_runs, "_run_in_processes", one_by_one)
     lead("SASRec")

@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from recbole_idiomoe.base import __version__
 from recbole_idiomoe.base.errors import DataError, SettingError
-from recbole_idiomoe.base.version import __version__
 
 PATIENCE_S = 30.0
 """Seconds without a byte after which a connection is closed."""
