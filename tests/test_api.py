@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import recbole_idiomoe
 from recbole_idiomoe import api
-from recbole_idiomoe.base import environment
+from recbole_idiomoe.base import environment, run_folder
 from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs import execution as one_run
@@ -340,12 +340,12 @@ def test_runs_that_start_together_have_folders_of_their_own(
     """In two processes and the same second, before either has made its folder."""
     folders = []
 
-    def noted(config: Any, folder: Path) -> None:
-        folders.append(folder)
+    def noted(plan: RunPlan) -> None:
+        folders.append(plan.folder)
         raise DataError("far enough")
 
     monkeypatch.setattr(one_run, "_load", noted)
-    monkeypatch.setattr(one_run, "get_local_time", lambda: "now")
+    monkeypatch.setattr(run_folder, "strftime", lambda _: "now")
     for process in (1, 2):
         monkeypatch.setattr("os.getpid", lambda process=process: process)
         with pytest.raises(DataError, match="far enough"):

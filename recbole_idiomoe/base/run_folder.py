@@ -1,17 +1,19 @@
-"""A run's folder under ``saved/``: the model, its catalogue, and how it came about."""
+"""The folder of a run under ``saved/``, with its model, its catalogue and its settings."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from time import strftime
 from typing import Any
 
 from recbole_idiomoe.base.errors import CheckpointError, SettingError, short_reason
 from recbole_idiomoe.base.files import unwritable_reason, write_text
 
 RUN_FILE = "run.json"
-"""Model, dataset and complete settings; after the run, its whole result."""
+"""Model, data set and all settings; after the run, its whole result."""
 
 RANKS_FILE = "ranks.npz"
 """The rank of every test target: :class:`recbole_idiomoe.protocol.ranks.Ranks`."""
@@ -24,13 +26,14 @@ CHECKPOINT_FILE = "checkpoint.pth"
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """The path ``parent/name``, or with a number behind it if a run has that already.
+    """A path in ``parent`` for a new folder: ``name``, time and process, and a number if needed.
 
     Raises:
         SettingError: nothing can be written to ``parent``.
     """
     if reason := unwritable_reason(parent):
         raise SettingError(f"checkpoint_dir={parent} cannot be written ({reason}); name another.")
+    name = f"{name}-{strftime('%b-%d-%Y_%H-%M-%S')}-{os.getpid()}"
     folder, count = parent / name, 1
     while folder.exists():
         count += 1
@@ -39,10 +42,10 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What :func:`write_run` wrote into ``folder``.
+    """The content of ``RUN_FILE`` in ``folder``.
 
     Raises:
-        CheckpointError: it is not the folder of a run.
+        CheckpointError: ``folder`` is not the folder of a run.
     """
     try:
         run: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -58,5 +61,5 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def write_run(folder: Path, content: Mapping[str, Any]) -> None:
-    """Describe the run that ``folder`` belongs to."""
+    """Write ``content`` to ``RUN_FILE`` in ``folder``."""
     write_text(folder / RUN_FILE, json.dumps(content, indent=1))

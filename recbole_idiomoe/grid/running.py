@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole.utils import get_local_time
 
 from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError, error_line
 from recbole_idiomoe.base.files import write_text
@@ -117,8 +116,7 @@ def cells_with_data(
 @contextmanager
 def scratch_folder(cells: Sequence[Cell]) -> Iterator[Path]:
     """A temporary folder under ``checkpoint_dir`` for the folders of the runs."""
-    checkpoints = Path(cells[0].settings["checkpoint_dir"])
-    scratch = new_folder(checkpoints, f"grid-{get_local_time()}-{os.getpid()}")
+    scratch = new_folder(Path(cells[0].settings["checkpoint_dir"]), "grid")
     scratch.mkdir(parents=True)
     try:
         yield scratch

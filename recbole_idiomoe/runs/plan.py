@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from recbole.utils import get_local_time
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.run_folder import new_folder
@@ -59,7 +56,5 @@ def plan(request: RunRequest) -> RunPlan:
 
 
 def _new_folder(config: RunConfig) -> Path:
-    # Other runs may start in the same second.
-    name = f"{config['model']}-{config['dataset']}-{get_local_time()}-{os.getpid()}"
-    parent = Path(config["checkpoint_dir"])
+    parent, name = Path(config["checkpoint_dir"]), f"{config['model']}-{config['dataset']}"
     return distributed.from_main(lambda: new_folder(parent, name))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -16,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from recbole.utils import get_local_time
 
 from recbole_idiomoe.base import distributed, yaml_files
 from recbole_idiomoe.base.command_line import resume_hint
@@ -28,7 +25,7 @@ from recbole_idiomoe.base.errors import (
     SettingError,
     error_line,
 )
-from recbole_idiomoe.base.files import unwritable_reason
+from recbole_idiomoe.base.files import unwritable_reason, write_text
 from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import read_grid
@@ -37,17 +34,8 @@ from recbole_idiomoe.runs import execution
 from recbole_idiomoe.runs.plan import plan
 from recbole_idiomoe.runs.request import RunRequest, names_of
 from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
-from recbole_idiomoe.tuning.proposals import load_optuna, propose
-from recbole_idiomoe.tuning.space import read_search_space
-from recbole_idiomoe.tuning.trials import (
-    Trial,
-    locked,
-    ranked,
-    read_trials,
-    value_of,
-    write_best,
-    write_trials,
-)
+from recbole_idiomoe.tuning.space import load_optuna, propose, read_search_space
+from recbole_idiomoe.tuning.trials import Trial, locked, ranked, read_trials, value_of, write_best
 
 FOLDER = "tuned"
 _MOST_TRIALS = 10_000
@@ -107,7 +95,9 @@ def tune(
     # This search writes to the folder: its runs must not read settings from it.
     settings = {**(settings or {}), "tuned": None}
     searches = [
-        _Search(model, dataset, config_files, settings, names, Path(folder))
+        _Search(
+            RunRequest(model, dataset, config_files, settings, names, tests=False), Path(folder)
+        )
         for dataset in labels
         for model in names
     ]
@@ -120,24 +110,17 @@ def tune(
 class _Search:
     """The search for one model's settings on one data set."""
 
-    def __init__(
-        self,
-        model: str,
-        dataset: str,
-        config_files: Sequence[str | Path],
-        settings: Mapping[str, Any],
-        beside: Sequence[str],
-        folder: Path,
-    ) -> None:
-        self.asked = RunRequest(model, dataset, config_files, settings, beside, tests=False)
+    def __init__(self, asked: RunRequest, folder: Path) -> None:
+        self.asked = asked
         default = self.config({})
         given = {k: v for k, v in default.external_config_dict.items() if k != "tuned"}
-        self.space = read_search_space(model, dataset, config_files, settings).without(given)
-        self.file = yaml_files.tuned_file(folder, model, dataset)
+        space = read_search_space(asked.model, asked.dataset, asked.config_files, asked.settings)
+        self.space = space.without(given)
+        self.file = yaml_files.tuned_file(folder, asked.model, asked.dataset)
         self.trials_file = self.file.with_suffix(".json")
         self.identity: dict[str, Any] = {
-            "model": model,
-            "dataset": dataset,
+            "model": asked.model,
+            "dataset": asked.dataset,
             "valid_metric": default["valid_metric"],
             "bigger_is_better": default["valid_metric_bigger"],
             "seed": default["seed"],
@@ -156,7 +139,7 @@ class _Search:
         )
 
     def __str__(self) -> str:
-        return f"{self.identity['model']} on {self.identity['dataset']}"
+        return f"{self.asked.model} on {self.asked.dataset}"
 
     def run(self, budget: int) -> dict[str, Any]:
         """Run the trials that are missing to ``budget``, and write the best settings."""
@@ -164,7 +147,8 @@ class _Search:
         budget = budget if self.space.entries else 1
         while len(trials) < budget:
             trials.append(self._trial(trials))
-            write_trials(self.trials_file, self.identity, trials)
+            content = json.dumps({**self.identity, "trials": trials}, indent=1, ensure_ascii=False)
+            write_text(self.trials_file, content + "\n")
             self._say(trials, budget)
         trials = trials[:budget]
         best = ranked(trials, self.identity)[0]
@@ -183,8 +167,7 @@ class _Search:
     def _trial(self, earlier: Sequence[Trial]) -> Trial:
         """Run the trial after the ``earlier`` ones. Errors of the first trial are raised."""
         settings = self._next_settings(earlier)
-        checkpoints = Path(self.identity["settings"]["checkpoint_dir"])
-        folder = new_folder(checkpoints, f"trial-{get_local_time()}-{os.getpid()}")
+        folder = new_folder(Path(self.identity["settings"]["checkpoint_dir"]), "trial")
         users_file = self.file.with_suffix(f".trial-{len(earlier) + 1}.{FILE_NAME}")
         start = time.perf_counter()
         outcome: Trial
@@ -229,16 +212,17 @@ class _Search:
 
     def _check_ends(self, default: RunConfig) -> None:
         """Refuse entries that the model cannot use, and entries of the protocol."""
-        for name, value in self.space.ends():
+        for name, entry in self.space.entries.items():
             place = self.space.place(name)
             if name == "seed":
                 raise SettingError(f"{place}: the best of several seeds is luck; leave it out.")
-            try:
-                config = self.config({name: value})
-            except SettingError as error:
-                raise SettingError(f"{place}: {error}") from error
-            if protocol(config, 0) != protocol(default, 0):
-                raise SettingError(
-                    f"{place}: it is part of the protocol, which is the same for every model; "
-                    "leave it out."
-                )
+            for value in entry.get("choices") or (entry["low"], entry["high"]):
+                try:
+                    config = self.config({name: value})
+                except SettingError as error:
+                    raise SettingError(f"{place}: {error}") from error
+                if protocol(config, 0) != protocol(default, 0):
+                    raise SettingError(
+                        f"{place}: it is part of the protocol, which is the same for every model; "
+                        "leave it out."
+                    )

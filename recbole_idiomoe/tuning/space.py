@@ -1,15 +1,18 @@
-"""The search space: the ``search_space`` of a model's YAML file, or of a user's file."""
+"""The search space of a model, and the settings that optuna's TPE proposes from it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recbole_idiomoe.base import yaml_files
-from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.base.errors import MissingLibraryError, SettingError
 from recbole_idiomoe.config.layers import own_layers
 
 _FORMS = (
@@ -47,14 +50,6 @@ class SearchSpace:
     def place(self, name: str) -> str:
         """The place of the entry ``name``, for an error message."""
         return f"{self.source}: search_space: {name}"
-
-    def ends(self) -> list[tuple[str, Any]]:
-        """Pairs of a setting and a value to check: all choices, or both ends of a range."""
-        return [
-            (name, value)
-            for name, entry in self.entries.items()
-            for value in entry.get("choices") or (entry["low"], entry["high"])
-        ]
 
 
 def read_search_space(
@@ -124,3 +119,69 @@ def _fault_of_choices(choices: Any) -> str | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def load_optuna() -> Any:
+    """Import optuna and silence its log.
+
+    Raises:
+        MissingLibraryError: optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingLibraryError("--tune needs optuna: pip install optuna") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def propose(
+    space: SearchSpace,
+    tried: Sequence[tuple[Mapping[str, Any], float | None]],
+    seed: int,
+    bigger: bool,
+) -> dict[str, Any]:
+    """Propose a value for every setting of ``space`` by TPE.
+
+    A proposal depends only on the earlier trials and the seed, so that an interrupted search
+    resumes without a difference.
+
+    Args:
+        space: the search space.
+        tried: settings and value of all earlier trials. A failed trial has the value None and
+            counts as the worst value. Trials with settings outside ``space``, as defaults may be,
+            are ignored.
+        seed: seed of the search; it is combined with the number of the trial.
+        bigger: whether a bigger value is better.
+    """
+    optuna = load_optuna()
+    entries = {name: _distribution(optuna, entry) for name, entry in space.entries.items()}
+    (own_seed,) = np.random.SeedSequence([seed, len(tried)]).generate_state(1)
+    study = optuna.create_study(
+        direction="maximize" if bigger else "minimize",
+        sampler=optuna.samplers.TPESampler(seed=int(own_seed)),
+    )
+    values = [value for _, value in tried if value is not None]
+    worst = (min if bigger else max)(values)
+    for settings, value in tried:
+        with suppress(ValueError):  # from optuna, for settings outside the space
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(settings),
+                    distributions=entries,
+                    value=worst if value is None else value,
+                )
+            )
+    proposed: dict[str, Any] = study.ask(entries).params
+    return proposed
+
+
+def _distribution(optuna: Any, entry: Mapping[str, Any]) -> Any:
+    kinds = optuna.distributions
+    if "choices" in entry:
+        return kinds.CategoricalDistribution(entry["choices"])
+    low, high, step = entry["low"], entry["high"], entry.get("step")
+    log = entry.get("log", False)
+    if all(isinstance(number, int | None) for number in (low, high, step)):
+        return kinds.IntDistribution(low, high, log=log, step=step or 1)
+    return kinds.FloatDistribution(low, high, log=log, step=step)

@@ -1,4 +1,4 @@
-"""The files of a search: one with all trials, and one with the best settings."""
+"""The files of a search: reading and locking its trials, writing the best settings."""
 
 from __future__ import annotations
 
@@ -86,12 +86,6 @@ def read_trials(file: Path, search: Mapping[str, Any]) -> list[Trial]:
             "give the same settings, or name another folder with --tuned."
         )
     return trials
-
-
-def write_trials(file: Path, search: Mapping[str, Any], trials: Sequence[Trial]) -> None:
-    """Write ``search`` and its ``trials`` to ``file`` atomically."""
-    content = json.dumps({**search, "trials": trials}, indent=1, ensure_ascii=False)
-    write_text(file, content + "\n")
 
 
 def value_of(trial: Trial, search: Mapping[str, Any]) -> float | None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from recbole_idiomoe.base.errors import MissingLibraryError
-from recbole_idiomoe.tuning.proposals import propose
-from recbole_idiomoe.tuning.space import SearchSpace
+from recbole_idiomoe.tuning.space import SearchSpace, propose
 
 SPACE = SearchSpace(
     "here",
