@@ -18,7 +18,6 @@ import torch
 from recbole_idiomoe import compat
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.models import registry
-from recbole_idiomoe.training.trainers import get_trainer
 from tests.bad_input.traps import Trap
 
 TESTS = Path(__file__).parent
@@ -61,10 +60,11 @@ def configure(model: str, root: Path, name: str = "tiny", **settings: Any) -> Ru
 def train(config: RunConfig) -> tuple[Any, Any]:
     """Train as RecBole does; the trainer and the test data come back."""
     from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_trainer
 
     train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
     model = registry.get_model(config["model"])(config, train_data.dataset)
-    trainer = get_trainer(config["model"])(config, model)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.fit(train_data, valid_data, verbose=False)
     return trainer, test_data
 
