@@ -50,8 +50,8 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that results may depend on."""
-    found = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "recbole_idiomoe": __version__, **found}
+    own = {"python": platform.python_version(), "recbole_idiomoe": __version__}
+    return own | {name: _version(name) for name in PACKAGES}
 
 
 _version = cache(importlib.metadata.version)  # reading it takes a sixth of a small run's time

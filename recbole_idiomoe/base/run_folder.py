@@ -12,17 +12,10 @@ from typing import Any
 from recbole_idiomoe.base.errors import CheckpointError, SettingError, short_reason
 from recbole_idiomoe.base.files import unwritable_reason, write_text
 
-RUN_FILE = "run.json"
-"""Model, data set and all settings; after the run, its whole result."""
-
-RANKS_FILE = "ranks.npz"
-"""The rank of every test target: :class:`recbole_idiomoe.protocol.ranks.Ranks`."""
-
-MIX_RANKS_FILE = "mix-ranks.npz"
-"""The rank of every test target under the run's mix."""
-
-CHECKPOINT_FILE = "checkpoint.pth"
-"""RecBole's own checkpoint, for RecBole's models."""
+RUN_FILE = "run.json"  # model, data set and all settings; after the run, its whole result
+RANKS_FILE = "ranks.npz"  # the rank of every test target, see protocol/ranks.py
+MIX_RANKS_FILE = "mix-ranks.npz"  # the rank of every test target under the run's mix
+CHECKPOINT_FILE = "checkpoint.pth"  # the checkpoint of RecBole's models
 
 
 def new_folder(parent: Path, name: str) -> Path:

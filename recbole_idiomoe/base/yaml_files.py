@@ -108,38 +108,36 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         SettingError: the file cannot be read, or is not a mapping of names to values.
     """
     path = Path(path)
+    where = f"Settings file {path}"
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else parse(text)
     except OSError as error:
         raise SettingError(f"Cannot read settings from {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise SettingError(f"Settings file {path} is not UTF-8; save it as UTF-8.") from error
+        raise SettingError(f"{where} is not UTF-8; save it as UTF-8.") from error
     except json.JSONDecodeError as error:
-        raise SettingError(f"Settings file {path} is not JSON: {error}.") from error
+        raise SettingError(f"{where} is not JSON: {error}.") from error
     except (TooManyValues, RecursionError) as error:
-        raise SettingError(
-            f"Settings file {path} is nested too deep, or stands for more than {MOST_VALUES:,} "
-            "values; write plain settings."
-        ) from error
+        fault = f"is nested too deep, or stands for more than {MOST_VALUES:,} values"
+        raise SettingError(f"{where} {fault}; write plain settings.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1})" if mark else ""
         if isinstance(error, RepeatedKey):
-            raise SettingError(f"Settings file {path} has {error.problem}{place}.") from error
-        raise SettingError(f"Settings file {path} is not YAML{place}; fix or quote it.") from error
+            raise SettingError(f"{where} has {error.problem}{place}.") from error
+        raise SettingError(f"{where} is not YAML{place}; fix or quote it.") from error
     if path.suffix == ".json" and isinstance(content, list):
         raise SettingError(
             f"Result file {path} holds {len(content)} runs; keep the one that is meant."
         )
     if path.suffix == ".json" and isinstance(content, dict) and "settings" in content:
-        what = ("model", "dataset", "variants", "baseline", "seeds")
-        named = {key: content[key] for key in what if key in content}
-        content = {**content["settings"], **named}
+        names = ("model", "dataset", "variants", "baseline", "seeds")
+        content = {**content["settings"], **{k: content[k] for k in names if k in content}}
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SettingError(f"Settings file {path} must hold 'name: value' lines.")
+        raise SettingError(f"{where} must hold 'name: value' lines.")
     return content
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +74,13 @@ def run_grid(
         IdiomoeError: the grid cannot be run; or some runs failed, after all others have finished.
     """
     cells = cells_with_data(grid, datasets, config_files, settings, jobs)
-    with scratch_folder(cells) as scratch:
-        kept = Path(f"{result_file}.runs") if result_file is not None else scratch
-        runs = _run_cells(cells, jobs, scratch, kept)
-        result = grid_result(grid, shared_settings(config_files, settings), runs)
-        if result_file is not None:
-            write_result(result_file, [result])
-            shutil.rmtree(kept)
-        return result
+    kept = Path(f"{result_file}.runs") if result_file is not None else None
+    runs = _run_cells(cells, jobs, kept)
+    result = grid_result(grid, shared_settings(config_files, settings), runs)
+    if result_file is not None:
+        write_result(result_file, [result])
+        shutil.rmtree(f"{result_file}.runs")
+    return result
 
 
 def cells_with_data(
@@ -114,59 +113,57 @@ def cells_with_data(
 
 
 @contextmanager
-def scratch_folder(cells: Sequence[Cell]) -> Iterator[Path]:
-    """A temporary folder under ``checkpoint_dir`` for the folders of the runs."""
+def outcomes_of(cells: Sequence[Cell], jobs: int, logs: Path | None) -> Iterator[Outcomes]:
+    """Run ``cells``, in this process if ``jobs`` is 1, and yield a generator of their outcomes.
+
+    Runs write into a temporary folder under ``checkpoint_dir``. The folder of a run exists until
+    the next outcome is asked for. At the end of the block, processes that still run are ended.
+
+    Args:
+        logs: the folder for the log of a process that failed, and for the users of a training
+            step whose loss was not finite; None: they are not kept.
+    """
     scratch = new_folder(Path(cells[0].settings["checkpoint_dir"]), "grid")
     scratch.mkdir(parents=True)
     try:
-        yield scratch
+        if logs:
+            logs.mkdir(parents=True, exist_ok=True)
+        if jobs == 1:
+            outcomes = _run_here(cells, scratch, logs)
+        else:
+            outcomes = _run_in_processes(cells, jobs, scratch, logs)
+        with closing(outcomes):
+            yield outcomes
     finally:
         shutil.rmtree(scratch)
 
 
-def outcomes_of(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
-    """Run ``cells``, in this process if ``jobs`` is 1, and yield the outcome of each.
-
-    The folder of a run, in ``scratch``, exists until the next outcome is asked for. Close the
-    generator to end its processes.
-
-    Args:
-        logs: the folder for the log of a process that failed, and for the users of a training
-            step whose loss was not finite. No message names files in ``scratch``.
-    """
-    if jobs == 1:
-        return _run_here(cells, scratch, logs)
-    return _run_in_processes(cells, jobs, scratch, logs)
-
-
-def _run_cells(cells: Sequence[Cell], jobs: int, scratch: Path, kept: Path) -> list[dict[str, Any]]:
-    """The runs of all cells: read from ``kept``, after the missing ones were run."""
-    kept.mkdir(parents=True, exist_ok=True)
-    files = {cell.key: kept / f"{cell.key}.json" for cell in cells}
-    # Rows with the same settings share a run.
-    left = {cell.key: cell for cell in cells if not files[cell.key].exists()}
-    first, failures = len(files) - len(left) + 1, []
-    with closing(outcomes_of(left.values(), jobs, scratch, kept)) as outcomes:
-        for number, (cell, outcome) in enumerate(outcomes, start=first):
-            said = ""
-            if isinstance(outcome, Failure):
-                failures.append(f"{cell}: {outcome.reason}")
-                said = f" failed: {outcome.reason}"
-            else:
-                run = _compared(outcome, timed=jobs == 1)
-                write_text(files[cell.key], json.dumps(run, indent=1))
-            print(f"run {number} of {len(files)}, {cell}{said}", file=sys.stderr, flush=True)
+def _run_cells(cells: Sequence[Cell], jobs: int, kept: Path | None) -> list[dict[str, Any]]:
+    """The runs of all cells: those in ``kept``, then the others, which are written there."""
+    files = {cell.key: kept / f"{cell.key}.json" for cell in cells} if kept else {}
+    runs = {key: file.read_text(encoding="utf-8") for key, file in files.items() if file.exists()}
+    left = {cell.key: cell for cell in cells if cell.key not in runs}  # rows can share a run
+    count, failures = len(runs) + len(left), []
+    if left:
+        with outcomes_of([*left.values()], jobs, kept) as outcomes:
+            for number, (cell, outcome) in enumerate(outcomes, start=count - len(left) + 1):
+                said = ""
+                if isinstance(outcome, Failure):
+                    failures.append(f"{cell}: {outcome.reason}")
+                    said = f" failed: {outcome.reason}"
+                else:
+                    runs[cell.key] = json.dumps(_compared(outcome, timed=jobs == 1), indent=1)
+                    if kept:
+                        write_text(files[cell.key], runs[cell.key])
+                print(f"run {number} of {count}, {cell}{said}", file=sys.stderr, flush=True)
     if failures:
         others = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
-        again = "" if kept == scratch else f" What has run is in {kept}; the same command goes on."
+        again = f" What has run is in {kept}; the same command goes on." if kept else ""
         raise IdiomoeError(
-            f"{len(failures)} of {len(files)} runs failed{others and ', the first'}: "
+            f"{len(failures)} of {count} runs failed{others and ', the first'}: "
             f"{failures[0]}{others and ';' + others}.{again}"
         )
-    return [
-        {"variant": cell.variant, **json.loads(files[cell.key].read_text(encoding="utf-8"))}
-        for cell in cells
-    ]
+    return [{"variant": cell.variant, **json.loads(runs[cell.key])} for cell in cells]
 
 
 def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
@@ -187,18 +184,18 @@ def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
     return run | {part: result[part] for part in ("protocol", "device", "versions")}
 
 
-def _users_file(cell: Cell, scratch: Path, logs: Path) -> Path | None:
+def _users_file(cell: Cell, logs: Path | None) -> Path | None:
     """The file for the users of a training step whose loss is not finite."""
-    return None if logs == scratch else logs / f"{cell.key}.{FILE_NAME}"
+    return logs / f"{cell.key}.{FILE_NAME}" if logs else None
 
 
-def _run_here(cells: Iterable[Cell], scratch: Path, logs: Path) -> Outcomes:
+def _run_here(cells: Sequence[Cell], scratch: Path, logs: Path | None) -> Outcomes:
     for cell in cells:
         folder = scratch / cell.key
         outcome: dict[str, Any] | Failure
         try:
             settings = {**cell.settings, "checkpoint_dir": str(folder)}
-            with users_kept(_users_file(cell, scratch, logs)):
+            with users_kept(_users_file(cell, logs)):
                 request = RunRequest(cell.model, cell.dataset, settings=settings)
                 outcome = execution.execute(plan(request)).to_json()
         except Exception as error:  # the other runs go on, whatever ends this one
@@ -209,37 +206,34 @@ def _run_here(cells: Iterable[Cell], scratch: Path, logs: Path) -> Outcomes:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_in_processes(cells: Iterable[Cell], jobs: int, scratch: Path, logs: Path) -> Outcomes:
+def _run_in_processes(
+    cells: Sequence[Cell], jobs: int, scratch: Path, logs: Path | None
+) -> Outcomes:
     waiting = deque(cells)
     running: dict[subprocess.Popen[bytes], tuple[Cell, str]] = {}
-    gpus = visible_gpus()
+    every_gpu = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or every_gpu).split(",")
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
-                log, users_file = logs / f"{cell.key}.log", _users_file(cell, scratch, logs)
+                log = (logs or scratch) / f"{cell.key}.log"
                 # The GPU with the fewest runs: in turn, long runs could meet on one of them.
                 gpu = min(gpus, key=[taken for _, taken in running.values()].count)
+                users_file = _users_file(cell, logs)
                 process = _start(cell, jobs, gpu, scratch / cell.key, log, users_file)
                 running[process] = cell, gpu
             time.sleep(_POLL_S)
             for process in [process for process in running if process.poll() is not None]:
                 cell, _ = running.pop(process)
-                folder, log = scratch / cell.key, logs / f"{cell.key}.log"
-                yield cell, _outcome(process.returncode, folder / RESULT, log)
-                shutil.rmtree(folder)
+                log = (logs or scratch) / f"{cell.key}.log"
+                yield cell, _outcome(process.returncode, scratch / cell.key / RESULT, log)
+                shutil.rmtree(scratch / cell.key)
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs of this process as ``CUDA_VISIBLE_DEVICES`` names them; ``[""]`` if none."""
-    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return named.split(",")
-    return [str(index) for index in range(torch.cuda.device_count())] or [""]
 
 
 def _start(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.base.errors import IdiomoeError, SettingError
 from recbole_idiomoe.grid.cells import Cell, Grid
-from recbole_idiomoe.grid.running import Failure, cells_with_data, outcomes_of, scratch_folder
+from recbole_idiomoe.grid.running import Failure, cells_with_data, outcomes_of
 from recbole_idiomoe.leaderboard.board import RUNS, Board, open_board
 from recbole_idiomoe.leaderboard.outputs import write_outputs
 
@@ -71,10 +70,7 @@ def _run_missing(board: Board, cells: Sequence[Cell], jobs: int) -> list[str]:
     _say(f"{done} of {len(every)} runs are in {board.folder}, {len(left)} to go")
     if not left:
         return []
-    with (
-        scratch_folder(left) as scratch,
-        closing(outcomes_of(left, jobs, scratch, board.folder / RUNS)) as outcomes,
-    ):
+    with outcomes_of(left, jobs, board.folder / RUNS) as outcomes:
         for finished, (cell, outcome) in enumerate(outcomes, start=1):
             said = ""
             if not isinstance(outcome, Failure):

@@ -37,7 +37,6 @@ from recbole_idiomoe.training.loss_watch import FILE_NAME, users_kept
 from recbole_idiomoe.tuning.space import load_optuna, propose, read_search_space
 from recbole_idiomoe.tuning.trials import Trial, locked, ranked, read_trials, value_of, write_best
 
-FOLDER = "tuned"
 _MOST_TRIALS = 10_000
 
 
@@ -87,7 +86,7 @@ def tune(
     names, labels = names_of(models, datasets, layers[:-1])
     if read_grid(names, layers) is not None:
         raise SettingError("a search is of one row; leave variants, seeds and baseline out.")
-    folder = next((layer["tuned"] for layer in reversed(layers) if layer.get("tuned")), FOLDER)
+    folder = next((layer["tuned"] for layer in reversed(layers) if layer.get("tuned")), "tuned")
     if not isinstance(folder, str | Path):
         raise SettingError(f"tuned={folder!r} must name a folder.")
     if reason := unwritable_reason(Path(folder)):

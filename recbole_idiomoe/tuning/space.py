@@ -180,8 +180,5 @@ def _distribution(optuna: Any, entry: Mapping[str, Any]) -> Any:
     kinds = optuna.distributions
     if "choices" in entry:
         return kinds.CategoricalDistribution(entry["choices"])
-    low, high, step = entry["low"], entry["high"], entry.get("step")
-    log = entry.get("log", False)
-    if all(isinstance(number, int | None) for number in (low, high, step)):
-        return kinds.IntDistribution(low, high, log=log, step=step or 1)
-    return kinds.FloatDistribution(low, high, log=log, step=step)
+    is_whole = all(isinstance(entry.get(part), int | None) for part in ("low", "high", "step"))
+    return (kinds.IntDistribution if is_whole else kinds.FloatDistribution)(**entry)
