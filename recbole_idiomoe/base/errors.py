@@ -1,4 +1,4 @@
-"""Errors that users can fix.
+"""Errors that users can fix, and parts of their messages.
 
 A problem with a setting, a file or the machine is raised as an :class:`IdiomoeError` whose
 message is one line: what happened, where, and how to fix it. The command line prints only that
