@@ -38,6 +38,7 @@ from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.models.registry import get_model
@@ -272,7 +273,7 @@ def load(model: str, given: Namespace, **settings: Any) -> tuple[RunConfig, Any]
 
 def sequence_builder(config: RunConfig, dataset: Any, tokenizer: Any) -> SequenceBuilder:
     """The package's builder of sequences, for the other sides' models."""
-    settings, offset = config.settings, qwen(True, "meta").config.vocab_size
+    settings, offset = TextOptions.from_mapping(config), qwen(True, "meta").config.vocab_size
     catalog = read_catalog(dataset, settings)
     instruction, *texts = encode_text(tokenizer, [settings.instruction or "", *catalog.texts])
     return SequenceBuilder(

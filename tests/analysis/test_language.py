@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,7 +83,8 @@ def test_it_is_what_a_run_says_of_itself(folders: Folders) -> None:
     settings = load(folders["ItemLLM"]).catalog_lm.settings
     kept = language_kept(
         folders["ItemLLM"],
-        replace(settings, language_file="text.txt"),
+        Path("text.txt"),
+        settings,
         seed=run["settings"]["seed"],
         device=torch.device("cpu"),
     )
