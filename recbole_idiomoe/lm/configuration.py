@@ -48,7 +48,7 @@ class IdiomoeConfig(PreTrainedConfig):
         dropout: dropout probability on embeddings, expert outputs and final states.
         softmax: candidates of an item target: ``item`` for all items, ``hybrid`` for all text
             tokens and items.
-        architecture: a name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`. For
+        architecture: a name in :data:`~recbole_idiomoe.lm.variants.ARCHITECTURES`. For
             variants without item experts, ``expert_layers`` and ``expert_width`` describe the
             IDIOMoE that the variant is compared with.
         architecture_args: options and computed sizes of the architecture.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
@@ -38,10 +38,8 @@ class EmptyCache(DynamicCache):
 class ExtendedFFN(nn.Module):
     """The base class of FFNs that contain the backbone's own FFN and add to it."""
 
-    @property
-    def original(self) -> nn.Module:
-        """The backbone's own FFN."""
-        raise NotImplementedError
+    own: ClassVar[str]
+    """The name of the submodule that is the backbone's own FFN."""
 
 
 def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
@@ -109,7 +107,7 @@ def backbone_ffns(backbone: PreTrainedModel) -> list[nn.Module]:
     """The backbone's own FFN in each block; raises as :func:`ffn_names`."""
     ffns = zip(decoder_layers(backbone), ffn_names(backbone), strict=True)
     found = [getattr(layer, name) for layer, name in ffns]
-    return [ffn.original if isinstance(ffn, ExtendedFFN) else ffn for ffn in found]
+    return [ffn.get_submodule(ffn.own) if isinstance(ffn, ExtendedFFN) else ffn for ffn in found]
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
@@ -128,12 +126,25 @@ def attention_of(layer: nn.Module) -> nn.Module:
     )
 
 
-def neuron_count(ffn: nn.Module) -> int:
-    """The number of neurons of an FFN, which are the inputs of its output projection."""
+def output_projection(ffn: nn.Module) -> nn.Linear | Conv1D:
+    """The output projection of an FFN, which must follow one of :data:`LAYOUTS`."""
     layout = ffn_layout(ffn)
     assert layout is not None
-    values = getattr(ffn, layout[1])
+    projection: nn.Linear | Conv1D = getattr(ffn, layout[1])
+    return projection
+
+
+def neuron_count(ffn: nn.Module) -> int:
+    """The number of neurons of an FFN, which are the inputs of its output projection."""
+    values = output_projection(ffn)
     return values.weight.shape[0 if isinstance(values, Conv1D) else 1]
+
+
+def mark_initialized(module: nn.Module) -> nn.Module:
+    """Mark the weights of ``module``, so that transformers does not draw them again; return it."""
+    for part in module.modules():
+        part._is_hf_initialized = True  # type: ignore[assignment]
+    return module
 
 
 def text_rms(backbone: PreTrainedModel) -> float:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.base.errors import BackboneError, SettingError
-from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.decoder import SUPPORTED, ExtendedFFN, decoder_layers, ffn_layout, ffn_names
+from recbole_idiomoe.lm.architecture import Setup
+from recbole_idiomoe.lm.configuration import initial_std
+from recbole_idiomoe.lm.decoder import (
+    SUPPORTED,
+    ExtendedFFN,
+    backbone_ffns,
+    decoder_layers,
+    ffn_layout,
+    ffn_names,
+)
 from recbole_idiomoe.lm.fused_ffn import can_fuse, fused_ffn
 from recbole_idiomoe.lm.routing import TokenRouting
 
@@ -30,6 +38,7 @@ class TwoExpertFFN(ExtendedFFN):
         fused: whether inference uses the fused kernels if :func:`can_fuse` allows it.
     """
 
+    own = "text_expert"
     fused = False
 
     def __init__(
@@ -45,17 +54,38 @@ class TwoExpertFFN(ExtendedFFN):
         self.routing = routing
         self.dropout = dropout
 
-    @property
-    def original(self) -> nn.Module:
-        return self.text_expert
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
         arguments = hidden_states, self.routing, self.text_expert, self.item_expert
         if self.fused and not self.training and can_fuse(*arguments):
             return fused_ffn(*arguments)
         outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
-        return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
+        return F.dropout(outputs, self.dropout, self.training)
+
+
+class OutputDropout:
+    """A forward hook with dropout in training; it is a class so that models can be pickled."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, self.p, module.training)
+
+
+def add_ffn_dropout(setup: Setup, offset: int = 0) -> None:
+    """Add the dropout that IDIOMoE has on expert outputs to the backbone's own FFNs.
+
+    Only the layers that would have experts get it, so that a control differs from IDIOMoE in the
+    studied change alone.
+
+    Args:
+        offset: number of new blocks in front of the backbone's first block.
+    """
+    if setup.config.dropout:
+        ffns = backbone_ffns(setup.backbone)
+        for layer in setup.config.expert_layers:
+            ffns[offset + layer].register_forward_hook(OutputDropout(setup.config.dropout))
 
 
 def kept_neurons(neurons: int, width: float) -> int:
@@ -63,31 +93,20 @@ def kept_neurons(neurons: int, width: float) -> int:
     return max(1, round(width * neurons))
 
 
-def install_experts(
-    backbone: PreTrainedModel,
-    config: IdiomoeConfig,
-    routing: TokenRouting,
-    init: str = "copy",
-    seed: int = 0,
-) -> list[nn.Module]:
+def install_experts(setup: Setup) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` an item expert beside their FFN, in place.
 
-    ``init`` is ``copy`` or ``random``, see :func:`make_item_expert`. Returns the item experts and
-    raises as :func:`extend_ffns`.
+    Returns the item experts and raises as :func:`extend_ffns`.
     """
 
     def extend(text_expert: nn.Module, item_expert: nn.Module, _: torch.Generator) -> ExtendedFFN:
-        return TwoExpertFFN(text_expert, item_expert, routing, config.dropout)
+        return TwoExpertFFN(text_expert, item_expert, setup.routing, setup.config.dropout)
 
-    return extend_ffns(backbone, config, init, seed, extend)
+    return extend_ffns(setup, extend)
 
 
 def extend_ffns(
-    backbone: PreTrainedModel,
-    config: IdiomoeConfig,
-    init: str,
-    seed: int,
-    extend: Callable[[nn.Module, nn.Module, torch.Generator], ExtendedFFN],
+    setup: Setup, extend: Callable[[nn.Module, nn.Module, torch.Generator], ExtendedFFN]
 ) -> list[nn.Module]:
     """Replace the FFNs of the layers ``config.expert_layers`` by extended ones, in place.
 
@@ -101,13 +120,13 @@ def extend_ffns(
     Raises:
         BackboneError: an FFN follows none of :data:`LAYOUTS`; the decoder is then unchanged.
     """
-    layers, names = decoder_layers(backbone), ffn_names(backbone)
-    generator = torch.Generator().manual_seed(seed)
-    std = initial_std(backbone.config)
+    layers, names = decoder_layers(setup.backbone), ffn_names(setup.backbone)
+    generator = torch.Generator().manual_seed(setup.seed)
+    std = initial_std(setup.backbone.config)
     added: list[nn.Module] = []
-    for index in config.expert_layers:
+    for index in setup.config.expert_layers:
         ffn = getattr(layers[index], names[index])
-        second = make_item_expert(ffn, config.expert_width, init, generator, std)
+        second = make_item_expert(ffn, setup.config.expert_width, setup.init, generator, std)
         extended = extend(ffn, second, generator)
         setattr(layers[index], names[index], extended.train(ffn.training))
         added.append(second)
@@ -152,8 +171,11 @@ def make_item_expert(
     lengths = values.weight.float().norm(dim=1 if isinstance(values, Conv1D) else 0)
     kept = lengths.topk(kept_neurons(len(lengths), width)).indices.sort().values
     for name in inner:
-        _keep_outputs(getattr(expert, name), kept)
-    _keep_inputs(values, kept)
+        projection = getattr(expert, name)
+        _keep(projection, kept, ("out_features", 0), ("nf", 1))
+        if projection.bias is not None:
+            projection.bias = _select(projection.bias, kept, 0)
+    _keep(values, kept, ("in_features", 1), ("nx", 0))
     if hasattr(expert, "intermediate_size"):
         expert.intermediate_size = len(kept)  # type: ignore[assignment]
     if init == "random":
@@ -174,20 +196,13 @@ def draw_weights(
         projection.bias.zero_()
 
 
-def _keep_outputs(projection: nn.Module, kept: Tensor) -> None:
-    """Keep some outputs of a projection, in place. Conv1D stores its weight as (in, out)."""
-    transposed = isinstance(projection, Conv1D)
-    projection.weight = _select(projection.weight, kept, 1 if transposed else 0)
-    if projection.bias is not None:
-        projection.bias = _select(projection.bias, kept, 0)
-    setattr(projection, "nf" if transposed else "out_features", len(kept))
-
-
-def _keep_inputs(projection: nn.Module, kept: Tensor) -> None:
-    """Keep some inputs of a projection, in place; the bias is per output and stays."""
-    transposed = isinstance(projection, Conv1D)
-    projection.weight = _select(projection.weight, kept, 0 if transposed else 1)
-    setattr(projection, "nx" if transposed else "in_features", len(kept))
+def _keep(
+    projection: nn.Module, kept: Tensor, linear: tuple[str, int], conv1d: tuple[str, int]
+) -> None:
+    """Keep some inputs or outputs, given by the name of their number and the weight's dimension."""
+    name, dim = conv1d if isinstance(projection, Conv1D) else linear
+    projection.weight = _select(projection.weight, kept, dim)
+    setattr(projection, name, len(kept))
 
 
 def _select(weight: Tensor | nn.Module, kept: Tensor, dim: int) -> nn.Parameter:

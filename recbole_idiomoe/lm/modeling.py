@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_idiomoe.base.errors import CheckpointError, SettingError
-from recbole_idiomoe.lm.architectures import get_architecture
+from recbole_idiomoe.lm.architecture import Setup
 from recbole_idiomoe.lm.configuration import (
     TWO_EXPERT,
     IdiomoeConfig,
@@ -26,6 +26,7 @@ from recbole_idiomoe.lm.hybrid_head import HybridHead
 from recbole_idiomoe.lm.item_attention import ItemAttention
 from recbole_idiomoe.lm.routing import TokenRouting
 from recbole_idiomoe.lm.training import freeze, parameter_groups
+from recbole_idiomoe.lm.variants import get_architecture
 from recbole_idiomoe.lm.variants.budget import expert_budget, log_size
 
 
@@ -83,7 +84,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         # Forked, so that the item table starts with the same values in every architecture.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            self.added = architecture.install(backbone, config, self.routing, expert_init, seed)
+            setup = Setup(backbone, config, self.routing, expert_init, seed)
+            self.added = architecture.install(setup)
         self.item_attention = (
             None if config.attention == "causal" else ItemAttention(backbone, config.attention)
         )

@@ -10,7 +10,12 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.decoder import backbone_ffns, decoder_layers, ffn_layout, neuron_count
+from recbole_idiomoe.lm.decoder import (
+    backbone_ffns,
+    decoder_layers,
+    neuron_count,
+    output_projection,
+)
 from recbole_idiomoe.lm.experts import kept_neurons
 
 logger = logging.getLogger(__name__)
@@ -44,10 +49,8 @@ def parameter_count(module: nn.Module) -> int:
 
 def ffn_size(ffn: nn.Module, neurons: int) -> int:
     """Number of parameters of an FFN like ``ffn`` but with ``neurons`` neurons."""
-    layout = ffn_layout(ffn)
-    assert layout is not None
-    outer = getattr(ffn, layout[1])
-    fixed = 0 if outer.bias is None else outer.bias.numel()
+    bias = output_projection(ffn).bias
+    fixed = 0 if bias is None else bias.numel()
     return fixed + (parameter_count(ffn) - fixed) // neuron_count(ffn) * neurons
 
 
@@ -58,25 +61,26 @@ def expert_budget(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
         BackboneError: the decoder cannot take experts.
     """
     ffns = backbone_ffns(backbone)
-    width = config.expert_width
     experts = sum(
-        ffn_size(ffns[layer], kept_neurons(neuron_count(ffns[layer]), width))
+        ffn_size(ffns[layer], kept_neurons(neuron_count(ffns[layer]), config.expert_width))
         for layer in config.expert_layers
     )
-    layers = parameter_count(decoder_layers(backbone))
-    return Budget(parameter_count(backbone), layers, experts)
+    return Budget(parameter_count(backbone), parameter_count(decoder_layers(backbone)), experts)
 
 
-def check_something_to_match(name: str, budget: Budget) -> None:
-    """Check that IDIOMoE has experts, so that the control ``name`` has something to match.
+def budget_to_match(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
+    """:func:`expert_budget` of an IDIOMoE that has experts, which a capacity control can match.
 
     Raises:
-        SettingError: ``budget`` holds no expert.
+        SettingError: ``config.expert_layers`` is empty.
     """
+    budget = expert_budget(backbone, config)
     if not budget.experts:
         raise SettingError(
-            f"{name}: expert_layers=none leaves IDIOMoE without experts to match; name layers."
+            f"{config.architecture}: expert_layers=none leaves IDIOMoE without experts to match; "
+            "name layers."
         )
+    return budget
 
 
 def check_match(name: str, budget: Budget, added: int) -> None:

@@ -7,14 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from recbole_idiomoe.lm.architecture import Architecture, Setup
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
+from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable, weighted_sums
-from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.variants.adapters import block_projections, install_adapters
-from recbole_idiomoe.lm.variants.architecture import Architecture
+from recbole_idiomoe.lm.variants.adapters import install_adapters
 
 _PRIME = 2**31 - 1  # its product with an item number fits in int64
 
@@ -93,15 +92,11 @@ def hashed_table(config: IdiomoeConfig) -> ItemTable:
     )
 
 
-def install_block_adapters(
-    backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
-) -> list[nn.Module]:
-    """Adapt all linear maps of the blocks with the options ``lora_rank`` and ``lora_alpha``.
-
-    Returns and raises as :func:`~recbole_idiomoe.lm.variants.adapters.install_adapters`.
-    """
-    rank, alpha = (config.architecture_args[name] for name in ("lora_rank", "lora_alpha"))
-    return install_adapters(backbone, config, block_projections(backbone), rank, alpha)
+def install_block_adapters(setup: Setup) -> list[nn.Module]:
+    """Adapt all linear maps of the blocks with the options ``lora_rank`` and ``lora_alpha``."""
+    options = setup.config.architecture_args
+    blocks = decoder_layers(setup.backbone)
+    return install_adapters(setup, blocks, options["lora_rank"], options["lora_alpha"])
 
 
 COVE = Architecture(

@@ -7,15 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from recbole_idiomoe.lm.architecture import Architecture, Setup
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.decoder import backbone_ffns
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.variants.adapters import install_adapters, projections_in
-from recbole_idiomoe.lm.variants.architecture import Architecture
+from recbole_idiomoe.lm.variants.adapters import install_adapters
 
 
 class ProjectedItemTable(ItemTable):
@@ -57,16 +55,11 @@ def projected_table(config: IdiomoeConfig) -> ItemTable:
     return ProjectedItemTable(config.item_num, config.hidden_size, width, initial_std(config))
 
 
-def install_ffn_adapters(
-    backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
-) -> list[nn.Module]:
-    """Adapt the linear maps of the FFNs with the options ``lora_rank`` and ``lora_alpha``.
-
-    Returns and raises as :func:`~recbole_idiomoe.lm.variants.adapters.install_adapters`.
-    """
-    rank, alpha = (config.architecture_args[name] for name in ("lora_rank", "lora_alpha"))
-    projections = projections_in(backbone, backbone_ffns(backbone))
-    return install_adapters(backbone, config, projections, rank, alpha)
+def install_ffn_adapters(setup: Setup) -> list[nn.Module]:
+    """Adapt the linear maps of the FFNs with the options ``lora_rank`` and ``lora_alpha``."""
+    options = setup.config.architecture_args
+    ffns = backbone_ffns(setup.backbone)
+    return install_adapters(setup, ffns, options["lora_rank"], options["lora_alpha"])
 
 
 E4SREC = Architecture(

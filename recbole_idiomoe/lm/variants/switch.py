@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.lm.architecture import Architecture, Setup
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.decoder import ExtendedFFN
+from recbole_idiomoe.lm.decoder import ExtendedFFN, mark_initialized
 from recbole_idiomoe.lm.experts import draw_weights, extend_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.variants.architecture import Architecture
 
 EXPERTS = 2
 
@@ -37,6 +37,8 @@ class SwitchFFN(ExtendedFFN):
         counts: number of tokens by type (row 0 text, row 1 items) and expert, (2, 2), or None.
     """
 
+    own = "experts.0"
+
     def __init__(
         self, ffn: nn.Module, other: nn.Module, router: nn.Linear, dropout: float = 0.0
     ) -> None:
@@ -46,10 +48,6 @@ class SwitchFFN(ExtendedFFN):
         self.dropout = dropout
         self.probabilities: Tensor | None = None
         self.counts: Tensor | None = None
-
-    @property
-    def original(self) -> nn.Module:
-        return self.experts[0]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
@@ -64,7 +62,7 @@ class SwitchFFN(ExtendedFFN):
         first, second = self.experts
         outputs = routing.dispatch(hidden_states, first, second)
         outputs = outputs * (EXPERTS * gates)[..., None].to(outputs.dtype)
-        return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
+        return F.dropout(outputs, self.dropout, self.training)
 
     def balance_loss(self, token_types: Tensor, counted: Tensor) -> Tensor:
         """Switch's load-balancing loss of the last forward pass, a scalar: ``2 sum_i f_i P_i``.
@@ -104,27 +102,23 @@ def plan_switch(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, A
     return {}
 
 
-def install_switch(
-    backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
-) -> list[nn.Module]:
+def install_switch(setup: Setup) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` IDIOMoE's two experts and a router, in place.
 
     The second expert has the width and start of IDIOMoE's item expert; the router starts random.
     Returns the second experts, then the routers. Raises as :func:`extend_ffns`.
     """
+    backbone, config = setup.backbone, setup.config
     routers: list[nn.Module] = []
 
     def extend(ffn: nn.Module, other: nn.Module, generator: torch.Generator) -> ExtendedFFN:
         router = nn.Linear(config.hidden_size, EXPERTS, bias=False)
         draw_weights(router, initial_std(backbone.config), generator)
-        # transformers then does not draw these weights again.
-        router._is_hf_initialized = True  # type: ignore[assignment]
         router.to(device=backbone.device, dtype=backbone.dtype)
-        routers.append(router)
+        routers.append(mark_initialized(router))
         return SwitchFFN(ffn, other, router, config.dropout)
 
-    others = extend_ffns(backbone, config, init, seed, extend)
-    return others + routers
+    return extend_ffns(setup, extend) + routers
 
 
 def switch_loss(

@@ -121,7 +121,7 @@ class CatalogLM(nn.Module):
         Args:
             seed: seed of everything random.
             device: where item texts are encoded; the model itself is on the CPU.
-            architecture: name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES` of what
+            architecture: name in :data:`~recbole_idiomoe.lm.variants.ARCHITECTURES` of what
                 is added to the backbone.
             pretrained: keep the backbone's weights; otherwise only its sizes.
             followers: the items around each item in the training split; needed for
