@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.embedding import ItemTable, TextAttributeTable
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 
 
 @dataclass(frozen=True)

@@ -160,13 +160,9 @@ def check_head(backbone: PreTrainedModel) -> None:
         BackboneError: the backbone scales or caps its logits.
     """
     config = backbone.config
-    for name, neutral in (
-        ("final_logit_softcapping", None),
-        ("logits_scaling", 1),
-        ("logit_scale", 1),
-    ):
-        value = getattr(config, name, neutral)
-        if value not in (neutral, None):
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        value = getattr(config, name, None)
+        if value is not None and (value != 1 or name == "final_logit_softcapping"):
             raise BackboneError(
                 f"backbone of type {config.model_type!r} alters its logits ({name}={value}), "
                 "but item scores would stay unaltered; choose another backbone."

@@ -1,24 +1,26 @@
-"""The hybrid output head over text tokens and items, and its losses (section 3.2.1)."""
+"""The hybrid output head over text tokens and items: losses and generation (section 3.2.1)."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_loss import summed_cross_entropy
 
+Vocabulary = Literal["text", "item", "hybrid"]
 IGNORED = -100
 """The label of positions that have no target, as in PyTorch and transformers."""
 
 
-class HybridHead:
-    """Scores and losses of a model that has a backbone with a text head, and an item table."""
+class HybridHead(GenerationMixin):
+    """Scores, losses and generation with a backbone that has a text head, and an item table."""
 
     config: IdiomoeConfig
     backbone: PreTrainedModel
@@ -80,6 +82,33 @@ class HybridHead:
         )
         return total / ((targets != IGNORED).sum() if count is None else count)
 
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        vocabulary: Vocabulary = "text",
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as in transformers, with new tokens from ``vocabulary`` alone.
+
+        With the default ``text``, a text prompt gives the same output as the backbone. ``item``
+        gives items only, and ``hybrid`` both.
+        """
+        processors = LogitsProcessorList(logits_processor or [])
+        if vocabulary != "hybrid":
+            processors.insert(0, _Only(vocabulary, self.config.item_token_offset))
+        generate: Any = super().generate  # type: ignore[misc]
+        return generate(inputs, generation_config, logits_processor=processors, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        # The prompt's types do not fit the single token of a later step; ids imply them anyway.
+        kwargs.pop("token_types", None)
+        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
+        return prepare(input_ids, **kwargs)
+
     def _summed_item_loss(
         self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
     ) -> Tensor:
@@ -99,3 +128,15 @@ class HybridHead:
             return scores, items
         text_scores = self.text_logits(hidden).float()
         return torch.cat((text_scores, scores), dim=-1), items + text_scores.shape[-1]
+
+
+class _Only(LogitsProcessor):
+    """Sets the scores of the other part of the hybrid vocabulary to -inf."""
+
+    def __init__(self, vocabulary: Vocabulary, offset: int) -> None:
+        self.excluded = slice(offset, None) if vocabulary == "text" else slice(offset)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.excluded] = -torch.inf
+        return scores

@@ -21,17 +21,16 @@ from recbole_idiomoe.lm.configuration import (
 )
 from recbole_idiomoe.lm.decoder import EmptyCache, check_head, is_checkpointed, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.hybrid_head import HybridHead
 from recbole_idiomoe.lm.item_attention import ItemAttention
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.training import freeze, parameter_groups
+from recbole_idiomoe.lm.training import PartlyTrained
 from recbole_idiomoe.lm.variants import get_architecture
 from recbole_idiomoe.lm.variants.budget import expert_budget, log_size
 
 
 # transformers requires its GenerationMixin among the direct bases.
-class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, GenerationMixin):
+class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationMixin):
     """A pretrained decoder with item experts, an item table and a hybrid vocabulary (section 3.2).
 
     On text alone the paper's architecture equals its backbone: it runs the same operations on the
@@ -44,9 +43,6 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
             ``config.backbone_config``.
         expert_init: ``copy`` or ``random``, see :func:`make_item_expert`.
         seed: seed of random item experts.
-
-    Attributes:
-        added: modules inside ``backbone`` that are not its own, such as the item experts.
 
     Raises:
         BackboneError: the backbone cannot take experts, or transforms its logits.
@@ -73,9 +69,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
     ) -> None:
         super().__init__(config)
         if backbone is None:
-            backbone = AutoModelForCausalLM.from_config(
-                config.backbone_config, trust_remote_code=False
-            )
+            build: Any = AutoModelForCausalLM.from_config
+            backbone = build(config.backbone_config, trust_remote_code=False)
         assert backbone is not None
         check_head(backbone)
         self.backbone = backbone
@@ -86,9 +81,9 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
             torch.manual_seed(seed + 1)
             setup = Setup(backbone, config, self.routing, expert_init, seed)
             self.added = architecture.install(setup)
-        self.item_attention = (
-            None if config.attention == "causal" else ItemAttention(backbone, config.attention)
-        )
+        self.item_attention: ItemAttention | None = None
+        if config.attention != "causal":
+            self.item_attention = ItemAttention(backbone, config.attention)
         self.item_table = architecture.item_table(config)
         self.post_init()
 
@@ -245,7 +240,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         if plain and not use_cache and not is_checkpointed(self.backbone):
             past_key_values = EmptyCache()
         outputs = self.backbone.base_model(
-            inputs_embeds=self._dropout(self.embed(input_ids)),
+            inputs_embeds=F.dropout(self.embed(input_ids), self.config.dropout, self.training),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -254,7 +249,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         )
         if isinstance(past_key_values, EmptyCache):
             outputs.past_key_values = None  # some families return it
-        outputs.last_hidden_state = self._dropout(outputs.last_hidden_state)
+        states = outputs.last_hidden_state
+        outputs.last_hidden_state = F.dropout(states, self.config.dropout, self.training)
         return outputs
 
     def forward(
@@ -344,22 +340,6 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         """
         return get_architecture(self.config.architecture).report(self.backbone)
 
-    @property
-    def new_modules(self) -> list[nn.Module]:
-        """The modules that are not the backbone's own: the item table, then :attr:`added`."""
-        return [self.item_table, *self.added]
-
-    def freeze(self, policy: str) -> None:
-        """Set which weights train; see :func:`recbole_idiomoe.lm.training.freeze`."""
-        freeze(self.backbone, self.new_modules, policy)
-
-    def parameter_groups(
-        self, weight_decay: float, learning_rate: float, backbone_learning_rate: float | None = None
-    ) -> list[dict[str, Any]]:
-        """Groups for AdamW; see :func:`recbole_idiomoe.lm.training.parameter_groups`."""
-        rates = learning_rate, backbone_learning_rate
-        return parameter_groups(self, self.new_modules, weight_decay, *rates)
-
     def _set_item_masks(
         self, segments: Tensor | None, token_types: Tensor, mask: Tensor | None, cache: Any
     ) -> None:
@@ -374,7 +354,3 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
                 "neither an attention_mask nor past_key_values; pad on the right."
             )
         self.item_attention.set(segments, token_types, self.dtype)
-
-    def _dropout(self, states: Tensor) -> Tensor:
-        p = self.config.dropout
-        return F.dropout(states, p, self.training) if p else states

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
-from recbole_idiomoe.lm.row_exchange import RowExchange
-from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
+from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows, RowExchange
+from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
 from recbole_idiomoe.models.language.options import LanguageModelOptions
@@ -77,9 +76,9 @@ class CountedExchange(RowExchange):
 
     sent = 0
 
-    def all_gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def _gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         self.sent += rows.nbytes * (self.ranks - 1)
-        return super().all_gather(rows, sizes)
+        return super()._gather(rows, sizes)
 
     def all_to_all(self, blocks: torch.Tensor) -> torch.Tensor:
         self.sent += blocks.nbytes * (self.ranks - 1) // self.ranks

@@ -6,12 +6,10 @@ from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.architecture import Architecture
 from recbole_idiomoe.lm.configuration import TWO_EXPERT
 from recbole_idiomoe.lm.experts import install_experts
-from recbole_idiomoe.lm.variants.adapters import LORA
+from recbole_idiomoe.lm.variants.adapters import COVE, E4SREC, LORA
 from recbole_idiomoe.lm.variants.blocks import APPEND_BLOCKS, PREPEND_BLOCKS
 from recbole_idiomoe.lm.variants.by_type import MOA, MOT
-from recbole_idiomoe.lm.variants.cove import COVE
 from recbole_idiomoe.lm.variants.dense import DENSE, WIDE_FFN
-from recbole_idiomoe.lm.variants.e4srec import E4SREC
 from recbole_idiomoe.lm.variants.switch import SWITCH
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -1,8 +1,9 @@
-"""PEFT's low-rank adapters: LoRALLM with IDIOMoE's size (section 4.2.1), E4SRec's and CoVE's."""
+"""Variants with PEFT's low-rank adapters: LoRALLM (section 4.2.1), E4SRec and CoVE."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,9 +12,10 @@ from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.base.errors import MissingLibraryError
 from recbole_idiomoe.lm.architecture import Architecture, Setup
-from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.decoder import decoder_layers, mark_initialized
+from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
+from recbole_idiomoe.lm.decoder import backbone_ffns, decoder_layers, mark_initialized
 from recbole_idiomoe.lm.experts import add_ffn_dropout
+from recbole_idiomoe.lm.untied_tables import HashedItemTable, ProjectedItemTable
 from recbole_idiomoe.lm.variants.budget import budget_to_match, check_match
 
 
@@ -93,4 +95,36 @@ def install_lora(setup: Setup) -> list[nn.Module]:
     return install_adapters(setup, decoder_layers(setup.backbone), rank, 2 * rank)
 
 
+def install_given_rank(
+    setup: Setup, *, parts_of: Callable[[PreTrainedModel], Iterable[nn.Module]]
+) -> list[nn.Module]:
+    """Adapt the linear maps in some parts, with the options ``lora_rank`` and ``lora_alpha``."""
+    options = setup.config.architecture_args
+    parts = parts_of(setup.backbone)
+    return install_adapters(setup, parts, options["lora_rank"], options["lora_alpha"])
+
+
+def projected_table(config: IdiomoeConfig) -> ProjectedItemTable:
+    """A table for given vectors of width ``item_embedding_dim``."""
+    width = config.item_embedding_dim or config.hidden_size
+    return ProjectedItemTable(config.item_num, config.hidden_size, width, initial_std(config))
+
+
+def hashed_table(config: IdiomoeConfig) -> HashedItemTable:
+    """A table with the options ``item_hashes`` and ``item_compression``."""
+    options = config.architecture_args
+    hashing = {"hashes": options["item_hashes"], "compression": options["item_compression"]}
+    return HashedItemTable(config.item_num, config.hidden_size, initial_std(config), **hashing)
+
+
 LORA = Architecture(install_lora, plan=plan_lora)
+E4SREC = Architecture(
+    partial(install_given_rank, parts_of=backbone_ffns),
+    {"lora_rank": 16, "lora_alpha": 16},
+    item_table=projected_table,
+)
+COVE = Architecture(
+    partial(install_given_rank, parts_of=decoder_layers),
+    {"lora_rank": 16, "lora_alpha": 16, "item_hashes": 4, "item_compression": 2},
+    item_table=hashed_table,
+)
