@@ -139,16 +139,14 @@ def expert_placement(spec: str | list[int], num_layers: int) -> list[int]:
     """
     if not isinstance(spec, str):
         for layer in spec:
-            if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < num_layers:
+            if type(layer) is not int or not 0 <= layer < num_layers:
                 raise SettingError(
                     f"expert_layers={list(spec)}: {layer!r} is not a layer of a backbone with "
                     f"layers 0 to {num_layers - 1}."
                 )
         return sorted(set(spec))
-    if spec == "all":
-        return list(range(num_layers))
-    if spec == "none":
-        return []
+    if spec in ("all", "none"):
+        return list(range(num_layers)) if spec == "all" else []
     kind, _, number = spec.partition(":")
     count = int(number) if number.isdecimal() else 0
     if kind not in ("first", "middle", "last", "every") or count < 1:

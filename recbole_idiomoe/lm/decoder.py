@@ -48,8 +48,7 @@ def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
     if len(inspect.signature(module.forward).parameters) != 1:
         return None
     for inner, outer in LAYOUTS:
-        names = (*inner, outer)
-        if all(is_projection(getattr(module, name, None)) for name in names):
+        if all(is_projection(getattr(module, name, None)) for name in (*inner, outer)):
             return inner, outer
     return None
 
@@ -105,8 +104,7 @@ def ffn_names(backbone: PreTrainedModel) -> list[str]:
 
 def backbone_ffns(backbone: PreTrainedModel) -> list[nn.Module]:
     """The backbone's own FFN in each block; raises as :func:`ffn_names`."""
-    ffns = zip(decoder_layers(backbone), ffn_names(backbone), strict=True)
-    found = [getattr(layer, name) for layer, name in ffns]
+    found = map(getattr, decoder_layers(backbone), ffn_names(backbone))
     return [ffn.get_submodule(ffn.own) if isinstance(ffn, ExtendedFFN) else ffn for ffn in found]
 
 

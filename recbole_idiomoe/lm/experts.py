@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,14 +64,13 @@ class TwoExpertFFN(ExtendedFFN):
         return F.dropout(outputs, self.dropout, self.training)
 
 
-class OutputDropout:
-    """A forward hook with dropout in training; it is a class so that models can be pickled."""
+def add_output_dropout(ffn: nn.Module, p: float) -> None:
+    """Add dropout to the output of an FFN, as a hook that can be pickled."""
+    ffn.register_forward_hook(partial(_drop_output, p))
 
-    def __init__(self, p: float) -> None:
-        self.p = p
 
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return F.dropout(output, self.p, module.training)
+def _drop_output(p: float, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return F.dropout(output, p, module.training)
 
 
 def add_ffn_dropout(setup: Setup, offset: int = 0) -> None:
@@ -85,7 +85,7 @@ def add_ffn_dropout(setup: Setup, offset: int = 0) -> None:
     if setup.config.dropout:
         ffns = backbone_ffns(setup.backbone)
         for layer in setup.config.expert_layers:
-            ffns[offset + layer].register_forward_hook(OutputDropout(setup.config.dropout))
+            add_output_dropout(ffns[offset + layer], setup.config.dropout)
 
 
 def kept_neurons(neurons: int, width: float) -> int:
@@ -170,12 +170,8 @@ def make_item_expert(
     values = getattr(expert, outer)
     lengths = values.weight.float().norm(dim=1 if isinstance(values, Conv1D) else 0)
     kept = lengths.topk(kept_neurons(len(lengths), width)).indices.sort().values
-    for name in inner:
-        projection = getattr(expert, name)
-        _keep(projection, kept, ("out_features", 0), ("nf", 1))
-        if projection.bias is not None:
-            projection.bias = _select(projection.bias, kept, 0)
-    _keep(values, kept, ("in_features", 1), ("nx", 0))
+    for name in (*inner, outer):
+        _keep_neurons(getattr(expert, name), kept, of_outputs=name != outer)
     if hasattr(expert, "intermediate_size"):
         expert.intermediate_size = len(kept)  # type: ignore[assignment]
     if init == "random":
@@ -196,18 +192,18 @@ def draw_weights(
         projection.bias.zero_()
 
 
-def _keep(
-    projection: nn.Module, kept: Tensor, linear: tuple[str, int], conv1d: tuple[str, int]
-) -> None:
-    """Keep some inputs or outputs, given by the name of their number and the weight's dimension."""
-    name, dim = conv1d if isinstance(projection, Conv1D) else linear
-    projection.weight = _select(projection.weight, kept, dim)
-    setattr(projection, name, len(kept))
-
-
-def _select(weight: Tensor | nn.Module, kept: Tensor, dim: int) -> nn.Parameter:
-    assert isinstance(weight, Tensor)
-    selected = nn.Parameter(weight.index_select(dim, kept).contiguous())
-    # transformers then does not draw this weight again.
-    selected._is_hf_initialized = True  # type: ignore[attr-defined]
-    return selected
+def _keep_neurons(projection: nn.Linear | Conv1D, kept: Tensor, *, of_outputs: bool) -> None:
+    """Keep some neurons, which are a projection's outputs or else its inputs, in place."""
+    stores_inputs_first = isinstance(projection, Conv1D)
+    dims = {"weight": 0 if of_outputs != stores_inputs_first else 1}
+    if of_outputs and projection.bias is not None:
+        dims["bias"] = 0
+    for name, dim in dims.items():
+        selected = nn.Parameter(getattr(projection, name).index_select(dim, kept).contiguous())
+        # transformers then does not draw this weight again.
+        selected._is_hf_initialized = True  # type: ignore[attr-defined]
+        setattr(projection, name, selected)
+    if stores_inputs_first:
+        projection.nx, projection.nf = projection.weight.shape
+    else:
+        projection.out_features, projection.in_features = projection.weight.shape

@@ -23,7 +23,7 @@ from recbole_idiomoe.lm.decoder import (
     neuron_count,
     output_projection,
 )
-from recbole_idiomoe.lm.experts import OutputDropout, add_ffn_dropout
+from recbole_idiomoe.lm.experts import add_ffn_dropout, add_output_dropout
 from recbole_idiomoe.lm.variants.budget import (
     TOLERANCE,
     budget_to_match,
@@ -89,7 +89,7 @@ def install_blocks(setup: Setup, *, at_end: bool) -> list[nn.Module]:
             for parameter in (*output.parameters(), *output_projection(ffn).parameters()):
                 parameter.detach().zero_()
         if config.dropout:
-            ffn.register_forward_hook(OutputDropout(config.dropout))
+            add_output_dropout(ffn, config.dropout)
     # In place, because hooks and parallelism plans may refer to this very list.
     ordered = [*old, *new] if at_end else [*new, *old]
     del layers[:]
