@@ -71,12 +71,10 @@ class ItemTable(nn.Module):
         return scores
 
     def mixed_logits(self, hidden_states: Tensor, items: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the scores of k items for each state, float32.
+        """Weighted sums of the scores of k items: (N, d), (N, k), (N, k) -> (N,), float32.
 
         Scores are linear in the items' vectors, so the vectors are summed first, and memory grows
-        with N (k + d) alone.
-
-        Shapes: (N, d), (N, k), (N, k) -> (N,). An item of weight 0 may be any item, 0 too.
+        with N (k + d) alone. An item of weight 0 may be any item, 0 too.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             return (hidden_states.float() * self._mixture(items, weights)).sum(dim=-1)
@@ -130,11 +128,9 @@ class ItemTable(nn.Module):
         self.item_num = item_num
 
     def compose(self, rows: Tensor, text: Tensor) -> Tensor:
-        """Compute the vectors (n, d) of items from their parts.
+        """Compute the vectors (n, d) of items from their rows (n, w) of the table.
 
-        Args:
-            rows: (n, w), rows of the table.
-            text: (n, k), vectors from :func:`text_directions`, for tables that use text.
+        Tables that use text add vectors ``text`` (n, k) from :func:`text_directions`.
         """
         return rows if self.up is None else rows @ self.up.to(rows)
 
@@ -216,10 +212,9 @@ class TextAttributeTable(ItemTable):
 
     @torch.no_grad()
     def load_text(self, vectors: np.ndarray | Tensor) -> None:
-        """Set T from vectors of the items' texts (item_num, text_size).
+        """Set T to :func:`text_directions` of vectors of the items' texts (item_num, text_size).
 
-        Rows are centred and scaled to length 1, so that ``T W`` starts with the standard deviation
-        of E. An item without text, and the padding item, have zeros.
+        Rows have length 1, so that ``T W`` starts with the standard deviation of E.
 
         Raises:
             DataError: the number of rows is wrong, or a value is not finite.
@@ -237,10 +232,7 @@ def text_directions(
 ) -> Tensor:
     """Centre text vectors and scale them to length 1: (item_num, k) -> (item_num, k), float32.
 
-    Row 0 and rows of zeros (items without text) give zeros.
-
-    Args:
-        untrained: rows that are left out of the mean.
+    Row 0 and rows of zeros (items without text) give zeros. The mean leaves out ``untrained`` rows.
 
     Raises:
         DataError: the number of rows is wrong, or a value is not finite.

@@ -77,10 +77,7 @@ def add_ffn_dropout(setup: Setup, offset: int = 0) -> None:
     """Add the dropout that IDIOMoE has on expert outputs to the backbone's own FFNs.
 
     Only the layers that would have experts get it, so that a control differs from IDIOMoE in the
-    studied change alone.
-
-    Args:
-        offset: number of new blocks in front of the backbone's first block.
+    studied change alone. ``offset`` new blocks stand in front of the backbone's first one.
     """
     if setup.config.dropout:
         ffns = backbone_ffns(setup.backbone)
@@ -94,10 +91,7 @@ def kept_neurons(neurons: int, width: float) -> int:
 
 
 def install_experts(setup: Setup) -> list[nn.Module]:
-    """Give the layers ``config.expert_layers`` an item expert beside their FFN, in place.
-
-    Returns the item experts and raises as :func:`extend_ffns`.
-    """
+    """Give the layers ``config.expert_layers`` an item expert beside their FFN; return these."""
 
     def extend(text_expert: nn.Module, item_expert: nn.Module, _: torch.Generator) -> ExtendedFFN:
         return TwoExpertFFN(text_expert, item_expert, setup.routing, setup.config.dropout)

@@ -137,8 +137,8 @@ class ItemTableShard(ItemTable):
 
         Args:
             hidden_states: (N, d), this rank's positions.
-            items: (N, k), the items that share the target probability of each position.
-            weights: (N, k), float32, their probabilities.
+            items, weights: (N, k), the items with a target probability at each position, and these
+                probabilities, float32.
 
         Returns:
             (N,), the cross entropy of each position.

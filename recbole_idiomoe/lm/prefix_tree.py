@@ -193,25 +193,20 @@ class _Prefix(DynamicCache):
         if not self.complete:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer: Any = self.layers[layer_idx]
-        return (
-            torch.cat((layer.keys, key_states), dim=-2),
-            torch.cat((layer.values, value_states), dim=-2),
-        )
+        longer = (layer.keys, key_states), (layer.values, value_states)
+        return torch.cat(longer[0], dim=-2), torch.cat(longer[1], dim=-2)
 
 
 def edge_log_probs(
     states: Tensor, parents: Tensor, columns: Tensor, logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Compute the log-probability of one token for each of E edges.
+    """Compute the log-probability of one token for each of E edges: (B, E), float32.
 
     Args:
         states: (B, P, d), final states of a piece's nodes.
         parents: (E,), ascending, the positions in ``states`` that predict the tokens.
         columns: (E,), the tokens' columns in the scores.
         logits: maps states (n, d) to scores (n, V).
-
-    Returns:
-        (B, E), float32.
     """
     width = logits(states[0, :1]).shape[-1]
     step = max(1, LOGITS // (width * len(states)))

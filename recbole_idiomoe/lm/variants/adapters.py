@@ -28,11 +28,7 @@ def install_adapters(
     beside the projections, and the architecture in its configuration says how to rebuild them.
     PEFT freezes all other weights; that is undone here, because the setting ``freeze`` decides it.
 
-    Returns:
-        The adapters' modules A, of ``rank`` rows, and B.
-
-    Raises:
-        MissingLibraryError: PEFT is not installed.
+    Returns the adapters' modules A, of ``rank`` rows, and B.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -76,9 +72,6 @@ def plan_lora(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any
     """Choose the ``rank`` that gives the adapters as many parameters as IDIOMoE's item experts.
 
     All projections of all blocks get the same rank, which may exceed the width of a small one.
-
-    Raises:
-        SettingError: IDIOMoE has no expert to match, or its experts are too small for rank 1.
     """
     budget = budget_to_match(backbone, config)
     projections = _projections_in(backbone, decoder_layers(backbone))

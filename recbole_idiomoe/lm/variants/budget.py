@@ -55,11 +55,7 @@ def ffn_size(ffn: nn.Module, neurons: int) -> int:
 
 
 def expert_budget(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
-    """Parameter counts of IDIOMoE on ``backbone`` with the placement and width in ``config``.
-
-    Raises:
-        BackboneError: the decoder cannot take experts.
-    """
+    """Parameter counts of IDIOMoE on ``backbone`` with the placement and width in ``config``."""
     ffns = backbone_ffns(backbone)
     experts = sum(
         ffn_size(ffns[layer], kept_neurons(neuron_count(ffns[layer]), config.expert_width))
@@ -69,11 +65,7 @@ def expert_budget(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
 
 
 def budget_to_match(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
-    """:func:`expert_budget` of an IDIOMoE that has experts, which a capacity control can match.
-
-    Raises:
-        SettingError: ``config.expert_layers`` is empty.
-    """
+    """The :func:`expert_budget`; a SettingError if it has no experts that a control can match."""
     budget = expert_budget(backbone, config)
     if not budget.experts:
         raise SettingError(
@@ -84,11 +76,7 @@ def budget_to_match(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
 
 
 def check_match(name: str, budget: Budget, added: int) -> None:
-    """Check that the control ``name``, which adds ``added`` parameters, is as large as IDIOMoE.
-
-    Raises:
-        SettingError: the sizes differ by more than 2% of IDIOMoE's layers.
-    """
+    """Raise a SettingError if ``added`` parameters differ from IDIOMoE by over 2% of its layers."""
     if abs(budget.gap(added)) > TOLERANCE:
         raise SettingError(
             f"{name}: its nearest size adds {added:,} parameters instead of the {budget.experts:,} "

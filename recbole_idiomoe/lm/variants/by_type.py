@@ -67,13 +67,7 @@ def install_moa(setup: Setup) -> list[nn.Module]:
 
     Queries, keys and values of both types meet in one causal attention; the FFN is shared.
     Families that fuse q, k and v in one projection get that projection twice. ``expert_width`` is
-    not used.
-
-    Returns:
-        The item tokens' projections: copies of the text tokens' or random, as ``setup.init`` says.
-
-    Raises:
-        BackboneError: the attention module has an unknown name.
+    not used. Returns the item tokens' projections, which start as ``setup.init`` says.
     """
     add_ffn_dropout(setup)
     splitter = _Splitter(setup)
@@ -88,13 +82,8 @@ def install_mot(setup: Setup) -> list[nn.Module]:
 
     Tokens of both types meet in one causal attention. If any layer is changed, the final norm is
     per token type too, as in Bagel. The FFN is IDIOMoE's two-expert FFN, so ``expert_width`` and
-    ``dropout`` have the same meaning as in IDIOMoE.
-
-    Returns:
-        The item tokens' modules. Their norms always start as copies.
-
-    Raises:
-        BackboneError: the attention has an unknown name, or a norm that mixes positions.
+    ``dropout`` have the same meaning as in IDIOMoE. Returns the item tokens' modules; their norms
+    always start as copies. Raises a BackboneError for norms that mix positions.
     """
     backbone, chosen = setup.backbone, setup.config.expert_layers
     layers = decoder_layers(backbone)

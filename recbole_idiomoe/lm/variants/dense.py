@@ -50,11 +50,7 @@ class WidenedFFN(ExtendedFFN):
 
 
 def plan_wide_ffn(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
-    """Return an empty plan: the item experts' number of neurons gives the same parameter count.
-
-    Raises:
-        SettingError: IDIOMoE has no expert to match.
-    """
+    """Return an empty plan: the item experts' number of neurons gives the same parameter count."""
     budget_to_match(backbone, config)
     return {}
 
@@ -63,7 +59,7 @@ def install_wide_ffn(setup: Setup) -> list[nn.Module]:
     """Widen the FFNs of ``config.expert_layers`` by the neurons of an item expert (section 4.2.1).
 
     The new neurons have random input weights and zero value vectors, so that the model starts as
-    the dense one. Returns the new neurons of each layer. Raises as :func:`extend_ffns`.
+    the dense one. Returns the new neurons of each layer.
     """
 
     def extend(ffn: nn.Module, extra: nn.Module, _: torch.Generator) -> ExtendedFFN:

@@ -68,17 +68,13 @@ class SwitchFFN(ExtendedFFN):
         """Switch's load-balancing loss of the last forward pass, a scalar: ``2 sum_i f_i P_i``.
 
         f_i is the share of tokens that went to expert i and P_i is the mean of p_i. The loss is 1
-        when both experts get half of the tokens.
+        when both experts get half of the tokens. Every call needs a forward pass in training.
 
         Args:
             token_types: (B, T), 0 text, 1 item; ``counts`` is kept per type.
             counted: (B, T), False for padding, which is left out.
-
-        Raises:
-            RuntimeError: no forward pass in training has happened since the last call.
         """
-        if self.probabilities is None:
-            raise RuntimeError("balance_loss follows a forward pass in training.")
+        assert self.probabilities is not None
         probabilities, self.probabilities = self.probabilities, None
         chosen = F.one_hot(probabilities.argmax(-1), EXPERTS) * counted[..., None]
         items = token_types.bool()[..., None]
@@ -91,11 +87,7 @@ class SwitchFFN(ExtendedFFN):
 
 
 def plan_switch(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
-    """Check the options and return an empty plan.
-
-    Raises:
-        SettingError: ``load_balancing`` is negative.
-    """
+    """Return an empty plan; raise a SettingError if ``load_balancing`` is negative."""
     weight = config.architecture_args["load_balancing"]
     if not weight >= 0:
         raise SettingError(f"load_balancing={weight} must be at least 0.")
@@ -106,7 +98,7 @@ def install_switch(setup: Setup) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` IDIOMoE's two experts and a router, in place.
 
     The second expert has the width and start of IDIOMoE's item expert; the router starts random.
-    Returns the second experts, then the routers. Raises as :func:`extend_ffns`.
+    Returns the second experts, then the routers.
     """
     backbone, config = setup.backbone, setup.config
     routers: list[nn.Module] = []
@@ -124,15 +116,12 @@ def install_switch(setup: Setup) -> list[nn.Module]:
 def switch_loss(
     backbone: PreTrainedModel, config: IdiomoeConfig, token_types: Tensor, counted: Tensor
 ) -> Tensor | None:
-    """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`.
-
-    None if the last forward pass was not in training.
-    """
+    """``load_balancing`` times the sum of all layers' losses; None after a pass in evaluation."""
     switches = [switch for switch in _switches(backbone) if switch.probabilities is not None]
     losses = [switch.balance_loss(token_types, counted) for switch in switches]
-    if not losses:
-        return None
-    return config.architecture_args["load_balancing"] * torch.stack(losses).sum()
+    return (
+        config.architecture_args["load_balancing"] * torch.stack(losses).sum() if losses else None
+    )
 
 
 def switch_report(backbone: PreTrainedModel) -> dict[str, list[float]]:
