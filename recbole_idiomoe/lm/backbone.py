@@ -6,7 +6,8 @@ import dataclasses
 import json
 import logging
 import re
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, has_file
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
 
 from recbole_idiomoe.base.backbones import BUNDLED, UNTRAINED
 from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.decoder import SUPPORTED, decoder_layers
-from recbole_idiomoe.lm.progress import no_progress_bars
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +102,18 @@ def load_backbone(
     backbone.generation_config = GenerationConfig(**given)
     backbone.config.name_or_path = name  # the given name instead of a path on this machine
     return backbone.eval(), tokenizer
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide transformers' progress bars inside the block, for weights on a local disk."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def random_decoder(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:

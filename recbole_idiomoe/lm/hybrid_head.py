@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -77,9 +76,7 @@ class HybridHead(GenerationMixin):
         total = self._summed_item_loss(hidden[is_item], targets[is_item] - offset)
         text_targets = targets.masked_fill(is_item, IGNORED).flatten()
         text_scores = text_logits.float().flatten(0, 1)
-        total = total + F.cross_entropy(
-            text_scores, text_targets, ignore_index=IGNORED, reduction="sum"
-        )
+        total = total + F.cross_entropy(text_scores, text_targets, reduction="sum")
         return total / ((targets != IGNORED).sum() if count is None else count)
 
     @torch.no_grad()
@@ -113,21 +110,19 @@ class HybridHead(GenerationMixin):
         self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
     ) -> Tensor:
         config = self.config
-        candidate_num = config.item_num if config.softmax == "item" else config.vocab_size
-        score = partial(self._item_scores, excluded=excluded)
-        return summed_cross_entropy(score, hidden, items, candidate_num)
 
-    def _item_scores(
-        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores of the candidates (N, C) and the columns of the targets among them (N,)."""
-        scores = self.item_logits(hidden)
-        if excluded is not None and len(excluded):  # index_fill copies all scores
-            scores = scores.index_fill(-1, excluded, -torch.inf)
-        if self.config.softmax == "item":
-            return scores, items
-        text_scores = self.text_logits(hidden).float()
-        return torch.cat((text_scores, scores), dim=-1), items + text_scores.shape[-1]
+        def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            """Scores of the candidates (n, C) and the columns of the targets among them (n,)."""
+            scores = self.item_logits(states)
+            if excluded is not None and len(excluded):  # index_fill copies all scores
+                scores = scores.index_fill(-1, excluded, -torch.inf)
+            if config.softmax == "item":
+                return scores, targets
+            text_scores = self.text_logits(states).float()
+            return torch.cat((text_scores, scores), dim=-1), targets + text_scores.shape[-1]
+
+        candidate_num = config.item_num if config.softmax == "item" else config.vocab_size
+        return summed_cross_entropy(score, hidden, items, candidate_num)
 
 
 class _Only(LogitsProcessor):

@@ -8,7 +8,6 @@ all ranks, each rank computes the part of its own rows, and the parts are combin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from recbole_idiomoe.base.distributed import STUCK, OwnRows
 from recbole_idiomoe.lm.embedding import ItemTable, weighted_sums
 from recbole_idiomoe.lm.item_loss import in_chunks
 
-_Map = Callable[[Tensor], Tensor]
+_Map = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 class RowExchange:
@@ -51,23 +50,20 @@ class RowExchange:
 
         ``sizes`` holds the number of rows of each rank. The gradient is :meth:`reduce_scatter`.
         """
-        return _LinearMap.apply(rows, *self._pair(sizes))  # type: ignore[no-any-return]
+        return _LinearMap.apply(rows, sizes, self._gather, self._scatter)  # type: ignore[no-any-return]
 
     def reduce_scatter(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         """Sum over ranks, then return this rank's rows: (sum of sizes, ...) -> (n, ...).
 
         The gradient is :meth:`all_gather`.
         """
-        return _LinearMap.apply(rows, *self._pair(sizes)[::-1])  # type: ignore[no-any-return]
+        return _LinearMap.apply(rows, sizes, self._scatter, self._gather)  # type: ignore[no-any-return]
 
     def all_to_all(self, blocks: Tensor) -> Tensor:
         """Send block i of (ranks, ...) to rank i; return the received blocks by their sender."""
         received = torch.empty_like(blocks)
         dist.all_to_all_single(received, blocks, group=self.group)
         return received
-
-    def _pair(self, sizes: Sequence[int]) -> tuple[_Map, _Map]:
-        return partial(self._gather, sizes=sizes), partial(self._scatter, sizes=sizes)
 
     def _gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
         parts = [rows.new_empty(max(sizes), *rows.shape[1:]) for _ in sizes]
@@ -83,14 +79,14 @@ class _LinearMap(torch.autograd.Function):
     """A linear map of rows, given as ``there``, whose gradient is the map ``back``."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, there: _Map, back: _Map) -> Tensor:
-        ctx.back = back
-        return there(rows)
+    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int], there: _Map, back: _Map) -> Tensor:
+        ctx.sizes, ctx.back = sizes, back
+        return there(rows, sizes)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.back(gradient), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(gradient, ctx.sizes), None, None, None
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

@@ -281,14 +281,9 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
             ``logits`` (B, T, vocab_size), text tokens first, and ``loss`` in nats per target.
         """
         kwargs.pop("return_dict", None)
+        cache = past_key_values, bool(use_cache)
         outputs = self.hidden_states(
-            input_ids,
-            token_types,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            bool(use_cache),
-            **kwargs,
+            input_ids, token_types, attention_mask, position_ids, *cache, **kwargs
         )
         hidden = outputs.last_hidden_state
         assert hidden is not None
@@ -297,11 +292,9 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
         text_logits = self.text_logits(hidden)
-        loss = None
-        if labels is not None:
-            loss = self.hybrid_loss(hidden, text_logits, labels, num_items_in_batch)
+        count = num_items_in_batch
         return CausalLMOutputWithPast(
-            loss=loss,
+            loss=None if labels is None else self.hybrid_loss(hidden, text_logits, labels, count),
             logits=torch.cat((text_logits, self.item_logits(hidden)), dim=-1),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -319,16 +312,14 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         return self.backbone
 
     def auxiliary_loss(self, token_types: Tensor, counted: Tensor) -> Tensor | None:
-        """The architecture's auxiliary loss for the last forward pass in training.
+        """The architecture's auxiliary loss for the last forward pass in training, a scalar.
 
         :meth:`forward` does not add it, because only the caller knows which tokens are padding.
+        It is None if the architecture has none, as IDIOMoE.
 
         Args:
             token_types: (B, T), the types of that pass, 0 text, 1 item.
             counted: (B, T), False for padding.
-
-        Returns:
-            A scalar, or None if the architecture has no auxiliary loss, as IDIOMoE.
         """
         loss = get_architecture(self.config.architecture).loss
         return loss(self.backbone, self.config, token_types, counted)

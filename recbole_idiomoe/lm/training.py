@@ -61,17 +61,12 @@ def _with_checkpoint(block: type[nn.Module]) -> type[nn.Module]:
 
 
 class PartlyTrained(nn.Module):
-    """A model on a pretrained backbone, of which a policy may freeze parts.
-
-    Attributes:
-        backbone: the pretrained decoder.
-        item_table: the item table.
-        added: modules inside ``backbone`` that are not its own, such as the item experts.
-    """
+    """A model on a pretrained backbone, of which a policy may freeze parts."""
 
     backbone: PreTrainedModel
     item_table: ItemTable
     added: list[nn.Module]
+    """Modules inside ``backbone`` that are not its own, such as the item experts."""
 
     @property
     def new_modules(self) -> list[nn.Module]:

@@ -28,11 +28,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def get_architecture(name: str) -> Architecture:
-    """Return the architecture of this name.
-
-    Raises:
-        SettingError: no architecture has this name.
-    """
+    """Return the architecture of this name; raise a SettingError if there is none."""
     if name not in ARCHITECTURES:
         raise SettingError(f"architecture={name!r} is not one of {', '.join(ARCHITECTURES)}.")
     return ARCHITECTURES[name]

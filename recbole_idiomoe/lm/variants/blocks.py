@@ -76,7 +76,10 @@ def install_blocks(setup: Setup, *, at_end: bool) -> list[nn.Module]:
         # A saved configuration's depth includes the new blocks, which then have the wrong width.
         old = old[:-count] if at_end else old[count:]
     else:
-        _lengthen(backbone.config, count, at_end)
+        if types := getattr(backbone.config, "layer_types", None):
+            more = [types[-1] if at_end else types[0]] * count
+            backbone.config.layer_types = [*types, *more] if at_end else [*more, *types]
+        backbone.config.num_hidden_layers += count
         config.backbone_config = backbone.config
     first = len(old) if at_end else 0
     new = [_block(backbone, type(old[0]), first + n, plan["neurons"]) for n in range(count)]
@@ -100,14 +103,6 @@ def install_blocks(setup: Setup, *, at_end: bool) -> list[nn.Module]:
                 module.layer_idx = index  # type: ignore[assignment]
     add_ffn_dropout(setup, offset=0 if at_end else count)
     return new
-
-
-def _lengthen(config: Any, count: int, at_end: bool) -> None:
-    """Add ``count`` new blocks to the depth in the backbone's configuration."""
-    if types := getattr(config, "layer_types", None):
-        more = [types[-1] if at_end else types[0]] * count
-        config.layer_types = [*types, *more] if at_end else [*more, *types]
-    config.num_hidden_layers += count
 
 
 def _block(

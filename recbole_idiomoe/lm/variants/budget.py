@@ -88,10 +88,8 @@ def check_match(name: str, budget: Budget, added: int) -> None:
 def log_size(name: str, budget: Budget, backbone: PreTrainedModel) -> None:
     """Log the number of parameters of ``backbone``, now changed, and of IDIOMoE."""
     now = parameter_count(backbone)
+    idiomoe = budget.backbone + budget.experts
     logger.info(
-        "%s: %s parameters, IDIOMoE %s, item table left out; %+.2f%% in the decoder's layers",
-        name,
-        f"{now:,}",
-        f"{budget.backbone + budget.experts:,}",
-        100 * budget.gap(now - budget.backbone),
+        f"{name}: {now:,} parameters, IDIOMoE {idiomoe:,}, item table left out; "
+        f"{100 * budget.gap(now - budget.backbone):+.2f}% in the decoder's layers"
     )

@@ -30,9 +30,9 @@ from recbole_idiomoe.lm import (
     load_backbone,
     with_random_weights,
 )
+from recbole_idiomoe.lm.backbone import no_progress_bars
 from recbole_idiomoe.lm.embedding import TextAttributeTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard
-from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
