@@ -13,6 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
+import transformers.utils.logging
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -27,11 +28,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, has_file
-from transformers.utils.logging import (
-    disable_progress_bar,
-    enable_progress_bar,
-    is_progress_bar_enabled,
-)
 
 from recbole_idiomoe.base.backbones import BUNDLED, UNTRAINED
 from recbole_idiomoe.base.errors import BackboneError, SettingError
@@ -107,13 +103,13 @@ def load_backbone(
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Hide transformers' progress bars inside the block, for weights on a local disk."""
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            enable_progress_bar()
+            transformers.utils.logging.enable_progress_bar()
 
 
 def random_decoder(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:

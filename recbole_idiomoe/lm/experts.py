@@ -104,15 +104,9 @@ def extend_ffns(
 ) -> list[nn.Module]:
     """Replace the FFNs of the layers ``config.expert_layers`` by extended ones, in place.
 
-    Args:
-        extend: makes the extended FFN from the layer's own FFN, a second FFN that
-            :func:`make_item_expert` has made, and a generator for other random weights.
-
-    Returns:
-        The second FFNs.
-
-    Raises:
-        BackboneError: an FFN follows none of :data:`LAYOUTS`; the decoder is then unchanged.
+    ``extend`` makes the extended FFN from the layer's own FFN, a second FFN that
+    :func:`make_item_expert` has made, and a generator for other random weights. Returns the second
+    FFNs. If an FFN follows none of :data:`LAYOUTS`, a BackboneError leaves the decoder unchanged.
     """
     layers, names = decoder_layers(setup.backbone), ffn_names(setup.backbone)
     generator = torch.Generator().manual_seed(setup.seed)

@@ -42,12 +42,8 @@ def plan_blocks(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, A
     The blocks are like the backbone's if some number of them is within 2% of IDIOMoE's size.
     Otherwise the nearest number of blocks is used, with more or fewer neurons in each.
 
-    Returns:
-        ``blocks``, their number; ``neurons`` of their FFNs; ``depth``, of the decoder with them.
-
-    Raises:
-        SettingError: ``block_start`` is unknown, IDIOMoE has no expert to match, or its experts
-            are too small for a block.
+    Returns ``blocks``, their number; ``neurons`` of their FFNs; ``depth``, of the decoder with
+    them. Raises a SettingError if ``block_start`` is unknown, or no size matches IDIOMoE's.
     """
     start = config.architecture_args["block_start"]
     if start not in ("random", "identity"):
