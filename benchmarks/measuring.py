@@ -14,8 +14,8 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from recbole_idiomoe.lm.backbone import no_progress_bars
 from recbole_idiomoe.lm.bundled import verified_folder
-from recbole_idiomoe.lm.progress import no_progress_bars
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 151_936, "hidden_size": 64, "intermediate_size": 128}

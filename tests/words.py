@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recbole_idiomoe.lm import bundled
-from recbole_idiomoe.lm.tokenizer import train_tokenizer
+from recbole_idiomoe.lm.vocabulary import train_tokenizer
 
 WORDS = 1000
 

@@ -20,8 +20,8 @@ from recbole_idiomoe.analysis.neighbours import References, nearest
 from recbole_idiomoe.analysis.results import Row
 from recbole_idiomoe.lm import TwoExpertFFN
 from recbole_idiomoe.lm.decoder import ffn_layout
+from recbole_idiomoe.lm.variants.dense import WidenedFFN
 from recbole_idiomoe.lm.variants.switch import SwitchFFN
-from recbole_idiomoe.lm.variants.wide_ffn import WidenedFFN
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 ITEM_EXPERT, TEXT_EXPERT, FFN = "item expert", "text expert", "FFN"

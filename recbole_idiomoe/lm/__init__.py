@@ -6,14 +6,14 @@ Importing this package registers the model type ``idiomoe`` with ``AutoConfig`` 
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recbole_idiomoe.lm.architectures import ARCHITECTURES
 from recbole_idiomoe.lm.backbone import load_backbone, with_random_weights
 from recbole_idiomoe.lm.configuration import TWO_EXPERT, IdiomoeConfig, expert_placement
 from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.experts import TwoExpertFFN, install_experts, make_item_expert
+from recbole_idiomoe.lm.experts import TwoExpertFFN, make_item_expert
 from recbole_idiomoe.lm.modeling import IdiomoeForCausalLM
 from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.variants import ARCHITECTURES
 from recbole_idiomoe.lm.vocabulary import add_item_tokens, encode_text, item_token, item_tokens
 
 AutoConfig.register(IdiomoeConfig.model_type, IdiomoeConfig, exist_ok=True)
@@ -31,7 +31,6 @@ __all__ = [
     "decoder_layers",
     "encode_text",
     "expert_placement",
-    "install_experts",
     "item_token",
     "item_tokens",
     "load_backbone",

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import logging
 import re
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
+import transformers.utils.logging
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -31,7 +33,6 @@ from recbole_idiomoe.base.backbones import BUNDLED, UNTRAINED
 from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.decoder import SUPPORTED, decoder_layers
-from recbole_idiomoe.lm.progress import no_progress_bars
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +76,10 @@ def load_backbone(
     _check_decoder(name, config)
     files = _attempt(name, "model", _weight_files, source, config=config, local_files_only=local)
     _check_safetensors(name, files)
+    safely = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     with no_progress_bars() if local else nullcontext():
-        backbone, info = _attempt(
-            name,
-            "model",
-            AutoModelForCausalLM.from_pretrained,
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        load = AutoModelForCausalLM.from_pretrained
+        backbone, info = _attempt(name, "model", load, source, **safely, **options)
     if missing := sorted(info["missing_keys"]):
         raise BackboneError(
             f"backbone={name} lacks {len(missing)} weights of a language model, first "
@@ -97,9 +91,25 @@ def load_backbone(
         raise BackboneError(
             f"backbone={name} brings no tokenizer that reads text; put its tokenizer.json there."
         )
-    _forget_sampling(backbone)
+    # Instruct models come with top_k, top_p and a repetition penalty, which would silently prune an
+    # exhaustive search, so only the special tokens are kept.
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    given = {field: getattr(backbone.generation_config, field, None) for field in ids}
+    backbone.generation_config = GenerationConfig(**given)
     backbone.config.name_or_path = name  # the given name instead of a path on this machine
     return backbone.eval(), tokenizer
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide transformers' progress bars inside the block, for weights on a local disk."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def random_decoder(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
@@ -160,11 +170,7 @@ def _build_decoder(folder: Path, sizes: dict[str, Any], seed: int) -> PreTrained
 
 
 def _locate(name: str) -> tuple[str, bool]:
-    """Return where to load from, a folder or a hub name, and whether that needs no network.
-
-    The hub is asked once, with a timeout, because without a network transformers would repeat the
-    request for half a minute.
-    """
+    """Return where to load from, a folder or a hub name, and whether that needs no network."""
     if name and Path(name).expanduser().is_dir():
         return str(Path(name).expanduser()), True
     if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
@@ -177,6 +183,7 @@ def _locate(name: str) -> tuple[str, bool]:
     try:
         if huggingface_hub.constants.is_offline_mode():
             raise ConnectionError("offline mode is on")
+        # Once and with a timeout; without a network, transformers would try for half a minute.
         url = huggingface_hub.hf_hub_url(name, "config.json")
         huggingface_hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT)
     except Exception as error:  # the hub client raises errors of its HTTP library too
@@ -205,9 +212,9 @@ def _attempt(name: str, part: str, load: Any, source: str, **options: Any) -> An
 
 def _check_decoder(name: str, config: PreTrainedConfig) -> None:
     """Raise a BackboneError if the configuration is not that of a decoder-only language model."""
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    known = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if config.is_encoder_decoder or not known:
+    is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    is_known = is_remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if config.is_encoder_decoder or not is_known:
         raise BackboneError(
             f"backbone={name} of type {config.model_type!r} is not a decoder-only language model; "
             f"supported are {SUPPORTED}."
@@ -240,18 +247,6 @@ def _check_safetensors(name: str, files: list[str]) -> None:
             "AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER) converts them; "
             "copy the tokenizer's files there too and give backbone=FOLDER."
         )
-
-
-def _forget_sampling(backbone: PreTrainedModel) -> None:
-    """Keep only the special token ids of a generation_config.
-
-    Instruct models come with top_k, top_p and a repetition penalty, which would silently prune an
-    exhaustive search.
-    """
-    old = backbone.generation_config
-    assert old is not None
-    ids = {f: getattr(old, f, None) for f in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    backbone.generation_config = GenerationConfig(**ids)
 
 
 def _one_line(error: Exception) -> str:

@@ -44,13 +44,13 @@ def _sums() -> dict[str, str]:
     """Read the SHA-256 sums, in hexadecimal by file name, from the output of ``sha256sum``."""
     path = FOLDER / SUMS_FILE
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise _damage(path, f"cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise _damage(path, "is not text") from error
-    matches = [re.fullmatch(r"([0-9a-f]{64}) [ *]([\w.-]+)", line) for line in lines]
-    sums = {match[2]: match[1] for match in matches if match}
+    found = re.findall(r"^([0-9a-f]{64}) [ *]([\w.-]+)$", text, re.MULTILINE)
+    sums = {name: digest for digest, name in found}
     if missing := sorted(NEEDED - sums.keys()):
         raise _damage(path, f"has no sum of {missing[0]}")
     return sums

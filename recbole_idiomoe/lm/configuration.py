@@ -48,7 +48,7 @@ class IdiomoeConfig(PreTrainedConfig):
         dropout: dropout probability on embeddings, expert outputs and final states.
         softmax: candidates of an item target: ``item`` for all items, ``hybrid`` for all text
             tokens and items.
-        architecture: a name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`. For
+        architecture: a name in :data:`~recbole_idiomoe.lm.variants.ARCHITECTURES`. For
             variants without item experts, ``expert_layers`` and ``expert_width`` describe the
             IDIOMoE that the variant is compared with.
         architecture_args: options and computed sizes of the architecture.
@@ -139,16 +139,14 @@ def expert_placement(spec: str | list[int], num_layers: int) -> list[int]:
     """
     if not isinstance(spec, str):
         for layer in spec:
-            if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < num_layers:
+            if type(layer) is not int or not 0 <= layer < num_layers:
                 raise SettingError(
                     f"expert_layers={list(spec)}: {layer!r} is not a layer of a backbone with "
                     f"layers 0 to {num_layers - 1}."
                 )
         return sorted(set(spec))
-    if spec == "all":
-        return list(range(num_layers))
-    if spec == "none":
-        return []
+    if spec in ("all", "none"):
+        return list(range(num_layers)) if spec == "all" else []
     kind, _, number = spec.partition(":")
     count = int(number) if number.isdecimal() else 0
     if kind not in ("first", "middle", "last", "every") or count < 1:

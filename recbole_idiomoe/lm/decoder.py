@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
@@ -38,10 +38,8 @@ class EmptyCache(DynamicCache):
 class ExtendedFFN(nn.Module):
     """The base class of FFNs that contain the backbone's own FFN and add to it."""
 
-    @property
-    def original(self) -> nn.Module:
-        """The backbone's own FFN."""
-        raise NotImplementedError
+    own: ClassVar[str]
+    """The name of the submodule that is the backbone's own FFN."""
 
 
 def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
@@ -50,8 +48,7 @@ def ffn_layout(module: nn.Module) -> tuple[tuple[str, ...], str] | None:
     if len(inspect.signature(module.forward).parameters) != 1:
         return None
     for inner, outer in LAYOUTS:
-        names = (*inner, outer)
-        if all(is_projection(getattr(module, name, None)) for name in names):
+        if all(is_projection(getattr(module, name, None)) for name in (*inner, outer)):
             return inner, outer
     return None
 
@@ -107,9 +104,8 @@ def ffn_names(backbone: PreTrainedModel) -> list[str]:
 
 def backbone_ffns(backbone: PreTrainedModel) -> list[nn.Module]:
     """The backbone's own FFN in each block; raises as :func:`ffn_names`."""
-    ffns = zip(decoder_layers(backbone), ffn_names(backbone), strict=True)
-    found = [getattr(layer, name) for layer, name in ffns]
-    return [ffn.original if isinstance(ffn, ExtendedFFN) else ffn for ffn in found]
+    found = map(getattr, decoder_layers(backbone), ffn_names(backbone))
+    return [ffn.get_submodule(ffn.own) if isinstance(ffn, ExtendedFFN) else ffn for ffn in found]
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
@@ -128,12 +124,25 @@ def attention_of(layer: nn.Module) -> nn.Module:
     )
 
 
-def neuron_count(ffn: nn.Module) -> int:
-    """The number of neurons of an FFN, which are the inputs of its output projection."""
+def output_projection(ffn: nn.Module) -> nn.Linear | Conv1D:
+    """The output projection of an FFN, which must follow one of :data:`LAYOUTS`."""
     layout = ffn_layout(ffn)
     assert layout is not None
-    values = getattr(ffn, layout[1])
+    projection: nn.Linear | Conv1D = getattr(ffn, layout[1])
+    return projection
+
+
+def neuron_count(ffn: nn.Module) -> int:
+    """The number of neurons of an FFN, which are the inputs of its output projection."""
+    values = output_projection(ffn)
     return values.weight.shape[0 if isinstance(values, Conv1D) else 1]
+
+
+def mark_initialized(module: nn.Module) -> nn.Module:
+    """Mark the weights of ``module``, so that transformers does not draw them again; return it."""
+    for part in module.modules():
+        part._is_hf_initialized = True  # type: ignore[assignment]
+    return module
 
 
 def text_rms(backbone: PreTrainedModel) -> float:
@@ -149,13 +158,9 @@ def check_head(backbone: PreTrainedModel) -> None:
         BackboneError: the backbone scales or caps its logits.
     """
     config = backbone.config
-    for name, neutral in (
-        ("final_logit_softcapping", None),
-        ("logits_scaling", 1),
-        ("logit_scale", 1),
-    ):
-        value = getattr(config, name, neutral)
-        if value not in (neutral, None):
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        value = getattr(config, name, None)
+        if value is not None and (value != 1 or name == "final_logit_softcapping"):
             raise BackboneError(
                 f"backbone of type {config.model_type!r} alters its logits ({name}={value}), "
                 "but item scores would stay unaltered; choose another backbone."

@@ -1,4 +1,4 @@
-"""The item table, which embeds items and scores them (sections 3.2.1 and B.5)."""
+"""Item tables, which embed items and score them (sections 3.2.1 and B.5)."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ class ItemTable(nn.Module):
         self.item_num = item_num
         self.hidden_size = hidden_size
         self.std = std
-        width = hidden_size if inner_size is None else inner_size
-        self.rows = nn.Parameter(torch.empty(item_num, width))
-        self.up = None if inner_size is None else nn.Parameter(torch.empty(width, hidden_size))
+        self.rows = nn.Parameter(torch.empty(item_num, inner_size or hidden_size))
+        self.up = nn.Parameter(torch.empty(inner_size, hidden_size)) if inner_size else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -72,12 +71,10 @@ class ItemTable(nn.Module):
         return scores
 
     def mixed_logits(self, hidden_states: Tensor, items: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the scores of k items for each state, float32.
+        """Weighted sums of the scores of k items: (N, d), (N, k), (N, k) -> (N,), float32.
 
         Scores are linear in the items' vectors, so the vectors are summed first, and memory grows
-        with N (k + d) alone.
-
-        Shapes: (N, d), (N, k), (N, k) -> (N,). An item of weight 0 may be any item, 0 too.
+        with N (k + d) alone. An item of weight 0 may be any item, 0 too.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             return (hidden_states.float() * self._mixture(items, weights)).sum(dim=-1)
@@ -131,11 +128,9 @@ class ItemTable(nn.Module):
         self.item_num = item_num
 
     def compose(self, rows: Tensor, text: Tensor) -> Tensor:
-        """Compute the vectors (n, d) of items from their parts.
+        """Compute the vectors (n, d) of items from their rows (n, w) of the table.
 
-        Args:
-            rows: (n, w), rows of the table.
-            text: (n, k), vectors from :func:`text_directions`, for tables that use text.
+        Tables that use text add vectors ``text`` (n, k) from :func:`text_directions`.
         """
         return rows if self.up is None else rows @ self.up.to(rows)
 
@@ -155,6 +150,78 @@ class ItemTable(nn.Module):
         return math.sqrt(square - mean**2)
 
 
+class TextAttributeTable(ItemTable):
+    """An item table plus a projection of fixed text vectors: ``E + T W`` (section 3.1, b).
+
+    The sum embeds an item and scores it, as in :class:`ItemTable`. W (text_size, d) is trained.
+    T (item_num, text_size) is fixed, and is saved with the model.
+
+    Args:
+        text_size: columns of T.
+    """
+
+    text: Tensor
+
+    def __init__(
+        self,
+        item_num: int,
+        hidden_size: int,
+        inner_size: int | None = None,
+        std: float = 0.02,
+        *,
+        text_size: int,
+    ) -> None:
+        super().__init__(item_num, hidden_size, inner_size, std)
+        self.register_buffer("text", torch.zeros(item_num, text_size))
+        self.projection = nn.Parameter(torch.empty(text_size, hidden_size))
+        init.normal_(self.projection, std=std)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "projection"):  # the base class calls this before it exists
+            init.normal_(self.projection, std=self.std)
+
+    def forward(self, items: Tensor) -> Tensor:
+        return super().forward(items) + F.embedding(items, self.text) @ self.projection
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        scores = super().logits(hidden_states)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            projected = F.linear(hidden_states.float(), self.projection.float())
+            return scores + F.linear(projected, self.text.float())
+
+    def _mixture(self, items: Tensor, weights: Tensor) -> Tensor:
+        text = weighted_sums(self.text, items, weights)
+        return super()._mixture(items, weights) + text @ self.projection.float()
+
+    def weight(self) -> Tensor:
+        return super().weight() + self.text.float() @ self.projection.float()
+
+    def grow(self, item_num: int) -> None:
+        added = self.text.new_zeros(item_num - self.item_num, self.text.shape[1])
+        self.text = torch.cat((self.text, added))
+        super().grow(item_num)
+
+    def compose(self, rows: Tensor, text: Tensor) -> Tensor:
+        return super().compose(rows, text) + text @ self.projection.to(text)
+
+    @torch.no_grad()
+    def place(self, items: Tensor, rows: Tensor, text: Tensor) -> None:
+        super().place(items, rows, text)
+        self.text[items] = text.to(self.text)
+
+    @torch.no_grad()
+    def load_text(self, vectors: np.ndarray | Tensor) -> None:
+        """Set T to :func:`text_directions` of vectors of the items' texts (item_num, text_size).
+
+        Rows have length 1, so that ``T W`` starts with the standard deviation of E.
+
+        Raises:
+            DataError: the number of rows is wrong, or a value is not finite.
+        """
+        self.text.copy_(text_directions(vectors, self.item_num))
+
+
 def weighted_sums(rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums, (N, d) in float32, of the rows (m, d) with the indices ``chosen`` (N, k)."""
     return F.embedding_bag(chosen, rows.float(), per_sample_weights=weights, mode="sum")
@@ -165,10 +232,7 @@ def text_directions(
 ) -> Tensor:
     """Centre text vectors and scale them to length 1: (item_num, k) -> (item_num, k), float32.
 
-    Row 0 and rows of zeros (items without text) give zeros.
-
-    Args:
-        untrained: rows that are left out of the mean.
+    Row 0 and rows of zeros (items without text) give zeros. The mean leaves out ``untrained`` rows.
 
     Raises:
         DataError: the number of rows is wrong, or a value is not finite.

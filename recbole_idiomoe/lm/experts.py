@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.base.errors import BackboneError, SettingError
-from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.decoder import SUPPORTED, ExtendedFFN, decoder_layers, ffn_layout, ffn_names
+from recbole_idiomoe.lm.architecture import Setup
+from recbole_idiomoe.lm.configuration import initial_std
+from recbole_idiomoe.lm.decoder import (
+    SUPPORTED,
+    ExtendedFFN,
+    backbone_ffns,
+    decoder_layers,
+    ffn_layout,
+    ffn_names,
+)
 from recbole_idiomoe.lm.fused_ffn import can_fuse, fused_ffn
 from recbole_idiomoe.lm.routing import TokenRouting
 
@@ -30,6 +39,7 @@ class TwoExpertFFN(ExtendedFFN):
         fused: whether inference uses the fused kernels if :func:`can_fuse` allows it.
     """
 
+    own = "text_expert"
     fused = False
 
     def __init__(
@@ -45,17 +55,34 @@ class TwoExpertFFN(ExtendedFFN):
         self.routing = routing
         self.dropout = dropout
 
-    @property
-    def original(self) -> nn.Module:
-        return self.text_expert
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
         arguments = hidden_states, self.routing, self.text_expert, self.item_expert
         if self.fused and not self.training and can_fuse(*arguments):
             return fused_ffn(*arguments)
         outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
-        return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
+        return F.dropout(outputs, self.dropout, self.training)
+
+
+def add_output_dropout(ffn: nn.Module, p: float) -> None:
+    """Add dropout to the output of an FFN, as a hook that can be pickled."""
+    ffn.register_forward_hook(partial(_drop_output, p))
+
+
+def _drop_output(p: float, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return F.dropout(output, p, module.training)
+
+
+def add_ffn_dropout(setup: Setup, offset: int = 0) -> None:
+    """Add the dropout that IDIOMoE has on expert outputs to the backbone's own FFNs.
+
+    Only the layers that would have experts get it, so that a control differs from IDIOMoE in the
+    studied change alone. ``offset`` new blocks stand in front of the backbone's first one.
+    """
+    if setup.config.dropout:
+        ffns = backbone_ffns(setup.backbone)
+        for layer in setup.config.expert_layers:
+            add_output_dropout(ffns[offset + layer], setup.config.dropout)
 
 
 def kept_neurons(neurons: int, width: float) -> int:
@@ -63,51 +90,31 @@ def kept_neurons(neurons: int, width: float) -> int:
     return max(1, round(width * neurons))
 
 
-def install_experts(
-    backbone: PreTrainedModel,
-    config: IdiomoeConfig,
-    routing: TokenRouting,
-    init: str = "copy",
-    seed: int = 0,
-) -> list[nn.Module]:
-    """Give the layers ``config.expert_layers`` an item expert beside their FFN, in place.
-
-    ``init`` is ``copy`` or ``random``, see :func:`make_item_expert`. Returns the item experts and
-    raises as :func:`extend_ffns`.
-    """
+def install_experts(setup: Setup) -> list[nn.Module]:
+    """Give the layers ``config.expert_layers`` an item expert beside their FFN; return these."""
 
     def extend(text_expert: nn.Module, item_expert: nn.Module, _: torch.Generator) -> ExtendedFFN:
-        return TwoExpertFFN(text_expert, item_expert, routing, config.dropout)
+        return TwoExpertFFN(text_expert, item_expert, setup.routing, setup.config.dropout)
 
-    return extend_ffns(backbone, config, init, seed, extend)
+    return extend_ffns(setup, extend)
 
 
 def extend_ffns(
-    backbone: PreTrainedModel,
-    config: IdiomoeConfig,
-    init: str,
-    seed: int,
-    extend: Callable[[nn.Module, nn.Module, torch.Generator], ExtendedFFN],
+    setup: Setup, extend: Callable[[nn.Module, nn.Module, torch.Generator], ExtendedFFN]
 ) -> list[nn.Module]:
     """Replace the FFNs of the layers ``config.expert_layers`` by extended ones, in place.
 
-    Args:
-        extend: makes the extended FFN from the layer's own FFN, a second FFN that
-            :func:`make_item_expert` has made, and a generator for other random weights.
-
-    Returns:
-        The second FFNs.
-
-    Raises:
-        BackboneError: an FFN follows none of :data:`LAYOUTS`; the decoder is then unchanged.
+    ``extend`` makes the extended FFN from the layer's own FFN, a second FFN that
+    :func:`make_item_expert` has made, and a generator for other random weights. Returns the second
+    FFNs. If an FFN follows none of :data:`LAYOUTS`, a BackboneError leaves the decoder unchanged.
     """
-    layers, names = decoder_layers(backbone), ffn_names(backbone)
-    generator = torch.Generator().manual_seed(seed)
-    std = initial_std(backbone.config)
+    layers, names = decoder_layers(setup.backbone), ffn_names(setup.backbone)
+    generator = torch.Generator().manual_seed(setup.seed)
+    std = initial_std(setup.backbone.config)
     added: list[nn.Module] = []
-    for index in config.expert_layers:
+    for index in setup.config.expert_layers:
         ffn = getattr(layers[index], names[index])
-        second = make_item_expert(ffn, config.expert_width, init, generator, std)
+        second = make_item_expert(ffn, setup.config.expert_width, setup.init, generator, std)
         extended = extend(ffn, second, generator)
         setattr(layers[index], names[index], extended.train(ffn.training))
         added.append(second)
@@ -151,9 +158,8 @@ def make_item_expert(
     values = getattr(expert, outer)
     lengths = values.weight.float().norm(dim=1 if isinstance(values, Conv1D) else 0)
     kept = lengths.topk(kept_neurons(len(lengths), width)).indices.sort().values
-    for name in inner:
-        _keep_outputs(getattr(expert, name), kept)
-    _keep_inputs(values, kept)
+    for name in (*inner, outer):
+        _keep_neurons(getattr(expert, name), kept, of_outputs=name != outer)
     if hasattr(expert, "intermediate_size"):
         expert.intermediate_size = len(kept)  # type: ignore[assignment]
     if init == "random":
@@ -174,25 +180,18 @@ def draw_weights(
         projection.bias.zero_()
 
 
-def _keep_outputs(projection: nn.Module, kept: Tensor) -> None:
-    """Keep some outputs of a projection, in place. Conv1D stores its weight as (in, out)."""
-    transposed = isinstance(projection, Conv1D)
-    projection.weight = _select(projection.weight, kept, 1 if transposed else 0)
-    if projection.bias is not None:
-        projection.bias = _select(projection.bias, kept, 0)
-    setattr(projection, "nf" if transposed else "out_features", len(kept))
-
-
-def _keep_inputs(projection: nn.Module, kept: Tensor) -> None:
-    """Keep some inputs of a projection, in place; the bias is per output and stays."""
-    transposed = isinstance(projection, Conv1D)
-    projection.weight = _select(projection.weight, kept, 0 if transposed else 1)
-    setattr(projection, "nx" if transposed else "in_features", len(kept))
-
-
-def _select(weight: Tensor | nn.Module, kept: Tensor, dim: int) -> nn.Parameter:
-    assert isinstance(weight, Tensor)
-    selected = nn.Parameter(weight.index_select(dim, kept).contiguous())
-    # transformers then does not draw this weight again.
-    selected._is_hf_initialized = True  # type: ignore[attr-defined]
-    return selected
+def _keep_neurons(projection: nn.Linear | Conv1D, kept: Tensor, *, of_outputs: bool) -> None:
+    """Keep some neurons, which are a projection's outputs or else its inputs, in place."""
+    stores_inputs_first = isinstance(projection, Conv1D)
+    dims = {"weight": 0 if of_outputs != stores_inputs_first else 1}
+    if of_outputs and projection.bias is not None:
+        dims["bias"] = 0
+    for name, dim in dims.items():
+        selected = nn.Parameter(getattr(projection, name).index_select(dim, kept).contiguous())
+        # transformers then does not draw this weight again.
+        selected._is_hf_initialized = True  # type: ignore[attr-defined]
+        setattr(projection, name, selected)
+    if stores_inputs_first:
+        projection.nx, projection.nf = projection.weight.shape
+    else:
+        projection.out_features, projection.in_features = projection.weight.shape

@@ -8,7 +8,8 @@ constants.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import triton
@@ -60,20 +61,17 @@ def two_expert_ffn(
         "ITEM_NEURONS": item_neurons,
     }
 
-    def programs(text_columns: int, item_columns: int) -> Callable[[dict[str, int]], tuple[int]]:
-        def grid(blocks: dict[str, int]) -> tuple[int]:
-            tall, wide = blocks["BLOCK_ROWS"], blocks["BLOCK_COLUMNS"]
-            of_text = triton.cdiv(text_rows, tall) * triton.cdiv(text_columns, wide)
-            of_items = triton.cdiv(rows - text_rows, tall) * triton.cdiv(item_columns, wide)
-            return (of_text + of_items,)
-
-        return grid
+    def grid(text_columns: int, item_columns: int, blocks: dict[str, int]) -> tuple[int]:
+        tall, wide = blocks["BLOCK_ROWS"], blocks["BLOCK_COLUMNS"]
+        of_text = triton.cdiv(text_rows, tall) * triton.cdiv(text_columns, wide)
+        of_items = triton.cdiv(rows - text_rows, tall) * triton.cdiv(item_columns, wide)
+        return (of_text + of_items,)
 
     with torch.cuda.device_of(inputs):  # Triton launches on the current device
-        _gate_up[programs(text_neurons, item_neurons)](
-            inputs, order, text[0], text[1], item[0], item[1], activations, **sizes
-        )
-        _down[programs(width, width)](activations, order, text[2], item[2], outputs, **sizes)
+        weights = text[0], text[1], item[0], item[1]
+        gate_up, down = partial(grid, text_neurons, item_neurons), partial(grid, width, width)
+        _gate_up[gate_up](inputs, order, *weights, activations, **sizes)
+        _down[down](activations, order, text[2], item[2], outputs, **sizes)
     return outputs
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,17 +94,12 @@ def two_expert_ffn(
 
 
 @two_expert_ffn.register_fake
-def _(
-    rows: Tensor, order: Tensor, text_rows: int, text: Sequence[Tensor], item: Sequence[Tensor]
-) -> Tensor:
+def _(rows: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(rows)
 
 
 def _dtypes(hidden_states: Tensor) -> tuple[torch.dtype, tuple[torch.dtype, ...]]:
-    """The dtype in which ``nn.Linear`` computes, and the dtypes that it accepts as input.
-
-    They differ only under autocast.
-    """
+    """The dtype in which ``nn.Linear`` computes, and the dtypes that it accepts as input."""
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device), (torch.float32, *HALF)
@@ -123,18 +119,16 @@ def _is_plain_swiglu(expert: nn.Module) -> bool:
     return (
         type(expert).__name__ in GATED
         and isinstance(expert.act_fn, SILU)
-        and not _is_hooked(expert)
+        and not any(
+            module._forward_pre_hooks or module._forward_hooks
+            for module in (expert, *_projections(expert))
+        )
         and all(
             # A projection with an adapter or quantisation has another class, or its weight has.
             type(projection) is nn.Linear
             and projection.bias is None
             and type(projection.weight) is nn.Parameter
             and all(size % ALIGNED == 0 for size in projection.weight.shape)
-            and not _is_hooked(projection)
             for projection in _projections(expert)
         )
     )
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks or module._forward_hooks)

@@ -1,24 +1,25 @@
-"""The hybrid output head over text tokens and items, and its losses (section 3.2.1)."""
+"""The hybrid output head over text tokens and items: losses and generation (section 3.2.1)."""
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
 from recbole_idiomoe.lm.embedding import ItemTable
 from recbole_idiomoe.lm.item_loss import summed_cross_entropy
 
+Vocabulary = Literal["text", "item", "hybrid"]
 IGNORED = -100
 """The label of positions that have no target, as in PyTorch and transformers."""
 
 
-class HybridHead:
-    """Scores and losses of a model that has a backbone with a text head, and an item table."""
+class HybridHead(GenerationMixin):
+    """Scores, losses and generation with a backbone that has a text head, and an item table."""
 
     config: IdiomoeConfig
     backbone: PreTrainedModel
@@ -75,27 +76,62 @@ class HybridHead:
         total = self._summed_item_loss(hidden[is_item], targets[is_item] - offset)
         text_targets = targets.masked_fill(is_item, IGNORED).flatten()
         text_scores = text_logits.float().flatten(0, 1)
-        total = total + F.cross_entropy(
-            text_scores, text_targets, ignore_index=IGNORED, reduction="sum"
-        )
+        total = total + F.cross_entropy(text_scores, text_targets, reduction="sum")
         return total / ((targets != IGNORED).sum() if count is None else count)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        vocabulary: Vocabulary = "text",
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as in transformers, with new tokens from ``vocabulary`` alone.
+
+        With the default ``text``, a text prompt gives the same output as the backbone. ``item``
+        gives items only, and ``hybrid`` both.
+        """
+        processors = LogitsProcessorList(logits_processor or [])
+        if vocabulary != "hybrid":
+            processors.insert(0, _Only(vocabulary, self.config.item_token_offset))
+        generate: Any = super().generate  # type: ignore[misc]
+        return generate(inputs, generation_config, logits_processor=processors, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        # The prompt's types do not fit the single token of a later step; ids imply them anyway.
+        kwargs.pop("token_types", None)
+        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
+        return prepare(input_ids, **kwargs)
 
     def _summed_item_loss(
         self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
     ) -> Tensor:
         config = self.config
+
+        def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            """Scores of the candidates (n, C) and the columns of the targets among them (n,)."""
+            scores = self.item_logits(states)
+            if excluded is not None and len(excluded):  # index_fill copies all scores
+                scores = scores.index_fill(-1, excluded, -torch.inf)
+            if config.softmax == "item":
+                return scores, targets
+            text_scores = self.text_logits(states).float()
+            return torch.cat((text_scores, scores), dim=-1), targets + text_scores.shape[-1]
+
         candidate_num = config.item_num if config.softmax == "item" else config.vocab_size
-        score = partial(self._item_scores, excluded=excluded)
         return summed_cross_entropy(score, hidden, items, candidate_num)
 
-    def _item_scores(
-        self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores of the candidates (N, C) and the columns of the targets among them (N,)."""
-        scores = self.item_logits(hidden)
-        if excluded is not None and len(excluded):  # index_fill copies all scores
-            scores = scores.index_fill(-1, excluded, -torch.inf)
-        if self.config.softmax == "item":
-            return scores, items
-        text_scores = self.text_logits(hidden).float()
-        return torch.cat((text_scores, scores), dim=-1), items + text_scores.shape[-1]
+
+class _Only(LogitsProcessor):
+    """Sets the scores of the other part of the hybrid vocabulary to -inf."""
+
+    def __init__(self, vocabulary: Vocabulary, offset: int) -> None:
+        self.excluded = slice(offset, None) if vocabulary == "text" else slice(offset)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.excluded] = -torch.inf
+        return scores

@@ -38,18 +38,13 @@ def item_mask(kind: str, segments: Tensor, token_types: Tensor) -> Tensor:
         token_types: (B, T), 0 text, 1 item.
     """
     row, column = segments.unsqueeze(2), segments.unsqueeze(1)
-    same = row == column
-    in_prompt = (row == PROMPT) | (column == PROMPT)
-    length = segments.shape[1]
-    itself = torch.eye(length, dtype=torch.bool, device=segments.device)
-    if kind == "intra":
-        seen = same
-    elif kind == "inter":
-        seen = ~same | itself
-    else:
+    seen = row == column
+    if kind == "inter":
+        seen = ~seen | torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
+    elif kind == "own_text":
         is_item = token_types.bool()
-        seen = same | (is_item.unsqueeze(2) & is_item.unsqueeze(1))
-    return (seen | in_prompt).tril()
+        seen = seen | (is_item.unsqueeze(2) & is_item.unsqueeze(1))
+    return (seen | (row == PROMPT) | (column == PROMPT)).tril()
 
 
 class ItemAttention:
@@ -100,8 +95,6 @@ class ItemAttention:
         def take_mask(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if self.masks:
-                kwargs = kwargs | {"attention_mask": self.masks[kind]}
-            return args, kwargs
+            return args, kwargs | ({"attention_mask": self.masks[kind]} if self.masks else {})
 
         return take_mask

@@ -47,13 +47,8 @@ def in_chunks(
 ) -> list[Tensor]:
     """Apply ``compute`` to chunks of positions; the backward pass computes each chunk again.
 
-    Args:
-        compute: a function that needs ``candidate_num`` scores for each position.
-        candidate_num: number of candidates.
-        positions: the arguments of ``compute``, each of shape (N, ...).
-
-    Returns:
-        The results of the chunks, at least one.
+    ``compute`` takes the tensors ``positions``, each (N, ...), and needs ``candidate_num`` scores
+    for each position. Returns the results of the chunks, at least one.
     """
     size = max(1, SCORE_BYTES // (4 * candidate_num))
     if len(positions[0]) <= size:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.base.errors import BackboneError
@@ -65,20 +67,20 @@ def likelihood(
     at_once = max(1, LOGITS_AT_ONCE // (context * model.config.vocab_size))
     for start in range(0, len(windows), at_once):
         batch = windows[start : start + at_once]
-        width = max(len(ids) for ids, _ in batch)
-        input_ids = torch.full((len(batch), width), end)
-        labels = torch.full((len(batch), width), -100)
-        for row, (ids, first) in enumerate(batch):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            labels[row, first : len(ids)] = input_ids[row, first : len(ids)]
+        input_ids = _padded([ids for ids, _ in batch], end)
+        labels = _padded([[-100] * first + ids[first:] for ids, first in batch], -100)
         # Padding is on the right, where causal attention never reads it. Logits are computed only
         # for tokens that no earlier window has predicted.
-        kept = width - min(first for _, first in batch) + 1
+        kept = input_ids.shape[1] - min(first for _, first in batch) + 1
         logits = model(input_ids.to(model.device), logits_to_keep=kept).logits[:, :-1].float()
         targets = labels[:, 1 - kept :].to(model.device)
         nll += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
         token_num += int((targets != -100).sum())
     return Likelihood(nll, token_num, sum(len(text.encode()) for text in texts))
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def _windows(ids: list[int], context: int) -> Iterator[tuple[list[int], int]]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from recbole_idiomoe.base.errors import CheckpointError, SettingError
-from recbole_idiomoe.lm.architectures import get_architecture
+from recbole_idiomoe.lm.architecture import Setup
 from recbole_idiomoe.lm.configuration import (
     TWO_EXPERT,
     IdiomoeConfig,
@@ -21,16 +21,16 @@ from recbole_idiomoe.lm.configuration import (
 )
 from recbole_idiomoe.lm.decoder import EmptyCache, check_head, is_checkpointed, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.generation import HybridGeneration
 from recbole_idiomoe.lm.hybrid_head import HybridHead
 from recbole_idiomoe.lm.item_attention import ItemAttention
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.training import freeze, parameter_groups
+from recbole_idiomoe.lm.training import PartlyTrained
+from recbole_idiomoe.lm.variants import get_architecture
 from recbole_idiomoe.lm.variants.budget import expert_budget, log_size
 
 
 # transformers requires its GenerationMixin among the direct bases.
-class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, GenerationMixin):
+class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationMixin):
     """A pretrained decoder with item experts, an item table and a hybrid vocabulary (section 3.2).
 
     On text alone the paper's architecture equals its backbone: it runs the same operations on the
@@ -43,9 +43,6 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
             ``config.backbone_config``.
         expert_init: ``copy`` or ``random``, see :func:`make_item_expert`.
         seed: seed of random item experts.
-
-    Attributes:
-        added: modules inside ``backbone`` that are not its own, such as the item experts.
 
     Raises:
         BackboneError: the backbone cannot take experts, or transforms its logits.
@@ -72,9 +69,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
     ) -> None:
         super().__init__(config)
         if backbone is None:
-            backbone = AutoModelForCausalLM.from_config(
-                config.backbone_config, trust_remote_code=False
-            )
+            build: Any = AutoModelForCausalLM.from_config
+            backbone = build(config.backbone_config, trust_remote_code=False)
         assert backbone is not None
         check_head(backbone)
         self.backbone = backbone
@@ -83,10 +79,11 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         # Forked, so that the item table starts with the same values in every architecture.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            self.added = architecture.install(backbone, config, self.routing, expert_init, seed)
-        self.item_attention = (
-            None if config.attention == "causal" else ItemAttention(backbone, config.attention)
-        )
+            setup = Setup(backbone, config, self.routing, expert_init, seed)
+            self.added = architecture.install(setup)
+        self.item_attention: ItemAttention | None = None
+        if config.attention != "causal":
+            self.item_attention = ItemAttention(backbone, config.attention)
         self.item_table = architecture.item_table(config)
         self.post_init()
 
@@ -243,7 +240,7 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         if plain and not use_cache and not is_checkpointed(self.backbone):
             past_key_values = EmptyCache()
         outputs = self.backbone.base_model(
-            inputs_embeds=self._dropout(self.embed(input_ids)),
+            inputs_embeds=F.dropout(self.embed(input_ids), self.config.dropout, self.training),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -252,7 +249,8 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         )
         if isinstance(past_key_values, EmptyCache):
             outputs.past_key_values = None  # some families return it
-        outputs.last_hidden_state = self._dropout(outputs.last_hidden_state)
+        states = outputs.last_hidden_state
+        outputs.last_hidden_state = F.dropout(states, self.config.dropout, self.training)
         return outputs
 
     def forward(
@@ -283,14 +281,9 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
             ``logits`` (B, T, vocab_size), text tokens first, and ``loss`` in nats per target.
         """
         kwargs.pop("return_dict", None)
+        cache = past_key_values, bool(use_cache)
         outputs = self.hidden_states(
-            input_ids,
-            token_types,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            bool(use_cache),
-            **kwargs,
+            input_ids, token_types, attention_mask, position_ids, *cache, **kwargs
         )
         hidden = outputs.last_hidden_state
         assert hidden is not None
@@ -299,11 +292,9 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
         text_logits = self.text_logits(hidden)
-        loss = None
-        if labels is not None:
-            loss = self.hybrid_loss(hidden, text_logits, labels, num_items_in_batch)
+        count = num_items_in_batch
         return CausalLMOutputWithPast(
-            loss=loss,
+            loss=None if labels is None else self.hybrid_loss(hidden, text_logits, labels, count),
             logits=torch.cat((text_logits, self.item_logits(hidden)), dim=-1),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -321,16 +312,14 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         return self.backbone
 
     def auxiliary_loss(self, token_types: Tensor, counted: Tensor) -> Tensor | None:
-        """The architecture's auxiliary loss for the last forward pass in training.
+        """The architecture's auxiliary loss for the last forward pass in training, a scalar.
 
         :meth:`forward` does not add it, because only the caller knows which tokens are padding.
+        It is None if the architecture has none, as IDIOMoE.
 
         Args:
             token_types: (B, T), the types of that pass, 0 text, 1 item.
             counted: (B, T), False for padding.
-
-        Returns:
-            A scalar, or None if the architecture has no auxiliary loss, as IDIOMoE.
         """
         loss = get_architecture(self.config.architecture).loss
         return loss(self.backbone, self.config, token_types, counted)
@@ -341,22 +330,6 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
         Most architectures, IDIOMoE among them, have none.
         """
         return get_architecture(self.config.architecture).report(self.backbone)
-
-    @property
-    def new_modules(self) -> list[nn.Module]:
-        """The modules that are not the backbone's own: the item table, then :attr:`added`."""
-        return [self.item_table, *self.added]
-
-    def freeze(self, policy: str) -> None:
-        """Set which weights train; see :func:`recbole_idiomoe.lm.training.freeze`."""
-        freeze(self.backbone, self.new_modules, policy)
-
-    def parameter_groups(
-        self, weight_decay: float, learning_rate: float, backbone_learning_rate: float | None = None
-    ) -> list[dict[str, Any]]:
-        """Groups for AdamW; see :func:`recbole_idiomoe.lm.training.parameter_groups`."""
-        rates = learning_rate, backbone_learning_rate
-        return parameter_groups(self, self.new_modules, weight_decay, *rates)
 
     def _set_item_masks(
         self, segments: Tensor | None, token_types: Tensor, mask: Tensor | None, cache: Any
@@ -372,7 +345,3 @@ class IdiomoeForCausalLM(PreTrainedModel, HybridHead, HybridGeneration, Generati
                 "neither an attention_mask nor past_key_values; pad on the right."
             )
         self.item_attention.set(segments, token_types, self.dtype)
-
-    def _dropout(self, states: Tensor) -> Tensor:
-        p = self.config.dropout
-        return F.dropout(states, p, self.training) if p else states

@@ -60,14 +60,11 @@ class PrefixTree:
         device: torch.device | str = "cpu",
         piece_size: int = PIECE_SIZE,
     ) -> None:
-        tokens, parents, depths, leaves = _number_nodes([tuple(code.tolist()) for code in codes])
-        self.tokens = torch.tensor(tokens, device=device)
-        self.parents = torch.tensor(parents, device=device)
-        self.depths = torch.tensor(depths, device=device)
-        self.height = max(depths)
-        self.leaves = torch.tensor(leaves, device=device)
-        self.ends = torch.tensor(_subtree_ends(parents), device=device)
-        is_inner = self.ends > torch.arange(len(tokens), device=device) + 1
+        self.tokens, self.parents, self.depths, self.ends, self.leaves = (
+            torch.from_numpy(numbers).to(device) for numbers in _number_nodes(codes)
+        )
+        self.height = int(self.depths.max())
+        is_inner = self.ends > torch.arange(len(self), device=device) + 1
         if is_inner[self.leaves].any():
             raise ValueError("the code of one item begins another item's code.")
         self.pieces = list(self._pieces(is_inner.nonzero().squeeze(1), piece_size))
@@ -162,35 +159,27 @@ def rank_leaves(
     return tree.scores(edges)
 
 
-def _number_nodes(
-    codes: Sequence[tuple[int, ...]],
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return tokens, parents and depths of all nodes, depth first, and the leaf of each code."""
-    tokens: list[int] = []
-    parents: list[int] = []
-    depths: list[int] = []
-    leaves = [0] * len(codes)
-    path: list[int] = []
-    for item in sorted(range(len(codes)), key=codes.__getitem__):
-        code = codes[item]
-        while [tokens[node] for node in path] != list(code[: len(path)]):
-            path.pop()
-        for depth in range(len(path), len(code)):
-            parents.append(path[-1] if path else -1)
-            path.append(len(tokens))
-            tokens.append(code[depth])
-            depths.append(depth)
-        leaves[item] = path[-1]
-    return tokens, parents, depths, leaves
-
-
-def _subtree_ends(parents: Sequence[int]) -> list[int]:
-    """Return the number after the last node of each subtree, for nodes numbered depth first."""
-    ends = list(range(1, len(parents) + 1))
-    for node in reversed(range(len(parents))):
-        if parents[node] >= 0:
-            ends[parents[node]] = max(ends[parents[node]], ends[node])
-    return ends
+def _number_nodes(codes: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Return tokens, parents, depths and subtree ends of all nodes, and the leaf of each code."""
+    lengths = np.array([len(code) for code in codes])
+    padded = np.full((len(codes), lengths.max()), -1)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(codes)
+    rows, row_of_code = np.unique(padded, axis=0, return_inverse=True)
+    # In sorted codes, a token starts a new node if the code differs from the previous one up to it.
+    is_node = np.ones(rows.shape, dtype=bool)
+    is_node[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
+    is_node &= rows >= 0
+    numbers = np.full(rows.shape, -1)
+    numbers[is_node] = np.arange(is_node.sum())
+    numbers = np.maximum.accumulate(numbers, axis=0)
+    parents = np.pad(numbers[:, :-1], ((0, 0), (1, 0)), constant_values=-1)[is_node]
+    depths = is_node.nonzero()[1]
+    ends = np.arange(1, len(parents) + 1)
+    for depth in range(rows.shape[1] - 1, 0, -1):
+        nodes = np.flatnonzero(depths == depth)
+        np.maximum.at(ends, parents[nodes], ends[nodes])
+    leaves = numbers[row_of_code.ravel(), lengths - 1]
+    return rows[is_node], parents, depths, ends, leaves
 
 
 class _Prefix(DynamicCache):
@@ -204,25 +193,20 @@ class _Prefix(DynamicCache):
         if not self.complete:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer: Any = self.layers[layer_idx]
-        return (
-            torch.cat((layer.keys, key_states), dim=-2),
-            torch.cat((layer.values, value_states), dim=-2),
-        )
+        longer = (layer.keys, key_states), (layer.values, value_states)
+        return torch.cat(longer[0], dim=-2), torch.cat(longer[1], dim=-2)
 
 
 def edge_log_probs(
     states: Tensor, parents: Tensor, columns: Tensor, logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Compute the log-probability of one token for each of E edges.
+    """Compute the log-probability of one token for each of E edges: (B, E), float32.
 
     Args:
         states: (B, P, d), final states of a piece's nodes.
         parents: (E,), ascending, the positions in ``states`` that predict the tokens.
         columns: (E,), the tokens' columns in the scores.
         logits: maps states (n, d) to scores (n, V).
-
-    Returns:
-        (B, E), float32.
     """
     width = logits(states[0, :1]).shape[-1]
     step = max(1, LOGITS // (width * len(states)))

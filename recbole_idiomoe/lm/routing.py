@@ -61,9 +61,9 @@ class TokenRouting:
     def check(self, inputs: Tensor) -> None:
         """Raise a RuntimeError if ``inputs`` (B, T, ...) do not have the shape of the batch."""
         # A layer that is compiled for all shapes must not depend on this one.
-        if torch.compiler.is_compiling() or self.shape is None:
+        if torch.compiler.is_compiling():
             return
-        if inputs.shape[:2] != self.shape:
+        if self.shape is not None and inputs.shape[:2] != self.shape:
             raise RuntimeError(
                 f"the routing holds a batch of shape {tuple(self.shape)}, not "
                 f"{tuple(inputs.shape[:2])}: call routing.set(token_types) before the trunk."
@@ -75,15 +75,9 @@ class TokenRouting:
         """Send text positions of ``inputs`` through ``text`` and item positions through ``item``.
 
         A batch of one type is not permuted, so that the result on text alone is bit for bit
-        ``text(inputs)``.
+        ``text(inputs)``. Both are position-wise functions, (N, ...) -> (N, *).
 
-        Args:
-            inputs: (B, T, ...).
-            text: a position-wise function, (N, ...) -> (N, *).
-            item: a position-wise function with the same output shape.
-
-        Returns:
-            (B, T, *).
+        Shapes: (B, T, ...) -> (B, T, *).
 
         Raises:
             RuntimeError: ``inputs`` does not have the shape of the batch.
@@ -102,11 +96,7 @@ class _Reorder(torch.autograd.Function):
     """``rows[order]`` for a permutation, with the gradient ``gradients[inverse]``.
 
     This is faster than autograd's indexing, which allows repeated indices and adds up gradients.
-
-    Args:
-        rows: (N, ...).
-        order: (N,), or (B, T) for outputs (B, T, ...).
-        inverse: (N,), the inverse permutation.
+    ``order`` has the shape (N,), or (B, T) for outputs (B, T, ...).
     """
 
     @staticmethod

@@ -17,49 +17,6 @@ from recbole_idiomoe.lm.decoder import attention_of, backbone_ffns, decoder_laye
 from recbole_idiomoe.lm.embedding import ItemTable
 
 
-def freeze(backbone: PreTrainedModel, new_modules: Sequence[nn.Module], policy: str) -> None:
-    """Set which weights train (section B.5, item 6); an earlier policy is undone.
-
-    =========================  ====  ========  ===========  =========
-    trains under the policy    none  backbone  text_expert  attention
-    =========================  ====  ========  ===========  =========
-    new modules                yes   yes       yes          yes
-    attention, norms in it     yes   no        yes          no
-    other norms, GPT-2's wpe   yes   no        yes          yes
-    text experts [1]_          yes   no        no           yes
-    text embedding, head       yes   no        no           yes
-    =========================  ====  ========  ===========  =========
-
-    .. [1] the backbone's own FFNs.
-
-    Args:
-        backbone: the decoder.
-        new_modules: modules that are not the backbone's own, such as the item table and the item
-            experts. They may be inside ``backbone``, and always train.
-        policy: ``none``, ``backbone``, ``text_expert`` or ``attention``.
-
-    Raises:
-        SettingError: the policy is unknown.
-        BackboneError: the policy is ``attention``, and the attention has an unknown name.
-    """
-    if policy not in ("none", "backbone", "text_expert", "attention"):
-        raise SettingError(
-            f"freeze={policy!r} is not one of 'none', 'backbone', 'text_expert', 'attention'."
-        )
-    backbone.requires_grad_(policy != "backbone")
-    if policy == "text_expert":
-        backbone.get_input_embeddings().requires_grad_(False)
-        backbone.get_output_embeddings().requires_grad_(False)
-        for ffn in backbone_ffns(backbone):
-            ffn.requires_grad_(False)
-    elif policy == "attention":
-        for layer in decoder_layers(backbone):
-            attention_of(layer).requires_grad_(False)
-    # Last, because new modules may be inside of modules that were just frozen.
-    for module in new_modules:
-        module.requires_grad_(True)
-
-
 @torch.no_grad()
 def halve_frozen(model: PreTrainedModel) -> None:
     """Store frozen projections in bfloat16, in place, if their values do not change by it.
@@ -103,54 +60,90 @@ def _with_checkpoint(block: type[nn.Module]) -> type[nn.Module]:
     return Checkpointed
 
 
-def parameter_groups(
-    model: nn.Module,
-    new_modules: Sequence[nn.Module],
-    weight_decay: float,
-    learning_rate: float,
-    backbone_learning_rate: float | None = None,
-) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW that hold each trained weight once (section B.4).
+class PartlyTrained(nn.Module):
+    """A model on a pretrained backbone, of which a policy may freeze parts."""
 
-    Matrices get weight decay. Norms, biases and embeddings get none. Text and position embeddings,
-    a head tied to them and the rows of the item table all count as embeddings, because decay would
-    shrink items that a batch does not contain. W_u of a factorised item table is a matrix.
+    backbone: PreTrainedModel
+    item_table: ItemTable
+    added: list[nn.Module]
+    """Modules inside ``backbone`` that are not its own, such as the item experts."""
 
-    Args:
-        model: the whole model.
-        new_modules: modules that are not the backbone's own, as in :func:`freeze`.
-        weight_decay: weight decay of the matrices.
-        learning_rate: learning rate of the new modules, and of all other weights too if
-            ``backbone_learning_rate`` is None.
-        backbone_learning_rate: learning rate of the weights that are not in the new modules.
+    @property
+    def new_modules(self) -> list[nn.Module]:
+        """The modules that are not the backbone's own: the item table, then :attr:`added`."""
+        return [self.item_table, *self.added]
 
-    Returns:
-        Non-empty groups, dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``:
-        ``new`` or ``pretrained``, then ``decayed`` or ``plain``, such as ``"new/decayed"``.
-    """
-    new = {id(p) for module in new_modules for p in module.parameters()}
-    embeddings = {
-        id(p)
-        for module in model.modules()
-        for p in module.parameters(recurse=False)
-        if isinstance(module, nn.Embedding) or (isinstance(module, ItemTable) and p is module.rows)
-    }
-    groups: dict[str, dict[str, Any]] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        origin = "new" if id(parameter) in new else "pretrained"
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
-        name = f"{origin}/{'decayed' if decays else 'plain'}"
-        own_rate = origin == "pretrained" and backbone_learning_rate is not None
-        group = groups.setdefault(
-            name,
-            {
+    def freeze(self, policy: str) -> None:
+        """Set which weights train (section B.5, item 6); an earlier policy is undone.
+
+        =========================  ====  ========  ===========  =========
+        trains under the policy    none  backbone  text_expert  attention
+        =========================  ====  ========  ===========  =========
+        new modules                yes   yes       yes          yes
+        attention, norms in it     yes   no        yes          no
+        other norms, GPT-2's wpe   yes   no        yes          yes
+        text experts [1]_          yes   no        no           yes
+        text embedding, head       yes   no        no           yes
+        =========================  ====  ========  ===========  =========
+
+        .. [1] the backbone's own FFNs.
+
+        Raises:
+            SettingError: the policy is unknown.
+            BackboneError: the policy is ``attention``, and the attention has an unknown name.
+        """
+        if policy not in ("none", "backbone", "text_expert", "attention"):
+            raise SettingError(
+                f"freeze={policy!r} is not one of 'none', 'backbone', 'text_expert', 'attention'."
+            )
+        backbone = self.backbone
+        backbone.requires_grad_(policy != "backbone")
+        frozen: Sequence[nn.Module] = ()
+        if policy == "text_expert":
+            embeddings = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+            frozen = (*embeddings, *backbone_ffns(backbone))
+        elif policy == "attention":
+            frozen = [attention_of(layer) for layer in decoder_layers(backbone)]
+        for module in frozen:
+            module.requires_grad_(False)
+        # Last, because new modules may be inside of modules that were just frozen.
+        for module in self.new_modules:
+            module.requires_grad_(True)
+
+    def parameter_groups(
+        self, weight_decay: float, learning_rate: float, backbone_learning_rate: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for AdamW that hold each trained weight once (section B.4).
+
+        Matrices get weight decay. Norms, biases and embeddings get none. Text and position
+        embeddings, a head tied to them and the rows of the item table all count as embeddings,
+        because decay would shrink items that a batch does not contain. W_u of a factorised item
+        table is a matrix.
+
+        Args:
+            weight_decay: weight decay of the matrices.
+            learning_rate: learning rate of :attr:`new_modules`.
+            backbone_learning_rate: learning rate of all other weights; None: ``learning_rate``.
+
+        Returns:
+            Non-empty groups, dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``:
+            ``new`` or ``pretrained``, then ``decayed`` or ``plain``, such as ``"new/decayed"``.
+        """
+        if backbone_learning_rate is None:
+            backbone_learning_rate = learning_rate
+        new = {p for module in self.new_modules for p in module.parameters()}
+        embeddings = [module for module in self.modules() if isinstance(module, nn.Embedding)]
+        embedded = {self.item_table.rows, *(module.weight for module in embeddings)}
+        groups: dict[str, dict[str, Any]] = {}
+        for parameter in filter(lambda p: p.requires_grad, self.parameters()):
+            is_new = parameter in new
+            decays = parameter.ndim >= 2 and parameter not in embedded
+            name = f"{'new' if is_new else 'pretrained'}/{'decayed' if decays else 'plain'}"
+            empty_group = {
                 "params": [],
-                "lr": backbone_learning_rate if own_rate else learning_rate,
+                "lr": learning_rate if is_new else backbone_learning_rate,
                 "weight_decay": weight_decay if decays else 0.0,
                 "name": name,
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
+            }
+            groups.setdefault(name, empty_group)["params"].append(parameter)
+        return list(groups.values())

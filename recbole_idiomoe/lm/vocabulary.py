@@ -1,15 +1,52 @@
-"""Item tokens in a tokenizer, and encoding of text that never yields one (section 3.2.1)."""
+"""Tokenizers: training, item tokens, and text that never yields one (section 3.2.1)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from transformers import AddedToken, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from recbole_idiomoe.base.errors import BackboneError, DataError
 
 PADDING_ITEM = "[PAD]"
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train a tokenizer on ``texts``.
+
+    Text is split as in Qwen2.5, with single digits. Unlike Qwen2.5's, the tokenizer does not
+    normalise, so that decoding gives exactly the encoded string for any Unicode. The end-of-text
+    token is also the padding token.
+
+    Args:
+        texts: valid Unicode; see :func:`clean_text`.
+        vocab_size: most tokens, the end-of-text token included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def item_token(item_id: str) -> str:

@@ -15,11 +15,10 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.base.files import atomic_folder_update, unwritable_reason
-from recbole_idiomoe.lm.backbone import random_decoder
+from recbole_idiomoe.lm.backbone import no_progress_bars, random_decoder
 from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
-from recbole_idiomoe.lm.progress import no_progress_bars
-from recbole_idiomoe.lm.tokenizer import train_tokenizer
+from recbole_idiomoe.lm.vocabulary import train_tokenizer
 from recbole_idiomoe.pretrain.card import Corpus, Reference, model_card, samples
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 from recbole_idiomoe.pretrain.references import ByteNgrams, xz_bits_per_byte

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recbole_idiomoe.base.backbones import UNTRAINED
 from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.backbone import no_progress_bars
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
-from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.models.language.catalog_lm import untouched_backbone
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.language.recommender import LanguageModelRecommender

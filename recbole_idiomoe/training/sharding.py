@@ -29,11 +29,10 @@ from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.distributed import own_rows, whole_shape
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.backbone import no_progress_bars
 from recbole_idiomoe.lm.decoder import decoder_layers
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.item_shard import ItemTableShard
-from recbole_idiomoe.lm.progress import no_progress_bars
-from recbole_idiomoe.lm.row_exchange import RowExchange
+from recbole_idiomoe.lm.item_shard import ItemTableShard, RowExchange
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, computes_in_bf16
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 

@@ -17,13 +17,12 @@ from torch.nn import functional as F
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import item_loss
 from recbole_idiomoe.lm.embedding import ItemTable
-from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows
-from recbole_idiomoe.lm.row_exchange import RowExchange
-from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
+from recbole_idiomoe.lm.item_shard import ItemTableShard, OwnRows, RowExchange
+from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
 from recbole_idiomoe.models.language.options import LanguageModelOptions
-from recbole_idiomoe.training import sharding, trainer
+from recbole_idiomoe.training import model_folder, sharding, trainer
 from tests.distributed.ranks import interrupted_in_epoch, runs, started
 from tests.distributed.test_training import (
     assert_alike,
@@ -77,9 +76,9 @@ class CountedExchange(RowExchange):
 
     sent = 0
 
-    def all_gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def _gather(self, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         self.sent += rows.nbytes * (self.ranks - 1)
-        return super().all_gather(rows, sizes)
+        return super()._gather(rows, sizes)
 
     def all_to_all(self, blocks: torch.Tensor) -> torch.Tensor:
         self.sent += blocks.nbytes * (self.ranks - 1) // self.ranks
@@ -155,7 +154,7 @@ def asked_of(data: Path, **settings: Any) -> list[dict[str, Any]]:
 def runs_norms_and_bytes(*asked: dict[str, Any]) -> tuple[Any, list[float], list[Any]]:
     """Results, gradients' norms, and what this rank held of the item table at every run's end."""
     norms, held, clip = [], [], trainer.clip_gradients
-    write = trainer.write_state
+    write = model_folder.write_state
 
     def clip_gradients(*args: Any, **options: Any) -> Any:
         norms.append(float(norm := clip(*args, **options)))
@@ -170,7 +169,7 @@ def runs_norms_and_bytes(*asked: dict[str, Any]) -> tuple[Any, list[float], list
         held.append([tensor.untyped_storage().nbytes() for tensor in tensors])
         write(ours, *args, **more)
 
-    trainer.clip_gradients, trainer.write_state = clip_gradients, write_state
+    trainer.clip_gradients, model_folder.write_state = clip_gradients, write_state
     item_loss.SCORE_BYTES = 4 * 21 * 10  # ten positions at once
     return runs(*asked), norms, held
 

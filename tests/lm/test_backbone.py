@@ -20,7 +20,7 @@ from transformers import (
 from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, encode_text, load_backbone
 from recbole_idiomoe.lm import backbone as backbone_module
-from recbole_idiomoe.lm.tokenizer import train_tokenizer
+from recbole_idiomoe.lm.vocabulary import train_tokenizer
 
 from .decoders import decoder
 

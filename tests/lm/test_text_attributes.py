@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
-from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.lm.embedding import TextAttributeTable
 
 from .decoders import ITEMS, VOCAB, decoder
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recbole_idiomoe.lm import add_item_tokens, encode_text, item_tokens, load_backbone
-from recbole_idiomoe.lm.tokenizer import END_OF_TEXT, train_tokenizer
+from recbole_idiomoe.lm.vocabulary import END_OF_TEXT, train_tokenizer
 from tests.helpers import TINY_BACKBONE
 
 CORPUS = ["title: Café 2000 shampoo, category: Hair", "title: 日本語 tea", "it's 1,234.5 ml"] * 5

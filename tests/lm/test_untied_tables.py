@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from recbole_idiomoe.lm.variants.cove import HashedItemTable
-from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
+from recbole_idiomoe.lm.untied_tables import HashedItemTable, ProjectedItemTable
 
 from .test_controls import build, mixed_batch
 

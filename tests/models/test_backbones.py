@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm import load_backbone
-from recbole_idiomoe.lm.tokenizer import train_tokenizer
+from recbole_idiomoe.lm.vocabulary import train_tokenizer
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 

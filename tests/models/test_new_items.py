@@ -14,7 +14,7 @@ from recbole_idiomoe import api, load
 from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, SettingError
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm import ItemTable, item_token
-from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.lm.embedding import TextAttributeTable
 from recbole_idiomoe.models.language.new_items import parts_from_text, place_unseen_items
 from recbole_idiomoe.recommend.recommender import Recommender
 from tests.helpers import write_dataset

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.lm.tokenizer import train_tokenizer
+from recbole_idiomoe.lm.vocabulary import train_tokenizer
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 
 TEXTS = ["One\r\ntext, café.\n", "Two\n", "  three\x1e in a line\n"]

@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from recbole_idiomoe.base.errors import BackboneError
 from recbole_idiomoe.lm.likelihood import _windows, likelihood
-from recbole_idiomoe.lm.tokenizer import train_tokenizer
+from recbole_idiomoe.lm.vocabulary import train_tokenizer
 
 from .conftest import sentences
 

@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, encode_text, load_backbone
-from recbole_idiomoe.lm.tokenizer import train_tokenizer
+from recbole_idiomoe.lm.vocabulary import train_tokenizer
 from recbole_idiomoe.report.tables import table
 from tests.helpers import TINY_BACKBONE
 from tests.training.cycle import TINY, write_cycle

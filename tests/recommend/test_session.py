@@ -9,8 +9,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.data.catalog import Catalog
-from recbole_idiomoe.lm import IdiomoeForCausalLM
-from recbole_idiomoe.lm.architectures import ARCHITECTURES
+from recbole_idiomoe.lm import ARCHITECTURES, IdiomoeForCausalLM
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.recommend.recommender import Recommender
 from tests.helpers import options_of

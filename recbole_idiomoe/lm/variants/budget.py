@@ -10,7 +10,12 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.decoder import backbone_ffns, decoder_layers, ffn_layout, neuron_count
+from recbole_idiomoe.lm.decoder import (
+    backbone_ffns,
+    decoder_layers,
+    neuron_count,
+    output_projection,
+)
 from recbole_idiomoe.lm.experts import kept_neurons
 
 logger = logging.getLogger(__name__)
@@ -44,47 +49,34 @@ def parameter_count(module: nn.Module) -> int:
 
 def ffn_size(ffn: nn.Module, neurons: int) -> int:
     """Number of parameters of an FFN like ``ffn`` but with ``neurons`` neurons."""
-    layout = ffn_layout(ffn)
-    assert layout is not None
-    outer = getattr(ffn, layout[1])
-    fixed = 0 if outer.bias is None else outer.bias.numel()
+    bias = output_projection(ffn).bias
+    fixed = 0 if bias is None else bias.numel()
     return fixed + (parameter_count(ffn) - fixed) // neuron_count(ffn) * neurons
 
 
 def expert_budget(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
-    """Parameter counts of IDIOMoE on ``backbone`` with the placement and width in ``config``.
-
-    Raises:
-        BackboneError: the decoder cannot take experts.
-    """
+    """Parameter counts of IDIOMoE on ``backbone`` with the placement and width in ``config``."""
     ffns = backbone_ffns(backbone)
-    width = config.expert_width
     experts = sum(
-        ffn_size(ffns[layer], kept_neurons(neuron_count(ffns[layer]), width))
+        ffn_size(ffns[layer], kept_neurons(neuron_count(ffns[layer]), config.expert_width))
         for layer in config.expert_layers
     )
-    layers = parameter_count(decoder_layers(backbone))
-    return Budget(parameter_count(backbone), layers, experts)
+    return Budget(parameter_count(backbone), parameter_count(decoder_layers(backbone)), experts)
 
 
-def check_something_to_match(name: str, budget: Budget) -> None:
-    """Check that IDIOMoE has experts, so that the control ``name`` has something to match.
-
-    Raises:
-        SettingError: ``budget`` holds no expert.
-    """
+def budget_to_match(backbone: PreTrainedModel, config: IdiomoeConfig) -> Budget:
+    """The :func:`expert_budget`; a SettingError if it has no experts that a control can match."""
+    budget = expert_budget(backbone, config)
     if not budget.experts:
         raise SettingError(
-            f"{name}: expert_layers=none leaves IDIOMoE without experts to match; name layers."
+            f"{config.architecture}: expert_layers=none leaves IDIOMoE without experts to match; "
+            "name layers."
         )
+    return budget
 
 
 def check_match(name: str, budget: Budget, added: int) -> None:
-    """Check that the control ``name``, which adds ``added`` parameters, is as large as IDIOMoE.
-
-    Raises:
-        SettingError: the sizes differ by more than 2% of IDIOMoE's layers.
-    """
+    """Raise a SettingError if ``added`` parameters differ from IDIOMoE by over 2% of its layers."""
     if abs(budget.gap(added)) > TOLERANCE:
         raise SettingError(
             f"{name}: its nearest size adds {added:,} parameters instead of the {budget.experts:,} "
@@ -96,10 +88,8 @@ def check_match(name: str, budget: Budget, added: int) -> None:
 def log_size(name: str, budget: Budget, backbone: PreTrainedModel) -> None:
     """Log the number of parameters of ``backbone``, now changed, and of IDIOMoE."""
     now = parameter_count(backbone)
+    idiomoe = budget.backbone + budget.experts
     logger.info(
-        "%s: %s parameters, IDIOMoE %s, item table left out; %+.2f%% in the decoder's layers",
-        name,
-        f"{now:,}",
-        f"{budget.backbone + budget.experts:,}",
-        100 * budget.gap(now - budget.backbone),
+        f"{name}: {now:,} parameters, IDIOMoE {idiomoe:,}, item table left out; "
+        f"{100 * budget.gap(now - budget.backbone):+.2f}% in the decoder's layers"
     )

@@ -1,50 +1,74 @@
-"""The dense control: one FFN for text and items (Item-LLM and ID Transformer, section 4.1)."""
+"""Controls without an item expert: one FFN for text and items, as wide as before or wider."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from recbole_idiomoe.lm.architecture import Architecture, Setup
 from recbole_idiomoe.lm.configuration import IdiomoeConfig
-from recbole_idiomoe.lm.decoder import backbone_ffns
-from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.variants.architecture import Architecture
+from recbole_idiomoe.lm.decoder import ExtendedFFN, output_projection
+from recbole_idiomoe.lm.experts import add_ffn_dropout, extend_ffns
+from recbole_idiomoe.lm.variants.budget import budget_to_match
 
 
-def install_nothing(
-    backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
-) -> list[nn.Module]:
-    """Leave the decoder unchanged, except for IDIOMoE's dropout on FFN outputs."""
-    add_ffn_dropout(backbone, config)
+def install_dense(setup: Setup) -> list[nn.Module]:
+    """Leave the decoder unchanged, except for IDIOMoE's dropout on FFN outputs (section 4.1)."""
+    add_ffn_dropout(setup)
     return []
 
 
-def add_ffn_dropout(backbone: PreTrainedModel, config: IdiomoeConfig, offset: int = 0) -> None:
-    """Add the dropout that IDIOMoE has on expert outputs to the backbone's own FFNs.
+class WidenedFFN(ExtendedFFN):
+    """An FFN with additional neurons, used by every token.
 
-    Only the layers that would have experts get it, so that a control differs from IDIOMoE in the
-    studied change alone.
+    An FFN is the sum of its neurons, so a wider FFN is the sum of two. The additional neurons stay
+    a separate module, because they count as new weights, and because the sum equals the output of
+    the original FFN bit for bit while their value vectors are zero.
 
     Args:
-        offset: number of new blocks in front of the backbone's first block.
+        ffn, extra: the backbone's own FFN and the additional neurons, of the same width.
+        dropout: dropout probability on the output.
     """
-    if config.dropout:
-        ffns = backbone_ffns(backbone)
-        for layer in config.expert_layers:
-            ffns[offset + layer].register_forward_hook(OutputDropout(config.dropout))
+
+    own = "ffn"
+
+    def __init__(self, ffn: nn.Module, extra: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.ffn = ffn
+        self.extra = extra
+        self.dropout = dropout
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        outputs = self.ffn(hidden_states) + self.extra(hidden_states)
+        return F.dropout(outputs, self.dropout, self.training)
 
 
-class OutputDropout:
-    """A forward hook with dropout in training; it is a class so that models can be pickled."""
-
-    def __init__(self, p: float) -> None:
-        self.p = p
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return F.dropout(output, self.p, module.training)
+def plan_wide_ffn(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
+    """Return an empty plan: the item experts' number of neurons gives the same parameter count."""
+    budget_to_match(backbone, config)
+    return {}
 
 
-DENSE = Architecture(install_nothing)
+def install_wide_ffn(setup: Setup) -> list[nn.Module]:
+    """Widen the FFNs of ``config.expert_layers`` by the neurons of an item expert (section 4.2.1).
+
+    The new neurons have random input weights and zero value vectors, so that the model starts as
+    the dense one. Returns the new neurons of each layer.
+    """
+
+    def extend(ffn: nn.Module, extra: nn.Module, _: torch.Generator) -> ExtendedFFN:
+        for parameter in output_projection(extra).parameters():
+            parameter.detach().zero_()
+        return WidenedFFN(ffn, extra, setup.config.dropout)
+
+    return extend_ffns(replace(setup, init="random"), extend)
+
+
+DENSE = Architecture(install_dense)
+WIDE_FFN = Architecture(install_wide_ffn, plan=plan_wide_ffn)

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.base.errors import SettingError
+from recbole_idiomoe.lm.architecture import Architecture, Setup
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.decoder import ExtendedFFN
+from recbole_idiomoe.lm.decoder import ExtendedFFN, mark_initialized
 from recbole_idiomoe.lm.experts import draw_weights, extend_ffns
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.variants.architecture import Architecture
 
 EXPERTS = 2
 
@@ -37,6 +37,8 @@ class SwitchFFN(ExtendedFFN):
         counts: number of tokens by type (row 0 text, row 1 items) and expert, (2, 2), or None.
     """
 
+    own = "experts.0"
+
     def __init__(
         self, ffn: nn.Module, other: nn.Module, router: nn.Linear, dropout: float = 0.0
     ) -> None:
@@ -46,10 +48,6 @@ class SwitchFFN(ExtendedFFN):
         self.dropout = dropout
         self.probabilities: Tensor | None = None
         self.counts: Tensor | None = None
-
-    @property
-    def original(self) -> nn.Module:
-        return self.experts[0]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
@@ -64,23 +62,19 @@ class SwitchFFN(ExtendedFFN):
         first, second = self.experts
         outputs = routing.dispatch(hidden_states, first, second)
         outputs = outputs * (EXPERTS * gates)[..., None].to(outputs.dtype)
-        return F.dropout(outputs, self.dropout, self.training) if self.dropout else outputs
+        return F.dropout(outputs, self.dropout, self.training)
 
     def balance_loss(self, token_types: Tensor, counted: Tensor) -> Tensor:
         """Switch's load-balancing loss of the last forward pass, a scalar: ``2 sum_i f_i P_i``.
 
         f_i is the share of tokens that went to expert i and P_i is the mean of p_i. The loss is 1
-        when both experts get half of the tokens.
+        when both experts get half of the tokens. Every call needs a forward pass in training.
 
         Args:
             token_types: (B, T), 0 text, 1 item; ``counts`` is kept per type.
             counted: (B, T), False for padding, which is left out.
-
-        Raises:
-            RuntimeError: no forward pass in training has happened since the last call.
         """
-        if self.probabilities is None:
-            raise RuntimeError("balance_loss follows a forward pass in training.")
+        assert self.probabilities is not None
         probabilities, self.probabilities = self.probabilities, None
         chosen = F.one_hot(probabilities.argmax(-1), EXPERTS) * counted[..., None]
         items = token_types.bool()[..., None]
@@ -93,52 +87,41 @@ class SwitchFFN(ExtendedFFN):
 
 
 def plan_switch(backbone: PreTrainedModel, config: IdiomoeConfig) -> dict[str, Any]:
-    """Check the options and return an empty plan.
-
-    Raises:
-        SettingError: ``load_balancing`` is negative.
-    """
+    """Return an empty plan; raise a SettingError if ``load_balancing`` is negative."""
     weight = config.architecture_args["load_balancing"]
     if not weight >= 0:
         raise SettingError(f"load_balancing={weight} must be at least 0.")
     return {}
 
 
-def install_switch(
-    backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
-) -> list[nn.Module]:
+def install_switch(setup: Setup) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` IDIOMoE's two experts and a router, in place.
 
     The second expert has the width and start of IDIOMoE's item expert; the router starts random.
-    Returns the second experts, then the routers. Raises as :func:`extend_ffns`.
+    Returns the second experts, then the routers.
     """
+    backbone, config = setup.backbone, setup.config
     routers: list[nn.Module] = []
 
     def extend(ffn: nn.Module, other: nn.Module, generator: torch.Generator) -> ExtendedFFN:
         router = nn.Linear(config.hidden_size, EXPERTS, bias=False)
         draw_weights(router, initial_std(backbone.config), generator)
-        # transformers then does not draw these weights again.
-        router._is_hf_initialized = True  # type: ignore[assignment]
         router.to(device=backbone.device, dtype=backbone.dtype)
-        routers.append(router)
+        routers.append(mark_initialized(router))
         return SwitchFFN(ffn, other, router, config.dropout)
 
-    others = extend_ffns(backbone, config, init, seed, extend)
-    return others + routers
+    return extend_ffns(setup, extend) + routers
 
 
 def switch_loss(
     backbone: PreTrainedModel, config: IdiomoeConfig, token_types: Tensor, counted: Tensor
 ) -> Tensor | None:
-    """``load_balancing`` times the sum of all layers' :meth:`SwitchFFN.balance_loss`.
-
-    None if the last forward pass was not in training.
-    """
+    """``load_balancing`` times the sum of all layers' losses; None after a pass in evaluation."""
     switches = [switch for switch in _switches(backbone) if switch.probabilities is not None]
     losses = [switch.balance_loss(token_types, counted) for switch in switches]
-    if not losses:
-        return None
-    return config.architecture_args["load_balancing"] * torch.stack(losses).sum()
+    return (
+        config.architecture_args["load_balancing"] * torch.stack(losses).sum() if losses else None
+    )
 
 
 def switch_report(backbone: PreTrainedModel) -> dict[str, list[float]]:

@@ -32,7 +32,7 @@ from recbole.data.dataset import Dataset
 
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.text_encoder import read_vectors
-from recbole_idiomoe.lm.variants.e4srec import ProjectedItemTable
+from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
 from recbole_idiomoe.models.e4srec.first_stage import IdEncoderStage
 from recbole_idiomoe.models.first_stage import FirstStage
 from recbole_idiomoe.models.language.recommender import LanguageModelRecommender

@@ -30,9 +30,9 @@ from recbole_idiomoe.lm import (
     load_backbone,
     with_random_weights,
 )
+from recbole_idiomoe.lm.backbone import no_progress_bars
+from recbole_idiomoe.lm.embedding import TextAttributeTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard
-from recbole_idiomoe.lm.progress import no_progress_bars
-from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
@@ -121,7 +121,7 @@ class CatalogLM(nn.Module):
         Args:
             seed: seed of everything random.
             device: where item texts are encoded; the model itself is on the CPU.
-            architecture: name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES` of what
+            architecture: name in :data:`~recbole_idiomoe.lm.variants.ARCHITECTURES` of what
                 is added to the backbone.
             pretrained: keep the backbone's weights; otherwise only its sizes.
             followers: the items around each item in the training split; needed for

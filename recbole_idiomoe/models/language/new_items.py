@@ -23,8 +23,7 @@ from recbole_idiomoe.data.catalog import Catalog, text_fields
 from recbole_idiomoe.data.template import Template, clean
 from recbole_idiomoe.data.text_encoder import changed_encoder, item_vectors
 from recbole_idiomoe.lm import ItemTable
-from recbole_idiomoe.lm.embedding import text_directions
-from recbole_idiomoe.lm.text_attributes import TextAttributeTable
+from recbole_idiomoe.lm.embedding import TextAttributeTable, text_directions
 from recbole_idiomoe.lm.vocabulary import append_item_tokens, item_tokens
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
 from recbole_idiomoe.models.language.options import LanguageModelOptions

@@ -1,4 +1,4 @@
-"""CoVE's decoder: adapters in all blocks, and item tables compressed by hashing."""
+"""Item tables that embed items by other vectors than score them, after E4SRec and CoVE."""
 
 from __future__ import annotations
 
@@ -7,16 +7,44 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.embedding import ItemTable, weighted_sums
-from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.variants.adapters import block_projections, install_adapters
-from recbole_idiomoe.lm.variants.architecture import Architecture
 
 _PRIME = 2**31 - 1  # its product with an item number fits in int64
+
+
+class ProjectedItemTable(ItemTable):
+    """An item table that embeds items by fixed given vectors and scores them by trained rows.
+
+    The given vectors pass through a trained projection (E4SRec).
+
+    Args:
+        item_num, hidden_size, std: see :class:`ItemTable`.
+        vector_size: width of the given vectors, which are random until :meth:`take_vectors`.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, item_num: int, hidden_size: int, vector_size: int, std: float) -> None:
+        super().__init__(item_num, hidden_size, std=std)
+        self.register_buffer("vectors", torch.randn(item_num, vector_size))
+        self.projection = nn.Linear(vector_size, hidden_size)
+        init.normal_(self.projection.weight, std=std / math.sqrt(vector_size))
+        init.zeros_(self.projection.bias)
+
+    def forward(self, items: Tensor) -> Tensor:
+        return self.projection(F.embedding(items, self.vectors))
+
+    @torch.no_grad()
+    def take_vectors(self, vectors: Tensor) -> None:
+        """Use ``vectors`` (item_num, vector_size) as the given vectors; row 0 is the padding item.
+
+        The projection is rescaled, so that embedded items have the standard deviation ``std``.
+        """
+        self.vectors.copy_(vectors)
+        spread = self.projection(self.vectors[1:]).std()
+        self.projection.weight.mul_(self.std / spread.clamp_min(1e-12))
 
 
 class HashedItemTable(ItemTable):
@@ -79,33 +107,3 @@ def _means(rows: Tensor, codes: Tensor) -> Tensor:
     """Means of the rows (m, d) with the indices ``codes`` (..., k): (..., d)."""
     bags = F.embedding_bag(codes.reshape(-1, codes.shape[-1]), rows, mode="mean")
     return bags.view(*codes.shape[:-1], -1)
-
-
-def hashed_table(config: IdiomoeConfig) -> ItemTable:
-    """A :class:`HashedItemTable` with the options ``item_hashes`` and ``item_compression``."""
-    options = config.architecture_args
-    return HashedItemTable(
-        config.item_num,
-        config.hidden_size,
-        initial_std(config),
-        hashes=options["item_hashes"],
-        compression=options["item_compression"],
-    )
-
-
-def install_block_adapters(
-    backbone: PreTrainedModel, config: IdiomoeConfig, routing: TokenRouting, init: str, seed: int
-) -> list[nn.Module]:
-    """Adapt all linear maps of the blocks with the options ``lora_rank`` and ``lora_alpha``.
-
-    Returns and raises as :func:`~recbole_idiomoe.lm.variants.adapters.install_adapters`.
-    """
-    rank, alpha = (config.architecture_args[name] for name in ("lora_rank", "lora_alpha"))
-    return install_adapters(backbone, config, block_projections(backbone), rank, alpha)
-
-
-COVE = Architecture(
-    install_block_adapters,
-    {"lora_rank": 16, "lora_alpha": 16, "item_hashes": 4, "item_compression": 2},
-    item_table=hashed_table,
-)

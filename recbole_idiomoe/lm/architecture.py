@@ -1,4 +1,4 @@
-"""What a variant of the decoder consists of."""
+"""What an architecture, a variant of the decoder, consists of."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
-from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.embedding import ItemTable, TextAttributeTable
 from recbole_idiomoe.lm.routing import TokenRouting
-from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 
-Installer = Callable[[PreTrainedModel, IdiomoeConfig, TokenRouting, str, int], list[nn.Module]]
-Plan = Callable[[PreTrainedModel, IdiomoeConfig], dict[str, Any]]
-Loss = Callable[[PreTrainedModel, IdiomoeConfig, Tensor, Tensor], Tensor | None]
-Report = Callable[[PreTrainedModel], dict[str, list[float]]]
+
+@dataclass(frozen=True)
+class Setup:
+    """A decoder that an architecture changes in place, and how new modules start."""
+
+    backbone: PreTrainedModel
+    config: IdiomoeConfig
+    routing: TokenRouting
+    init: str
+    """``copy`` or ``random``: the start of modules that item tokens use instead of text tokens'."""
+    seed: int
 
 
 def tied_table(config: IdiomoeConfig) -> ItemTable:
@@ -32,16 +38,18 @@ def tied_table(config: IdiomoeConfig) -> ItemTable:
 class Architecture:
     """One variant of the decoder, as functions that change and describe it."""
 
-    install: Installer
+    install: Callable[[Setup], list[nn.Module]]
     """Changes a backbone in place and returns the modules that it adds. They are trained under
-    ``freeze=backbone``. Arguments: backbone, configuration, routing, ``expert_init``, seed."""
+    ``freeze=backbone``."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the variant with their defaults; saved in ``config.architecture_args``."""
-    plan: Plan = lambda backbone, config: {}
+    plan: Callable[[PreTrainedModel, IdiomoeConfig], dict[str, Any]] = lambda backbone, config: {}
     """Computes sizes from a backbone before installation; saved in ``config.architecture_args``."""
-    loss: Loss = lambda backbone, config, token_types, counted: None
+    loss: Callable[[PreTrainedModel, IdiomoeConfig, Tensor, Tensor], Tensor | None] = (
+        lambda backbone, config, token_types, counted: None
+    )
     """The auxiliary loss, a scalar, from token types (B, T) and the mask of real tokens (B, T)."""
-    report: Report = lambda backbone: {}
+    report: Callable[[PreTrainedModel], dict[str, list[float]]] = lambda backbone: {}
     """Statistics of the training steps since the last report: by name, one number per layer."""
     item_table: Callable[[IdiomoeConfig], ItemTable] = tied_table
     """Makes the item table from a model's configuration."""
