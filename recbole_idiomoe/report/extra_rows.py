@@ -1,26 +1,25 @@
 """Extra rows and notes of a table: mixes with a counting model, and the change in language.
 
-A result's ``mix`` comes from :mod:`recbole_idiomoe.protocol.mixing`, its ``language`` from
-:mod:`recbole_idiomoe.protocol.language`.
+:mod:`recbole_idiomoe.protocol.mixing` makes a result's ``mix``,
+:mod:`recbole_idiomoe.protocol.language` its ``language``.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recbole_idiomoe.report.result_files import Result
 
 NLL_CHANGE = "ΔNLL"
-"""Title of the change in a text's likelihood by training; see the setting ``language_file``."""
+"""Title of the change of a text's likelihood by training; see the setting ``language_file``."""
+
+_Listed = defaultdict[str, defaultdict[str, list[str]]]
 
 
 def with_mixes(results: Sequence[Result], named: str = "model") -> list[Result]:
-    """``results``, each followed by its mix, if it has one, as another result.
-
-    Args:
-        named: the key of a result's name.
-    """
+    """``results``, each followed by its mix as another result; ``named`` is the key of names."""
     every: list[Result] = []
     for result in results:
         every.append(result)
@@ -33,19 +32,17 @@ def mix_of(result: Result) -> dict[str, Any] | None:
     """The mix of ``result`` as a result, or None. Only a mix has the key ``weight``."""
     if not (mix := result.get("mix")):
         return None
-    shared = {key: value for key, value in result.items() if key != "mix"}
-    return {**shared, **mix, "learning_curve": []}
+    return {k: v for k, v in result.items() if k != "mix"} | mix | {"learning_curve": []}
 
 
 def mix_notes(results: Sequence[Result], chosen_by: str, named: str = "model") -> list[str]:
     """Notes that explain the mixes among ``results`` and list their weights by seed."""
-    weights: dict[str, dict[str, list[str]]] = {}
+    weights: _Listed = defaultdict(lambda: defaultdict(list))
     for result in results:
         if "weight" in result:
             counter = result["with"]
             name = result[named].removesuffix(f" + {counter}")
-            found = weights.setdefault(counter, {}).setdefault(name, [])
-            found.append(f"{result['weight']:g}")
+            weights[counter][name].append(f"{result['weight']:g}")
     return [
         f"A row + {counter} is (1 - w) softmax(scores) + w (its counts / their sum), the share of "
         "counts also where the model counts; nothing is trained for it. w, chosen by "
@@ -67,7 +64,7 @@ def language_notes(
         named: the key of a result's name.
         values: whether to list the values as well, by seed.
     """
-    changes: dict[str, dict[str, list[str]]] = {}
+    changes: _Listed = defaultdict(lambda: defaultdict(list))
     for result in results:
         if (found := result.get("language")) and "weight" not in result:
             about = (
@@ -75,8 +72,7 @@ def language_notes(
                 f"of its untouched backbone ({found['tokens']:,} tokens of {found['tokenizer']}'s "
                 f"tokenizer, windows of {found['context']} that overlap by half)"
             )
-            rows = changes.setdefault(about, {})
-            rows.setdefault(result[named], []).append(nll_change(found["nll_change"]))
+            changes[about][result[named]].append(nll_change(found["nll_change"]))
     if values:
         return [f"{NLL_CHANGE}, {about}: {_listed(rows)}." for about, rows in changes.items()]
     of = [f" of {', '.join(rows)}" if len(changes) > 1 else "" for rows in changes.values()]

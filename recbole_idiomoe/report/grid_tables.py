@@ -9,6 +9,7 @@ from recbole_idiomoe.report.extra_rows import language_notes, mix_notes, unable_
 from recbole_idiomoe.report.formatting import (
     aligned,
     compact_number,
+    markdown_table,
     metric_title,
     protocol_line,
     selection_metric,
@@ -22,9 +23,7 @@ def markdown(grid: Result) -> str:
     """The tables and notes of a grid in Markdown, with the validation metric."""
     blocks = []
     for dataset, runs in _group_by("dataset", with_mixes(grid["runs"], "variant")).items():
-        for header, *rows in _grid_tables(grid, dataset, runs, validation=True):
-            lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-            blocks += ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
+        blocks += map(markdown_table, _grid_tables(grid, dataset, runs, validation=True))
         blocks += _grid_notes(grid, dataset, runs)
     return "\n\n".join(blocks)
 
@@ -58,39 +57,36 @@ def _grid_rows(
     grid: Result, dataset: str, runs: Sequence[Result], validation: bool = False
 ) -> list[list[str]]:
     """A header and a row for each variant: means over seeds, differences from the baseline."""
-    measured = list(runs[0]["test"])
+    measured, baseline = list(runs[0]["test"]), grid["baseline"]
     metrics = [name for name in ("ndcg@10", "hit@10") if name in measured] or measured[:2]
     chooses = str(grid["protocol"][dataset]["valid_metric"]).lower()
     variants = _group_by("variant", runs)
     header = [dataset]
     for metric in metrics:
         header += [metric_title(metric), "Δ"]
-    header += ["params"]
-    header += [f"validation {metric_title(chooses)}"] if validation else []
-    rows = []
+    header += ["params", *([f"validation {metric_title(chooses)}"] if validation else [])]
+    rows = [header]
     for name, own in variants.items():
         row = [name]
         spread = not same_with_any_seed(own, "test")
         for metric in metrics:
             values = [run["test"][metric] for run in own]
-            base = [run["test"][metric] for run in variants.get(grid["baseline"], ())]
-            difference = "-" if name == grid["baseline"] else _difference(values, base)
-            row += [_mean(values, spread), difference]
-        row += [compact_number(own[0]["parameters"]["total"])]
+            base = [run["test"][metric] for run in variants.get(baseline, ())]
+            row += [_mean(values, spread), "-" if name == baseline else _difference(values, base)]
+        row.append(compact_number(own[0]["parameters"]["total"]))
         if validation:
             # With eval_step: 0, RecBole's models have no validation result.
             found = [run["valid"][chooses] for run in own if run["valid"]]
-            row += [_mean(found, spread) if found else "-"]
+            row.append(_mean(found, spread) if found else "-")
         rows.append(row)
-    return [header, *rows]
+    return rows
 
 
 def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]:
     variants = _group_by("variant", runs)
     same = [name for name, own in variants.items() if same_with_any_seed(own, "test")]
     seeds = seed_notes({name: len(own) for name, own in variants.items()}, same)
-    held_out = [run for run in runs if "cold_start" in run]
-    unable = [str(run["variant"]) for run in held_out if not _ranks_unseen(run)]
+    unable = [run["variant"] for run in runs if "cold_start" in run and not _ranks_unseen(run)]
     return [
         " ".join([*seeds, f"Δ: difference from {grid['baseline']}."]),
         *([unable_note(unable)] if unable else []),
@@ -103,9 +99,10 @@ def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]
 def same_with_any_seed(runs: Sequence[Result], tested: str) -> bool:
     """Whether a model is deterministic: it has no parameters, and its runs agree.
 
+    With a cold start the seed also draws the data, so that runs of the same model may differ.
+
     Args:
-        runs: the runs of one row, at least one. With a cold start the seed also draws the data,
-            so that runs of the same model may differ.
+        runs: the runs of one row, at least one.
         tested: the key of a run's test metrics.
     """
     first = runs[0]

@@ -20,6 +20,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8
 MARKERS = "osD^vP*X<>"
 INK = "#0a0b0c"
 """Colour of text and axes; in an HTML page it becomes the colour of the page's text."""
+_COLOURED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
 
 def can_draw() -> bool:
@@ -41,9 +42,7 @@ def style(name: str, *, for_page: bool) -> dict[Any, Any]:
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        ),
+        **dict.fromkeys(_COLOURED, INK),
     }
 
 

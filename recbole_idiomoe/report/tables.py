@@ -53,46 +53,23 @@ def _dataset_table(dataset: str, runs: Sequence[Result]) -> list[str]:
         # If no metric is measured at 10, a table that is too wide is better than an empty one.
         metrics = [m for m in metrics if m.endswith("@10")] or metrics
         rows = _rows(dataset, results, metrics)
-    cold_starts = [result for result in results if "cold_start" in result]
-    notes = [
-        *mix_notes(results, selection_metric(results[0]["protocol"])),
-        *language_notes(results),
-    ]
-    return [
-        *aligned(wrap_names(rows)),
-        *(_unseen_table(cold_starts, metrics) if cold_starts else []),
-        *(line for note in notes for line in ["", *wrapped(note)]),
-    ]
-
-
-def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str]:
-    """The metrics over test targets whose items were held out for a cold start."""
-    rows = [["unseen items", *map(recbole_title, metrics), "items", "targets"]]
-    unable = []
-    for result in results:
-        cold_start = result["cold_start"]
-        found = cold_start["unseen"]
-        if found is None:
-            unable.append(str(result["model"]))
-        rows.append(
-            [
-                str(result["model"]),
-                *("cannot" if found is None else _number(found.get(name)) for name in metrics),
-                str(cold_start["items"]),
-                str(cold_start["unseen_targets"]),
-            ]
-        )
-    return ["", *aligned(rows), *(wrapped(unable_note(unable)) if unable else [])]
+    lines = aligned(wrap_names(rows))
+    if cold_starts := [result for result in results if "cold_start" in result]:
+        lines += _unseen_table(cold_starts, metrics)
+    chosen_by = selection_metric(results[0]["protocol"])
+    for note in (*mix_notes(results, chosen_by), *language_notes(results)):
+        lines += ["", *wrapped(note)]
+    return lines
 
 
 def _rows(dataset: str, results: Sequence[Result], metrics: Sequence[str]) -> list[list[str]]:
-    header = [dataset, *(recbole_title(name) for name in metrics), "epochs", "train", "params"]
+    header = [dataset, *map(recbole_title, metrics), "epochs", "train", "params"]
     rows = [
         [
             str(result["model"]),
-            *(_number(result["test_result"].get(name)) for name in metrics),
+            *_numbers(result["test_result"], metrics),
             str(result.get("epochs", "-")),
-            _seconds(result.get("train_seconds")),
+            f"{result['train_seconds']:.1f}s" if "train_seconds" in result else "-",
             compact_number(result.get("parameters", {}).get("total")),
         ]
         for result in results
@@ -100,9 +77,18 @@ def _rows(dataset: str, results: Sequence[Result], metrics: Sequence[str]) -> li
     return [header, *rows]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str]:
+    """The metrics over test targets whose items were held out for a cold start."""
+    rows = [["unseen items", *map(recbole_title, metrics), "items", "targets"]]
+    for result in results:
+        cold_start = result["cold_start"]
+        found = cold_start["unseen"]
+        numbers = ["cannot"] * len(metrics) if found is None else _numbers(found, metrics)
+        counts = (str(cold_start[name]) for name in ("items", "unseen_targets"))
+        rows.append([str(result["model"]), *numbers, *counts])
+    unable = [str(r["model"]) for r in results if r["cold_start"]["unseen"] is None]
+    return ["", *aligned(rows), *(wrapped(unable_note(unable)) if unable else [])]
 
 
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}s"
+def _numbers(found: Result, metrics: Sequence[str]) -> list[str]:
+    return ["-" if found.get(name) is None else f"{found[name]:.4f}" for name in metrics]
