@@ -73,9 +73,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
         against = best_baseline(standings, standing.mixed)
         if against is not None and standing is not against:
             comparisons[standing.name] = compare(standing, against, metric)
-    columns: dict[str, Column] = {
-        "row": lambda standing: Cell(standing.name, standing.name.lower())
-    }
+    columns: dict[str, Column] = {"row": lambda s: Cell(s.name, s.name.lower())}
     for name in _shown(metric, ran):
         columns[metric_title(name)] = _metric_column(name, ran)
     if baseline is not None:

@@ -21,7 +21,7 @@ from recbole_idiomoe.report.result_files import Result
 
 def markdown(grid: Result) -> str:
     """The tables and notes of a grid in Markdown, with the validation metric."""
-    blocks = []
+    blocks: list[str] = []
     for dataset, runs in _group_by("dataset", with_mixes(grid["runs"], "variant")).items():
         blocks += map(markdown_table, _grid_tables(grid, dataset, runs, validation=True))
         blocks += _grid_notes(grid, dataset, runs)
