@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
-from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import DataError, short_reason
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import read_history
@@ -32,7 +31,7 @@ from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 BLOCKS = ("early", "middle", "late")
-EVEN = "spread evenly"
+MEASURES = ("previous", "first", "entropy")
 
 
 def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
@@ -48,10 +47,14 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
     """
     texts: Sequence[str] = [text_file(settings.text)] if settings.text else PROMPTS
     given = _given_histories(settings.histories_file)
-    runs: list[dict[str, str]] = []
-    notes = _notes(settings)
-    tables: dict[str, list[Row]] = {"text": [], "distance": [], "items": []}
-    device = ""
+    analysis = Analysis(
+        name="attention",
+        title="Attention on text and between items (section B.6.3)",
+        settings=asdict(settings),
+        tables={"text": [], "distance": [], "items": []},
+        notes=_notes(settings),
+    )
+    tables, notes = analysis.tables, analysis.notes
     for run in open_runs(folders, settings):
         lm = run.catalog_lm.lm.float()
         prompts = _prompts(run.catalog_lm, texts, settings)
@@ -71,17 +74,8 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
             rows, note = _item_rows(run, histories)
             tables["items"] += rows
             notes.append(note)
-        runs.append(run.about)
-        device = device_name(lm.device)
-    return Analysis(
-        name="attention",
-        title="Attention on text and between items (section B.6.3)",
-        runs=runs,
-        settings=asdict(settings),
-        tables=tables,
-        notes=notes,
-        device=device,
-    )
+        analysis.add_run(run.about, lm.device)
+    return analysis
 
 
 @torch.no_grad()
@@ -132,11 +126,7 @@ def _prompts(
 
 
 def _given_histories(path: str) -> list[list[str]]:
-    """Item ids of the histories in a file; none if ``path`` is empty.
-
-    Raises:
-        DataError: the file cannot be read, is not text, or a line is not a history.
-    """
+    """Item ids of the histories in a file; none if ``path`` is empty."""
     if not path:
         return []
     try:
@@ -147,8 +137,8 @@ def _given_histories(path: str) -> list[list[str]]:
             "with item ids on each line: ID,ID."
         ) from error
     where = f"--histories_file={path}, line"
-    histories = [read_history(line, f"{where} {n}") for n, line in enumerate(lines, start=1)]
-    histories = [history for history in histories if history]
+    read = (read_history(line, f"{where} {n}") for n, line in enumerate(lines, start=1))
+    histories = [history for history in read if history]
     if not histories:
         raise DataError(f"--histories_file={path} holds no history; give item ids: ID,ID.")
     return histories
@@ -159,10 +149,8 @@ def _text_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
     rows = []
     for layer in range(max(map(len, found.values()))):
         row: Row = {"run": label, "layer": layer}
-        for measure in ("previous", "first", "entropy"):
-            for name, layers in found.items():
-                there = layer < len(layers)
-                row[name + measure] = getattr(layers[layer], measure) if there else None
+        for measure, (name, layers) in product(MEASURES, found.items()):
+            row[name + measure] = getattr(layers[layer], measure) if layer < len(layers) else None
         rows.append(row)
     return rows
 
@@ -170,8 +158,8 @@ def _text_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
 def _distance_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
     """Means over thirds of the layers, with a row for each distance."""
     profiles = {
-        name: [
-            np.mean([layer.distances for layer in block], axis=0)
+        f"{name}attention": [
+            np.mean([layer.distances for layer in block], axis=0).tolist()
             for block in np.array_split(np.array(layers, dtype=object), len(BLOCKS))
             if len(block)
         ]
@@ -180,11 +168,10 @@ def _distance_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Ro
     names = BLOCKS[: min(map(len, profiles.values()))]
     rows: list[Row] = []
     for index, block in enumerate(names):
-        for distance in range(len(profiles[""][index])):
-            row: Row = {"run": label, "layers": block, "distance": distance}
-            for name, of in profiles.items():
-                row[f"{name}attention"] = float(of[index][distance])
-            rows.append(row)
+        means = zip(*(blocks[index] for blocks in profiles.values()), strict=True)
+        for distance, values in enumerate(means):
+            place: Row = {"run": label, "layers": block, "distance": distance}
+            rows.append(place | dict(zip(profiles, values, strict=True)))
     return rows
 
 
@@ -193,9 +180,9 @@ def _item_rows(run: Run, histories: Sequence[np.ndarray]) -> tuple[list[Row], st
         return [], f"{run.label} spells items in text, so that no token of a history is an item."
     layers, even = history_attention(run.catalog_lm, histories)
     rows: list[Row] = [
-        {"run": run.label, "layer": layer, **asdict(found)} for layer, found in enumerate(layers)
+        {"run": run.label, "layer": layer, **asdict(found)}
+        for layer, found in [*enumerate(layers), (None, even)]
     ]
-    rows.append({"run": run.label, "layer": None, **asdict(even)})
     return rows, f"{run.label}: {len(histories)} histories."
 
 
@@ -207,11 +194,10 @@ def _text_note(
     if len(trained) != len(untouched):
         return f"{start}; {len(trained)} layers, its backbone {len(untouched)}."
     pairs = list(zip(trained, untouched, strict=True))
-    largest = {
-        measure: max(abs(getattr(a, measure) - getattr(b, measure)) for a, b in pairs)
-        for measure in ("previous", "first", "entropy")
-    }
-    listed = ", ".join(f"{name} {value:.2g}" for name, value in largest.items())
+    listed = ", ".join(
+        f"{name} {max(abs(getattr(a, name) - getattr(b, name)) for a, b in pairs):.2g}"
+        for name in MEASURES
+    )
     return f"{start}; largest difference of a layer from the untouched backbone: {listed}."
 
 
@@ -221,7 +207,7 @@ def _notes(settings: AttentionSettings) -> list[str]:
         "to the token before; first: to the first token; entropy in nats. "
         f"Distances up to {settings.distances} tokens; layers in three blocks of about equal size. "
         "Layers count from 0.",
-        f"Histories are read as in use. The row without a layer is attention that is {EVEN} over "
-        "what a token sees, which is more items or more text. item to first, text to first: what "
-        "of it goes to the first token, where decoders put attention that nothing needs.",
+        "Histories are read as in use. The row without a layer is attention that is spread evenly "
+        "over what a token sees, which is more items or more text. item to first, text to first: "
+        "what of it goes to the first token, where decoders put attention that nothing needs.",
     ]

@@ -17,7 +17,6 @@ from recbole_idiomoe.analysis.prompts import text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.base.environment import device_name, versions
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.likelihood import Likelihood
 from recbole_idiomoe.protocol.language import text_likelihood, tokenizer_name, window_of
@@ -45,42 +44,35 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
         )
     text = text_file(settings.text) if settings.text else ""
     benchmarks = Benchmarks(settings) if settings.lm_eval else None
-    runs: list[dict[str, str]] = []
-    notes = _notes(settings)
-    tables: dict[str, list[Row]] = {"text": [], "tasks": []}
+    analysis = Analysis(
+        name="language",
+        title="Language kept (section 3.1, Figure 3)",
+        settings=asdict(settings),
+        tables={"text": [], "tasks": []},
+        notes=_notes(settings),
+    )
+    if benchmarks:
+        analysis.versions["lm_eval"] = benchmarks.version
     untouched: dict[tuple[object, ...], _Measured] = {}
-    device = ""
     for run in open_runs(folders, settings):
         logger.info(f"{run.label} and its untouched backbone ...")
         lm = run.catalog_lm.lm.float()
-        where = lm.device
+        device = lm.device  # measuring moves the model to the CPU
         backbone, tokenizer = run.untouched_backbone()
-        measure = partial(_measured, tokenizer, text, benchmarks, where)
+        measure = partial(_measured, tokenizer, text, benchmarks, device)
         if run.origin not in untouched:
             untouched[run.origin] = measure(backbone)
         after, before = measure(lm.language_model()), untouched[run.origin]
         if after.text and before.text:
-            tables["text"].append(_text_row(run.label, after.text, before.text))
+            analysis.tables["text"].append(_text_row(run.label, after.text, before.text))
             change = after.text.nll_per_token - before.text.nll_per_token
-            notes.append(_note(run, change, window_of(backbone)))
-        tables["tasks"] += _task_rows(run.label, after.scores, before.scores)
-        runs.append(run.about)
-        device = device_name(where)
-    return Analysis(
-        name="language",
-        title="Language kept (section 3.1, Figure 3)",
-        runs=runs,
-        settings=asdict(settings),
-        tables=tables,
-        notes=notes,
-        device=device,
-        versions=versions() | ({"lm_eval": benchmarks.version} if benchmarks else {}),
-    )
+            analysis.notes.append(_note(run, change, window_of(backbone)))
+        analysis.tables["tasks"] += _task_rows(run.label, after.scores, before.scores)
+        analysis.add_run(run.about, device)
+    return analysis
 
 
 class _Measured(NamedTuple):
-    """What was measured on one decoder."""
-
     text: Likelihood | None
     scores: Scores
 

@@ -25,8 +25,6 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.hspace": 0.06,
     "lines.markersize": 4,
     "lines.linewidth": 1.5,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
 }
 
 
@@ -62,12 +60,8 @@ class PlotLayout:
         columns = 1 if self.narrow else min(3, len(handles))
         lines = -(-len(handles) // columns)
         self.figure.set_figheight(self.figure.get_figheight() + _LEGEND_LINE * (lines + 1))
-        self.figure.legend(
-            handles=handles.values(),
-            labels=handles.keys(),
-            loc="outside lower center",
-            ncols=columns,
-        )
+        labelled = {"handles": handles.values(), "labels": handles.keys()}
+        self.figure.legend(**labelled, loc="outside lower center", ncols=columns)
 
 
 @dataclass(frozen=True)
@@ -84,11 +78,10 @@ class Plot:
 
 def plot_file(plot: Plot, analysis: Analysis, kind: str) -> bytes:
     """The bytes of a plot as ``png``, ``svg`` or ``pdf`` (``kind``). Needs matplotlib."""
-    dates = {"svg": "Date", "pdf": "CreationDate"}
-    metadata = {dates[kind]: None} if kind in dates else {}
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     content = io.BytesIO()
     with _drawn(plot, analysis, style(plot.name, for_page=False)) as figure:
-        figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=metadata)
+        figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=no_date.get(kind, {}))
     return content.getvalue()
 
 
@@ -96,7 +89,7 @@ def plot_svg(plot: Plot, analysis: Analysis, *, narrow: bool) -> str:
     """The plot as an ``<svg>`` element for an HTML page. Needs matplotlib.
 
     Args:
-        narrow: whether its panels stand in one column, for a phone.
+        narrow: whether all panels stand in one column, for a phone.
     """
     name = f"{analysis.name} {plot.name} {'narrow' if narrow else 'wide'}"
     with _drawn(plot, analysis, style(name, for_page=True), narrow) as figure:

@@ -30,7 +30,10 @@ def write_outputs(board: Board) -> dict[str, Any]:
     Raises:
         IdiomoeError: a run cannot be read.
     """
-    tables = [_table(board, dataset) for dataset in board.rows]
+    tables = []
+    for dataset in board.rows:
+        metric = str(board.protocol[dataset]["valid_metric"]).lower()
+        tables.append(table_of(dataset, metric, standings_of(board, dataset, metric)))
     notes = [*protocol_notes(board.protocol), version_note(tables)]
     title = f"Leaderboard: {', '.join(table.dataset for table in tables)}"
     plots = {table.dataset: plots_of(table) for table in tables}
@@ -40,8 +43,11 @@ def write_outputs(board: Board) -> dict[str, Any]:
         ),
         "leaderboard.csv": comma_separated(tables),
         "leaderboard.tex": "\n".join(
-            ["% Needs \\usepackage{booktabs}.", *(f"% {note}" for note in notes)]
-            + [latex(table) for table in tables]
+            [
+                r"% Needs \usepackage{booktabs}.",
+                *(f"% {note}" for note in notes),
+                *map(latex, tables),
+            ]
         ),
         "leaderboard.html": render(
             "leaderboard/page.html",
@@ -59,11 +65,6 @@ def write_outputs(board: Board) -> dict[str, Any]:
         "table": plain_text(tables, [*notes, f"All of it is in {board.folder}."]),
         "rows": [row for table in tables for row in _rows(table)],
     }
-
-
-def _table(board: Board, dataset: str) -> Table:
-    metric = str(board.protocol[dataset]["valid_metric"]).lower()
-    return table_of(dataset, metric, standings_of(board, dataset, metric))
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:

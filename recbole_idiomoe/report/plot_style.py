@@ -42,6 +42,8 @@ def style(name: str, *, for_page: bool) -> dict[Any, Any]:
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
         **dict.fromkeys(_COLOURED, INK),
     }
 
