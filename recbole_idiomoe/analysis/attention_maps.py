@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,29 +96,23 @@ class Means:
     """Running means of quantities, by layer and name."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[int, str], Tensor] = {}
-        self._counts: dict[tuple[int, str], Tensor] = {}
+        self._totals: dict[int, dict[str, Any]] = defaultdict(lambda: defaultdict(int))
 
     def add(self, layer: int, name: str, values: Tensor, counts: Tensor | None = None) -> None:
         """Add values (n,); or, with ``counts``, one sum of that many values for each mean."""
         if counts is None:
-            values, counts = values.sum(), torch.tensor(float(len(values)))
-        key = layer, name
-        self._sums[key] = self._sums.get(key, torch.zeros(())) + values
-        self._counts[key] = self._counts.get(key, torch.zeros(())) + counts
+            values, counts = values.sum(), values.new_tensor(len(values))
+        self._totals[layer][name] += torch.stack((values, counts))
 
     def layer(self, layer: int) -> dict[str, Any]:
         """The means of a layer, by name; nan where no value was added."""
-        return {
-            name: (total / self._counts[at, name]).tolist()
-            for (at, name), total in self._sums.items()
-            if at == layer
-        }
+        totals = self._totals[layer].items()
+        return {name: (sums / counts).tolist() for name, (sums, counts) in totals}
 
     @property
     def depth(self) -> int:
         """The number of layers."""
-        return 1 + max(layer for layer, _ in self._sums)
+        return len(self._totals)
 
 
 def read_text(attention: Tensor, layer: int, means: Means, distances: int) -> None:
@@ -145,15 +140,12 @@ def read_items(attention: Tensor, layer: int, means: Means, is_item: Tensor) -> 
     to_items = attention[:, is_item].sum(-1)
     to_text = attention[:, ~is_item].sum(-1)
     itself = attention.diagonal()
-    for name, values in (
-        ("item_to_itself", itself[is_item]),
-        ("item_to_items", (to_items - itself)[is_item]),
-        ("item_to_text", to_text[is_item]),
-        ("item_to_first", attention[is_item, 0]),
-        ("text_to_items", to_items[~is_item]),
-        ("text_to_first", attention[~is_item, 0]),
-    ):
-        means.add(layer, name, values)
+    means.add(layer, "item_to_itself", itself[is_item])
+    means.add(layer, "item_to_items", (to_items - itself)[is_item])
+    means.add(layer, "item_to_text", to_text[is_item])
+    means.add(layer, "item_to_first", attention[is_item, 0])
+    means.add(layer, "text_to_items", to_items[~is_item])
+    means.add(layer, "text_to_first", attention[~is_item, 0])
 
 
 def even_attention(length: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
     )
     if benchmarks:
         analysis.versions["lm_eval"] = benchmarks.version
-    untouched: dict[tuple[object, ...], _Measured] = {}
+    untouched: dict[tuple[object, ...], tuple[Likelihood | None, Scores]] = {}
     for run in open_runs(folders, settings):
         logger.info(f"{run.label} and its untouched backbone ...")
         lm = run.catalog_lm.lm.float()
@@ -62,19 +62,15 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
         measure = partial(_measured, tokenizer, text, benchmarks, device)
         if run.origin not in untouched:
             untouched[run.origin] = measure(backbone)
-        after, before = measure(lm.language_model()), untouched[run.origin]
-        if after.text and before.text:
-            analysis.tables["text"].append(_text_row(run.label, after.text, before.text))
-            change = after.text.nll_per_token - before.text.nll_per_token
-            analysis.notes.append(_note(run, change, window_of(backbone)))
-        analysis.tables["tasks"] += _task_rows(run.label, after.scores, before.scores)
+        likelihood, scores = measure(lm.language_model())
+        likelihood_before, scores_before = untouched[run.origin]
+        if likelihood and likelihood_before:
+            row = _text_row(run.label, likelihood, likelihood_before)
+            analysis.tables["text"].append(row)
+            analysis.notes.append(_note(run, row["nll_change"], window_of(backbone)))
+        analysis.tables["tasks"] += _task_rows(run.label, scores, scores_before)
         analysis.add_run(run.about, device)
     return analysis
-
-
-class _Measured(NamedTuple):
-    text: Likelihood | None
-    scores: Scores
 
 
 def _measured(
@@ -83,14 +79,14 @@ def _measured(
     benchmarks: Benchmarks | None,
     device: torch.device,
     model: PreTrainedModel,
-) -> _Measured:
-    found = text_likelihood(model, tokenizer, text, device) if text else None
+) -> tuple[Likelihood | None, Scores]:
+    likelihood = text_likelihood(model, tokenizer, text, device) if text else None
     scores = benchmarks.scores(model.eval().to(device), tokenizer) if benchmarks else {}
     model.cpu()
-    return _Measured(found, scores)
+    return likelihood, scores
 
 
-def _text_row(label: str, after: Likelihood, before: Likelihood) -> Row:
+def _text_row(label: str, after: Likelihood, before: Likelihood) -> dict[str, Any]:
     return {
         "run": label,
         "tokens": after.token_num,

@@ -295,3 +295,8 @@ PLOTS: dict[str, list[Plot]] = {
     ],
 }
 """The plots of each analysis, by its name."""
+
+
+def plots_with_rows(analysis: Analysis) -> list[Plot]:
+    """The plots of an analysis whose tables are not empty."""
+    return [plot for plot in PLOTS.get(analysis.name, ()) if analysis.tables.get(plot.table)]
