@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,32 +65,24 @@ def reading_attention(
     Raises:
         BackboneError: the decoder's attention returns no weights.
     """
-    before = backbone.config._attn_implementation
-    hooks = [
-        attention_of(layer).register_forward_hook(_reader(index, take))
-        for index, layer in enumerate(decoder_layers(backbone))
-    ]
-    backbone.set_attn_implementation("eager")
-    try:
+    with ExitStack() as undo:
+        for index, layer in enumerate(decoder_layers(backbone)):
+            hook = partial(_read, partial(take, index))
+            undo.enter_context(attention_of(layer).register_forward_hook(hook))
+        undo.callback(backbone.set_attn_implementation, backbone.config._attn_implementation)
+        backbone.set_attn_implementation("eager")
         yield
-    finally:
-        backbone.set_attn_implementation(before)
-        for hook in hooks:
-            hook.remove()
 
 
-def _reader(layer: int, take: Callable[[int, Tensor], None]) -> Callable[..., None]:
-    def read(module: nn.Module, args: Any, output: Any) -> None:
-        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if not isinstance(weights, Tensor) or weights.ndim != 4:
-            raise BackboneError(
-                f"{type(module).__name__} gives no attention weights; its attention cannot be "
-                "looked into."
-            )
-        mean = weights.detach().mean(1, dtype=torch.float32).cpu().double()
-        take(layer, mean / mean.sum(-1, keepdim=True))
-
-    return read
+def _read(take: Callable[[Tensor], None], module: nn.Module, args: Any, output: Any) -> None:
+    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    if not isinstance(weights, Tensor) or weights.ndim != 4:
+        name = type(module).__name__
+        raise BackboneError(
+            f"{name} gives no attention weights; its attention cannot be looked into."
+        )
+    mean = weights.detach().mean(1, dtype=torch.float32).cpu().double()
+    take(mean / mean.sum(-1, keepdim=True))
 
 
 class Means:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -90,17 +89,16 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
                 f"--length={settings.length}: {run.label} reads {context} tokens at most; give "
                 "a shorter one."
             )
-        dense = dense_form(run)
+        sides = [dense_form(run), lm]
         left_out = sorted(set(settings.length) - set(lengths))
-        analysis.notes.append(_note(run, dense, left_out))
-        sides = {"dense": dense, "run": lm}
-        _compile(run.catalog_lm, sides.values())
+        analysis.notes.append(_note(run, sides, left_out))
+        _compile(run.catalog_lm, sides)
         for phase, length in product(PHASES, lengths):
-            found = compare(run.catalog_lm, sides, phase, length, settings)
+            dense, own = compare(run.catalog_lm, sides, phase, length, settings)
             place: Row = {"run": run.label, "length": length, "phase": phase}
-            columns = _columns(found["dense"], found["run"], settings.batch_size, length)
+            columns = _columns(dense, own, settings.batch_size, length)
             tables["costs"].append(place | columns)
-            if memory := _memory(found["dense"].peak_bytes, found["run"].peak_bytes):
+            if memory := _memory(dense.peak_bytes, own.peak_bytes):
                 tables.setdefault("memory", []).append(place | memory)
             logger.info(
                 f"{run.label}, {phase}, {length} tokens: {columns['run_ms']:.1f} ms, the dense "
@@ -131,36 +129,34 @@ def dense_form(run: Run) -> IdiomoeForCausalLM:
 
 def compare(
     catalog_lm: CatalogLM,
-    sides: dict[str, IdiomoeForCausalLM],
+    sides: Sequence[IdiomoeForCausalLM],
     phase: str,
     length: int,
     settings: EfficiencySettings,
-) -> dict[str, Cost]:
-    """Costs of the same step for each of ``sides``, by name.
+) -> list[Cost]:
+    """Costs of the same step for each of ``sides``.
 
     The sides are measured in turns, so that other work on the machine slows all of them. The
     run's settings apply to every side: precision, compiled blocks and frozen weights.
     """
-    batch = make_batch(catalog_lm.lm, settings, length)
-    steps: dict[str, Callable[[], object]] = {}
-    peaks: dict[str, int | None] = {}
-    for name, lm in sides.items():
-        _prepare(lm, catalog_lm, phase)
-        make = _training_step if phase == "train" else _inference_step
-        steps[name], held = make(lm, catalog_lm, batch)
-        steps[name]()  # compiles, and creates the optimizer's state
-        peaks[name] = _peak(steps[name], lm, held)
-    times: dict[str, list[float]] = defaultdict(list)
-    timers = {
-        name: Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-        for name, step in steps.items()
-    }
+    batch, trains = make_batch(catalog_lm.lm, settings, length), phase == "train"
+    timers, costs = [], []
+    for lm in sides:
+        lm.train(trains)
+        lm.freeze(catalog_lm.settings.freeze)
+        if trains and catalog_lm.uses_bf16:
+            halve_frozen(lm)
+        step, optimizer = (_training_step if trains else _inference_step)(lm, catalog_lm, batch)
+        step()  # compiles, and creates the optimizer's state
+        costs.append(Cost([], _peak(step, lm, optimizer)))
+        threads = torch.get_num_threads()
+        timers.append(Timer("step()", globals={"step": step}, num_threads=threads))
     for _ in range(settings.repeats):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(1).mean)
-    for lm in sides.values():
+        for timer, cost in zip(timers, costs, strict=True):
+            cost.times.append(timer.timeit(1).mean)
+    for lm in sides:
         lm.zero_grad()
-    return {name: Cost(times[name], peaks[name]) for name in sides}
+    return costs
 
 
 def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int) -> Batch:
@@ -182,15 +178,7 @@ def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int
     )
 
 
-def _prepare(lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, phase: str) -> None:
-    """Set the model up as training or inference does: mode, frozen weights and precision."""
-    lm.train(phase == "train")
-    lm.freeze(catalog_lm.settings.freeze)
-    if phase == "train" and catalog_lm.uses_bf16:
-        halve_frozen(lm)
-
-
-def _compile(catalog_lm: CatalogLM, models: Iterable[IdiomoeForCausalLM]) -> None:
+def _compile(catalog_lm: CatalogLM, models: Sequence[IdiomoeForCausalLM]) -> None:
     """Compile the blocks of ``models`` if training would compile the run's."""
     compiles = catalog_lm.settings.compile
     if compiles is None:
@@ -298,15 +286,15 @@ def _how(settings: EfficiencySettings) -> str:
     )
 
 
-def _note(run: Run, dense: IdiomoeForCausalLM, left_out: list[int]) -> str:
+def _note(run: Run, sides: Sequence[IdiomoeForCausalLM], left_out: list[int]) -> str:
     freeze = run.catalog_lm.settings.freeze
     counts = []
-    for lm in (run.catalog_lm.lm, dense):
+    for lm in sides:
         lm.freeze(freeze)
         counts.append(sum(p.numel() for p in lm.parameters() if p.requires_grad))
     precision = "bf16" if run.catalog_lm.uses_bf16 else "fp32"
     text = (
-        f"{run.label}: {counts[0]:,} parameters train, of the dense form {counts[1]:,} "
+        f"{run.label}: {counts[1]:,} parameters train, of the dense form {counts[0]:,} "
         f"(freeze: {freeze}); {precision}; {run.catalog_lm.lm.config.item_num - 1:,} items"
     )
     if left_out:

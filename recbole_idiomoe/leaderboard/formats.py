@@ -101,14 +101,11 @@ def _in_two(table: Table) -> list[Table]:
 
 def _texts(table: Table, escapes: dict[int, str], marks: Mapping[str, str]) -> list[list[str]]:
     """The header and the rows, with characters replaced by ``escapes`` and cells marked."""
-    header = [title.translate(escapes) for title in table.header]
-    return [
-        header,
-        *(
-            [marks.get(cell.mark, "{}").format(cell.text.translate(escapes)) for cell in row]
-            for row in table.rows
-        ),
+    rows = [
+        [marks.get(cell.mark, "{}").format(cell.text.translate(escapes)) for cell in row]
+        for row in table.rows
     ]
+    return [[title.translate(escapes) for title in table.header], *rows]
 
 
 def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from recbole_idiomoe.leaderboard.standings import Standing
 from recbole_idiomoe.leaderboard.tables import Table
 from recbole_idiomoe.report.formatting import metric_title
-from recbole_idiomoe.report.plot_style import COLOURS, MARKERS, can_draw, style, svg_element
+from recbole_idiomoe.report.plot_style import COLOURS, MARKERS, can_draw, new_figure, svg_element
 
 BINS = 5
 _WIDTH, _HEIGHT = 5.2, 3.1  # inches, without the legend; legible on a phone
@@ -85,8 +85,7 @@ def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> N
             **look | {"linestyle": "none"},
         )
     _logarithmic(axes.xaxis)
-    axes.set_xlabel("training, seconds")
-    axes.set_ylabel(metric_title(metric))
+    axes.set(xlabel="training, seconds", ylabel=metric_title(metric))
 
 
 def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
@@ -95,8 +94,7 @@ def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
             epochs = [point["epoch"] for point in curve]
             axes.plot(epochs, [point["valid"] for point in curve], **look)
     _logarithmic(axes.xaxis)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation {title}")
+    axes.set(xlabel="epoch", ylabel=f"validation {title}")
 
 
 def _by_group(axes: Any, ran: Sequence[Standing], metric: str, values: np.ndarray) -> None:
@@ -107,8 +105,7 @@ def _by_group(axes: Any, ran: Sequence[Standing], metric: str, values: np.ndarra
         axes.plot(range(len(groups)), means, **look)
     names = [f"{name}\nn={inside.sum():,}" for name, inside in groups]
     axes.set_xticks(range(len(groups)), names)
-    axes.set_ylabel(metric_title(metric))
-    axes.set_ylim(0, 1.05 * highest or None)
+    axes.set(ylabel=metric_title(metric), ylim=(0, 1.05 * highest or None))
 
 
 def _logarithmic(axis: Any) -> None:
@@ -140,11 +137,8 @@ def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]
 
 
 def _svg(title: str, draw: Callable[[Any], None]) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(style(title, for_page=True)):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    with new_figure(title, for_page=True) as figure:
+        figure.set_size_inches(_WIDTH, _HEIGHT)
         axes = figure.add_subplot()
         draw(axes)
         axes.grid(alpha=0.25)

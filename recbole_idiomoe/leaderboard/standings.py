@@ -14,7 +14,7 @@ from scipy.stats import monte_carlo_test
 
 from recbole_idiomoe.leaderboard.board import Board, Row
 from recbole_idiomoe.protocol.ranks import Ranks
-from recbole_idiomoe.report.grid_tables import same_with_any_seed
+from recbole_idiomoe.report.extra_rows import same_with_any_seed
 
 PERMUTATIONS, TEST_SEED = 9999, 0
 BATCH = 200  # permutations at a time, to bound memory

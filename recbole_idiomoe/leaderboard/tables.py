@@ -19,9 +19,14 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report.extra_rows import NLL_CHANGE, language_notes, mix_notes, nll_change
+from recbole_idiomoe.report.extra_rows import (
+    NLL_CHANGE,
+    language_notes,
+    mix_notes,
+    nll_change,
+    seed_notes,
+)
 from recbole_idiomoe.report.formatting import compact_number, metric_title
-from recbole_idiomoe.report.grid_tables import seed_notes
 
 NOT_ALONE = "*"
 MARKS = "The best is bold, the second best underlined."

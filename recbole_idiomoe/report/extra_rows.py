@@ -1,4 +1,4 @@
-"""Extra rows and notes of a table: mixes with a counting model, and the change in language.
+"""Extra rows and notes of tables: mixes with a counting model, change in language, seeds.
 
 :mod:`recbole_idiomoe.protocol.mixing` makes a result's ``mix``,
 :mod:`recbole_idiomoe.protocol.language` its ``language``.
@@ -88,3 +88,32 @@ def unable_note(names: Sequence[str]) -> str:
     """A note on the models that cannot rank unseen items."""
     listed = ", ".join(dict.fromkeys(names))
     return f"Unseen items are no candidates of a model that cannot rank them: {listed}."
+
+
+def same_with_any_seed(runs: Sequence[Result], tested: str) -> bool:
+    """Whether a model is deterministic: it has no parameters, and its runs agree.
+
+    With a cold start the seed also draws the data, so that runs of the same model may differ.
+
+    Args:
+        runs: the runs of one row, at least one.
+        tested: the key of a run's test metrics.
+    """
+    first = runs[0]
+    return not first["parameters"]["total"] and all(run[tested] == first[tested] for run in runs)
+
+
+def seed_notes(seeds: Mapping[str, int], same: Sequence[str]) -> list[str]:
+    """Notes on the number of seeds in a table, and on the rows without a spread.
+
+    Args:
+        seeds: the number of runs of each row, by name.
+        same: names of the rows for which :func:`same_with_any_seed` holds.
+    """
+    counts = sorted({number for name, number in seeds.items() if name not in same})
+    over = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))
+    means = {"": [], "1": ["One seed."]}.get(
+        over, [f"Mean ± standard deviation over {over} seeds."]
+    )
+    without = f"The same with any seed, as nothing is drawn by chance: {', '.join(same)}."
+    return [*means, *([without] if same and counts != [1] else [])]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -28,14 +30,19 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def style(name: str, *, for_page: bool) -> dict[Any, Any]:
-    """matplotlib's settings (rcParams) for one plot.
+@contextmanager
+def new_figure(name: str, *, for_page: bool, **settings: Any) -> Iterator[Any]:
+    """An empty matplotlib figure, to be drawn and saved inside the block.
 
     Args:
         name: seed of the SVG ids, so that a plot is reproducible and ids are unique in a page.
         for_page: whether letters stay text, in the page's own font.
+        settings: more of matplotlib's settings (rcParams).
     """
-    return {
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    shared = {
         "text.parse_math": False,  # a row's name may have a dollar sign
         "svg.fonttype": "none" if for_page else "path",
         "svg.hashsalt": name,
@@ -46,6 +53,8 @@ def style(name: str, *, for_page: bool) -> dict[Any, Any]:
         "legend.frameon": False,
         **dict.fromkeys(_COLOURED, INK),
     }
+    with rc_context(shared | settings):
+        yield Figure(layout="constrained")
 
 
 def svg_element(figure: Any, title: str) -> str:

@@ -1,14 +1,24 @@
-"""The results of runs as text tables for a terminal."""
+"""The results of runs and of grids as text tables, for a terminal or in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 
-from recbole_idiomoe.report.extra_rows import language_notes, mix_notes, unable_note, with_mixes
+from recbole_idiomoe.report.extra_rows import (
+    language_notes,
+    mix_notes,
+    same_with_any_seed,
+    seed_notes,
+    unable_note,
+    with_mixes,
+)
 from recbole_idiomoe.report.formatting import (
     WIDTH,
     aligned,
     compact_number,
+    markdown_table,
+    metric_title,
     protocol_line,
     recbole_title,
     selection_metric,
@@ -16,7 +26,6 @@ from recbole_idiomoe.report.formatting import (
     wrap_names,
     wrapped,
 )
-from recbole_idiomoe.report.grid_tables import grid_lines
 from recbole_idiomoe.report.result_files import Result
 
 
@@ -31,7 +40,7 @@ def table(results: Sequence[Result]) -> str:
     if boards := [result["table"] for result in results if "table" in result]:
         return "\n".join(boards)
     if grids := [result for result in results if "runs" in result]:
-        return "\n".join(line for grid in grids for line in grid_lines(grid))
+        return "\n".join(line for grid in grids for line in _grid_lines(grid))
     lines: list[str] = []
     for dataset in dict.fromkeys(result["dataset"] for result in results):
         lines += [*_dataset_table(dataset, [r for r in results if r["dataset"] == dataset]), ""]
@@ -92,3 +101,97 @@ def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str
 
 def _numbers(found: Result, metrics: Sequence[str]) -> list[str]:
     return ["-" if found.get(name) is None else f"{found[name]:.4f}" for name in metrics]
+
+
+def grid_markdown(grid: Result) -> str:
+    """The tables and notes of a grid in Markdown, with the validation metric."""
+    blocks: list[str] = []
+    for dataset, runs in _group_by("dataset", with_mixes(grid["runs"], "variant")).items():
+        blocks += map(markdown_table, _grid_tables(grid, dataset, runs, validation=True))
+        blocks += _grid_notes(grid, dataset, runs)
+    return "\n\n".join(blocks)
+
+
+def _grid_lines(grid: Result) -> Iterator[str]:
+    """The tables and notes of a grid as lines for a terminal."""
+    for dataset, runs in _group_by("dataset", with_mixes(grid["runs"], "variant")).items():
+        for rows in _grid_tables(grid, dataset, runs):
+            yield from (*aligned(wrap_names(rows)), "")
+        for note in _grid_notes(grid, dataset, runs):
+            yield from wrapped(note)
+        yield ""
+
+
+def _grid_tables(
+    grid: Result, dataset: str, runs: Sequence[Result], validation: bool = False
+) -> Iterator[list[list[str]]]:
+    """The table over all test targets and, for a cold start, one over the unseen items."""
+    yield _grid_rows(grid, dataset, runs, validation)
+    unseen = [{**run, "test": run["cold_start"]["unseen"]} for run in runs if _ranks_unseen(run)]
+    if unseen:
+        (_, *header), *rows = _grid_rows(grid, dataset, unseen)
+        yield [["unseen items", *header], *rows]
+
+
+def _ranks_unseen(run: Result) -> bool:
+    return bool(run.get("cold_start", {}).get("unseen"))
+
+
+def _grid_rows(
+    grid: Result, dataset: str, runs: Sequence[Result], validation: bool = False
+) -> list[list[str]]:
+    """A header and a row for each variant: means over seeds, differences from the baseline."""
+    measured, baseline = list(runs[0]["test"]), grid["baseline"]
+    metrics = [name for name in ("ndcg@10", "hit@10") if name in measured] or measured[:2]
+    chooses = str(grid["protocol"][dataset]["valid_metric"]).lower()
+    variants = _group_by("variant", runs)
+    header = [dataset]
+    for metric in metrics:
+        header += [metric_title(metric), "Δ"]
+    header += ["params", *([f"validation {metric_title(chooses)}"] if validation else [])]
+    rows = [header]
+    for name, own in variants.items():
+        row = [name]
+        spread = not same_with_any_seed(own, "test")
+        for metric in metrics:
+            values = [run["test"][metric] for run in own]
+            base = [run["test"][metric] for run in variants.get(baseline, ())]
+            row += [_mean(values, spread), "-" if name == baseline else _difference(values, base)]
+        row.append(compact_number(own[0]["parameters"]["total"]))
+        if validation:
+            # With eval_step: 0, RecBole's models have no validation result.
+            found = [run["valid"][chooses] for run in own if run["valid"]]
+            row.append(_mean(found, spread) if found else "-")
+        rows.append(row)
+    return rows
+
+
+def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]:
+    variants = _group_by("variant", runs)
+    same = [name for name, own in variants.items() if same_with_any_seed(own, "test")]
+    seeds = seed_notes({name: len(own) for name, own in variants.items()}, same)
+    unable = [run["variant"] for run in runs if "cold_start" in run and not _ranks_unseen(run)]
+    return [
+        " ".join([*seeds, f"Δ: difference from {grid['baseline']}."]),
+        *([unable_note(unable)] if unable else []),
+        *mix_notes(runs, selection_metric(grid["protocol"][dataset]), "variant"),
+        *language_notes(runs, "variant"),
+        f"Protocol: {protocol_line(grid['protocol'][dataset])}",
+    ]
+
+
+def _group_by(key: str, runs: Sequence[Result]) -> dict[str, list[Result]]:
+    return {
+        name: [run for run in runs if run[key] == name]
+        for name in dict.fromkeys(run[key] for run in runs)
+    }
+
+
+def _mean(values: Sequence[float], spread: bool) -> str:
+    deviation = f" ± {statistics.stdev(values):.4f}" if spread and len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation}"
+
+
+def _difference(values: Sequence[float], baseline: Sequence[float]) -> str:
+    base = statistics.mean(baseline) if baseline else 0.0
+    return f"{statistics.mean(values) / base - 1:+.1%}" if base else "-"
