@@ -10,20 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_idiomoe.analysis.attention_maps import (
-    HistoryAttention,
-    Means,
-    TextAttention,
-    even_attention,
-    read_items,
-    reading_attention,
-    text_attention,
-)
-from recbole_idiomoe.analysis.prompts import PROMPTS, text_file
+from recbole_idiomoe.analysis import attention_maps as maps
+from recbole_idiomoe.analysis.prompts import PROMPTS, read_text, text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import AttentionSettings
-from recbole_idiomoe.base.errors import DataError, short_reason
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import read_history
 from recbole_idiomoe.data.sequence import ITEM
@@ -32,6 +24,7 @@ from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 BLOCKS = ("early", "middle", "late")
 MEASURES = ("previous", "first", "entropy")
+_OnText = dict[str, list[maps.TextAttention]]  # by layer, of the run and of its backbone
 
 
 def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
@@ -60,7 +53,7 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
         prompts = _prompts(run.catalog_lm, texts, settings)
         untouched, _ = run.untouched_backbone()
         on_text = {
-            name: text_attention(model, prompts, settings.distances)
+            name: maps.text_attention(model, prompts, settings.distances)
             for name, model in (("", lm.language_model()), ("untouched_", untouched.to(lm.device)))
         }
         del untouched
@@ -81,21 +74,20 @@ def attention(folders: Sequence[Path], settings: AttentionSettings) -> Analysis:
 @torch.no_grad()
 def history_attention(
     catalog_lm: CatalogLM, histories: Sequence[np.ndarray]
-) -> tuple[list[HistoryAttention], HistoryAttention]:
-    """Each layer's attention between items and text, and the same for even attention.
+) -> tuple[list[maps.HistoryAttention], maps.HistoryAttention]:
+    """Each layer's attention between items and text, and what evenly spread attention would give.
 
-    Histories are read as for a recommendation, one at a time.
-
-    Args:
-        histories: catalogue rows of each history, oldest first.
+    Histories, each the catalogue rows of its items, oldest first, are read one at a time, as for
+    a recommendation.
 
     Raises:
         DataError: a history has no item tokens, for example if items are spelt in text.
     """
-    means, even = Means(), Means()
+    means, even = maps.Means(), maps.Means()
     is_item = torch.zeros(0, dtype=torch.bool)
-    with reading_attention(
-        catalog_lm.lm.backbone, lambda layer, found: read_items(found[0], layer, means, is_item)
+    with maps.reading_attention(
+        catalog_lm.lm.backbone,
+        lambda layer, found: maps.read_items(found[0], layer, means, is_item),
     ):
         for sequence in catalog_lm.sequences(histories):
             is_item = torch.from_numpy(sequence.token_types == ITEM)
@@ -103,9 +95,9 @@ def history_attention(
                 raise DataError("there are no item tokens in the histories to attend to.")
             batch = collate([sequence], catalog_lm.pad_token_id).to(catalog_lm.lm.device)
             catalog_lm.lm.hidden_states(batch.input_ids, batch.token_types, segments=batch.segments)
-            read_items(even_attention(len(is_item)), 0, even, is_item)
-    layers = [HistoryAttention(**means.layer(layer)) for layer in range(means.depth)]
-    return layers, HistoryAttention(**even.layer(0))
+            maps.read_items(maps.even_attention(len(is_item)), 0, even, is_item)
+    layers = [maps.HistoryAttention(**means.layer(layer)) for layer in range(means.depth)]
+    return layers, maps.HistoryAttention(**even.layer(0))
 
 
 def _prompts(
@@ -129,22 +121,16 @@ def _given_histories(path: str) -> list[list[str]]:
     """Item ids of the histories in a file; none if ``path`` is empty."""
     if not path:
         return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"--histories_file={path} cannot be read ({short_reason(error)}); name a text file "
-            "with item ids on each line: ID,ID."
-        ) from error
+    text = read_text("histories_file", path, "with item ids on each line: ID,ID")
     where = f"--histories_file={path}, line"
-    read = (read_history(line, f"{where} {n}") for n, line in enumerate(lines, start=1))
+    read = (read_history(line, f"{where} {n}") for n, line in enumerate(text.splitlines(), start=1))
     histories = [history for history in read if history]
     if not histories:
         raise DataError(f"--histories_file={path} holds no history; give item ids: ID,ID.")
     return histories
 
 
-def _text_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
+def _text_rows(label: str, found: _OnText) -> list[Row]:
     """A row for each layer, with None where only the run or its backbone has that layer."""
     rows = []
     for layer in range(max(map(len, found.values()))):
@@ -155,7 +141,7 @@ def _text_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
     return rows
 
 
-def _distance_rows(label: str, found: dict[str, list[TextAttention]]) -> list[Row]:
+def _distance_rows(label: str, found: _OnText) -> list[Row]:
     """Means over thirds of the layers, with a row for each distance."""
     profiles = {
         f"{name}attention": [
@@ -179,16 +165,12 @@ def _item_rows(run: Run, histories: Sequence[np.ndarray]) -> tuple[list[Row], st
     if run.catalog_lm.item_codes.in_text:
         return [], f"{run.label} spells items in text, so that no token of a history is an item."
     layers, even = history_attention(run.catalog_lm, histories)
-    rows: list[Row] = [
-        {"run": run.label, "layer": layer, **asdict(found)}
-        for layer, found in [*enumerate(layers), (None, even)]
-    ]
+    found = [*enumerate(layers), (None, even)]
+    rows: list[Row] = [{"run": run.label, "layer": at, **asdict(each)} for at, each in found]
     return rows, f"{run.label}: {len(histories)} histories."
 
 
-def _text_note(
-    label: str, prompts: Sequence[Sequence[int]], found: dict[str, list[TextAttention]]
-) -> str:
+def _text_note(label: str, prompts: Sequence[Sequence[int]], found: _OnText) -> str:
     start = f"{label}: {len(prompts)} prompts of {sum(map(len, prompts)):,} tokens"
     trained, untouched = found[""], found["untouched_"]
     if len(trained) != len(untouched):

@@ -127,8 +127,7 @@ def read_text(attention: Tensor, layer: int, means: Means, distances: int) -> No
 def read_items(attention: Tensor, layer: int, means: Means, is_item: Tensor) -> None:
     """Add one sequence's attention A (T, T) to the means of :class:`HistoryAttention`.
 
-    Args:
-        is_item: which tokens are items, (T,), boolean.
+    ``is_item`` (T,), boolean, marks the tokens that are items.
     """
     to_items = attention[:, is_item].sum(-1)
     to_text = attention[:, ~is_item].sum(-1)
@@ -154,7 +153,6 @@ def text_attention(
     """Each layer's attention on prompts, which are read one at a time to avoid padding.
 
     Args:
-        model: a decoder of text tokens.
         prompts: token ids of each prompt, at least two.
         distances: the largest distance d of the profile, in tokens.
     """

@@ -68,8 +68,8 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
         Tables ``costs`` and, on a GPU, ``memory``: a row for each run, phase and length.
 
     Raises:
-        IdiomoeError: a folder is not a run of a language model with one token per item, its
-            backbone is missing, or no length fits its context.
+        IdiomoeError: a folder is not a run with one token per item, its backbone is missing, or
+            no length fits its context.
     """
     analysis = Analysis(
         name="efficiency",
@@ -90,8 +90,8 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
                 "a shorter one."
             )
         sides = [dense_form(run), lm]
-        left_out = sorted(set(settings.length) - set(lengths))
-        analysis.notes.append(_note(run, sides, left_out))
+        too_long = sorted(set(settings.length) - set(lengths))
+        analysis.notes.append(_note(run, sides, too_long))
         _compile(run.catalog_lm, sides)
         for phase, length in product(PHASES, lengths):
             dense, own = compare(run.catalog_lm, sides, phase, length, settings)
@@ -255,15 +255,13 @@ def _columns(dense: Cost, run: Cost, batch_size: int, length: int) -> Row:
     """
     ratios = np.divide(run.times, dense.times)
     spread = float(np.subtract(*np.quantile(ratios, (0.75, 0.25)))) / 2
+    seconds = {"dense": dense.seconds, "run": run.seconds}
     return {
-        "dense_ms": 1e3 * dense.seconds,
-        "run_ms": 1e3 * run.seconds,
+        **{f"{side}_ms": 1e3 * each for side, each in seconds.items()},
         "more_time_%": 100 * (run.seconds / dense.seconds - 1),
         "spread_%": 100 * spread,
-        "dense_examples_s": batch_size / dense.seconds,
-        "run_examples_s": batch_size / run.seconds,
-        "dense_tokens_s": batch_size * length / dense.seconds,
-        "run_tokens_s": batch_size * length / run.seconds,
+        **{f"{side}_examples_s": batch_size / each for side, each in seconds.items()},
+        **{f"{side}_tokens_s": batch_size * length / each for side, each in seconds.items()},
     }
 
 
@@ -286,7 +284,7 @@ def _how(settings: EfficiencySettings) -> str:
     )
 
 
-def _note(run: Run, sides: Sequence[IdiomoeForCausalLM], left_out: list[int]) -> str:
+def _note(run: Run, sides: Sequence[IdiomoeForCausalLM], too_long: list[int]) -> str:
     freeze = run.catalog_lm.settings.freeze
     counts = []
     for lm in sides:
@@ -297,6 +295,6 @@ def _note(run: Run, sides: Sequence[IdiomoeForCausalLM], left_out: list[int]) ->
         f"{run.label}: {counts[1]:,} parameters train, of the dense form {counts[0]:,} "
         f"(freeze: {freeze}); {precision}; {run.catalog_lm.lm.config.item_num - 1:,} items"
     )
-    if left_out:
-        text += f"; lengths beyond its context are left out: {', '.join(map(str, left_out))}"
+    if too_long:
+        text += f"; lengths beyond its context are left out: {', '.join(map(str, too_long))}"
     return f"{text}."

@@ -43,8 +43,8 @@ def ffn_memory(folders: Sequence[Path], settings: FfnMemorySettings) -> Analysis
         table, ``all`` (every neuron).
 
     Raises:
-        IdiomoeError: a folder is not a run of a language model with one token per item, items
-            have no categories, ``k`` exceeds the catalogue, or a neuron does not exist.
+        IdiomoeError: a folder is not a run with one token per item, items have no categories,
+            ``k`` exceeds the catalogue, or a neuron does not exist.
     """
     wanted = _wanted(settings.neuron)
     analysis = Analysis(

@@ -86,11 +86,7 @@ def plot_file(plot: Plot, analysis: Analysis, kind: str) -> bytes:
 
 
 def plot_svg(plot: Plot, analysis: Analysis, *, narrow: bool) -> str:
-    """The plot as an ``<svg>`` element for an HTML page. Needs matplotlib.
-
-    Args:
-        narrow: whether all panels stand in one column, for a phone.
-    """
+    """The plot as an ``<svg>`` element for a page on a wide or narrow screen. Needs matplotlib."""
     name = f"{analysis.name} {plot.name} {'narrow' if narrow else 'wide'}"
     with new_figure(name, for_page=True, **_STYLE) as figure:
         plot.draw(PlotLayout(figure, narrow), analysis)

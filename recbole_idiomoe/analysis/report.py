@@ -62,15 +62,10 @@ class Section:
 
 
 def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> str:
-    """Run every analysis that ``settings`` ask for, and write the page.
+    """Run every analysis that ``settings`` ask for, write the page, and return the text to print.
 
     Each analysis writes the same files as its own command. If one fails, the page shows why.
-
-    Args:
-        command: the command that the user typed.
-
-    Returns:
-        The text to print.
+    ``command`` is what the user typed.
 
     Raises:
         IdiomoeError: all analyses failed, or the text cannot be read.
@@ -80,7 +75,7 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
         text_file(settings.text)  # before the first analysis has taken its time
     left_out = _left_out(settings)
     sections: list[Section] = []
-    faults: list[IdiomoeError] = []
+    fault: IdiomoeError | None = None
     for name in [name for name in COMMANDS if name not in left_out]:
         compute, kind, _ = COMMANDS[name]
         own = kind(**{each.name: getattr(settings, each.name) for each in fields(kind)})
@@ -89,14 +84,14 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
         try:
             analysis = compute(folders, own)
         except IdiomoeError as error:
-            faults.append(error)
+            fault = fault or error
             sections.append(Section(name, typed, fault=str(error)))
         else:
             analysis.command = typed
             write_outputs(analysis, out)
             sections.append(Section(name, typed, analysis, figures_of(analysis)))
-    if len(faults) == len(sections):
-        raise faults[0]
+    if fault and all(section.fault for section in sections):
+        raise fault
     write_text(out / PAGE, page(sections, command, left_out))
     lines = wrapped(f"The page is {out / PAGE}; the files of each analysis are beside it.")
     for section in sections:
@@ -105,12 +100,9 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
 
 
 def page(sections: Sequence[Section], command: str, left_out: Mapping[str, str]) -> str:
-    """The page as HTML.
+    """The page of at least one successful analysis as HTML.
 
-    Args:
-        sections: the analyses, at least one of them successful.
-        command: the command that makes the page.
-        left_out: analyses that were not asked for, and the settings that ask for them.
+    ``left_out`` are analyses that were not asked for, and the settings that ask for them.
     """
     made = [section.analysis for section in sections if section.analysis]
     versions = {name: version for each in made for name, version in each.versions.items()}

@@ -25,11 +25,8 @@ from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_back
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.recommend import load
 
-# Settings that distinguish runs of the same model, RecBole's settings last.
-_DISTINGUISHING = (
-    *listed_defaults(),
-    *("seed", "epochs", "train_batch_size", "learning_rate", "weight_decay"),
-)
+_OF_RECBOLE = ("seed", "epochs", "train_batch_size", "learning_rate", "weight_decay")
+_DISTINGUISHING = (*listed_defaults(), *_OF_RECBOLE)  # settings that tell runs of a model apart
 
 
 @dataclass(frozen=True)
@@ -127,10 +124,8 @@ class Run:
         found = [by_item.get(item, "") for item in self.catalog_lm.catalog.item_ids]
         found[0] = ""
         if not any(found):
-            raise DataError(
-                f"no item of {self.label} has a category in {column!r}; give another "
-                "--category_field."
-            )
+            nothing = f"no item of {self.label} has a category in {column!r}"
+            raise DataError(f"{nothing}; give another --category_field.")
         return found
 
     def histories(self, count: int) -> list[np.ndarray]:
@@ -160,25 +155,16 @@ def open_runs(folders: Sequence[Path], settings: AnalysisSettings) -> Iterator[R
                 f"{folder} holds {info['model']}, which is no language model; give the folder of "
                 f"one ({', '.join(list(LANGUAGE_MODELS)[:2])} ...)."
             )
-    device = chosen_device(settings.device)
-    for label, folder, info in zip(_labels(infos), folders, infos, strict=True):
-        catalog_lm = load(folder, device).catalog_lm
-        assert catalog_lm is not None
-        yield Run(label, folder, info, catalog_lm, settings.data_path)
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device called ``name``; if empty, a GPU if there is one, else the CPU.
-
-    Raises:
-        SettingError: this machine has no such device.
-    """
+    name = settings.device
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise SettingError(f"--device={name} is not available here; give cpu.") from error
-    return device
+    for label, folder, info in zip(_labels(infos), folders, infos, strict=True):
+        catalog_lm = load(folder, device).catalog_lm
+        assert catalog_lm is not None
+        yield Run(label, folder, info, catalog_lm, settings.data_path)
 
 
 def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:

@@ -34,9 +34,7 @@ class AnalysisSettings:
 
     out: str = _setting("", "folder for the files; empty: analysis/ in the first run's folder")
     device: str = _setting("", "where to compute: cpu, cuda ...; empty: a GPU if there is one")
-    data_path: str = _setting(
-        "", "folder of the data sets, where it is no longer what the run was given"
-    )
+    data_path: str = _setting("", "folder of the data sets, if it has moved since the run")
 
     def __post_init__(self) -> None:
         for each in fields(self):

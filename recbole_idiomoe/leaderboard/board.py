@@ -32,9 +32,7 @@ from recbole_idiomoe.protocol.description import protocol
 from recbole_idiomoe.protocol.ranks import NamedRanks, Ranks, is_ranked, load_arrays, save_arrays
 from recbole_idiomoe.report.extra_rows import mix_of
 
-INDEX = "leaderboard.json"
-RUNS = "runs"
-TARGETS = "targets"
+INDEX, RUNS, TARGETS = "leaderboard.json", "runs", "targets"
 _VERSION = 1
 _DATA = (".inter", ".item")
 _PLACES = ("checkpoint_dir", "data_path", "language_file")
@@ -93,9 +91,8 @@ class Board:
                 if row is not None:
                     changed.append(f"{cell.variant} on {cell.dataset}")
                 own = {k: v for k, v in grid.variants[cell.variant].items() if k != "model"}
-                row = rows[cell.variant] = Row(
-                    cell.model, is_of_family(cell.model), own, cell.identity
-                )
+                ours = is_of_family(cell.model)
+                row = rows[cell.variant] = Row(cell.model, ours, own, cell.identity)
             row.tuned = cell.tuned
             if self.has(cell):
                 self._count(cell, row)
@@ -107,17 +104,15 @@ class Board:
         return self._run_file(cell.key).exists()
 
     def keep(self, cell: Cell, result: Mapping[str, Any], alone: bool) -> None:
-        """Keep a finished run, and count it in every row with its identity.
+        """Keep a finished run, whose folder still exists, and count it in rows of its identity.
 
-        Args:
-            result: the result of a run, whose folder still exists.
-            alone: whether no other run ran at the same time.
+        ``alone`` is whether no other run ran at the same time.
 
         Raises:
             SettingError: its protocol or its test targets differ from the other runs'.
         """
         found = dict(result["protocol"])
-        _check_same(f"{cell.variant!r}", self.folder, found, self.protocol[cell.dataset])
+        self._check_same(f"{cell.variant!r}", found, self.protocol[cell.dataset])
         self.protocol[cell.dataset] = found
         folder = Path(result["folder"])
         path = self._run_file(cell.key)
@@ -143,10 +138,7 @@ class Board:
         self.save()
 
     def results(self, row: Row, *, mixed: bool = False) -> list[tuple[dict[str, Any], Ranks]]:
-        """The kept runs of ``row`` with their ranks, in the order of their seeds.
-
-        Args:
-            mixed: return instead, as runs, the mixes of the runs that have one.
+        """The kept runs of ``row``, or their mixes as runs, with ranks, in the order of seeds.
 
         Raises:
             IdiomoeError: a run cannot be read.
@@ -178,7 +170,7 @@ class Board:
         del found["candidates"]  # their number is only known once the data are loaded
         known = self.protocol.setdefault(dataset, found)
         expected = {name: value for name, value in known.items() if name in found}
-        _check_same(f"the {dataset} asked for", self.folder, found, expected)
+        self._check_same(f"the {dataset} asked for", found, expected)
         data = {name: digest for name, digest in cell.files if name.endswith(_DATA)}
         known_data = self.data.setdefault(dataset, data)
         if data != known_data:
@@ -186,6 +178,14 @@ class Board:
             raise SettingError(
                 f"leaderboard={self.folder} was made with other data of {dataset} ({names}): "
                 + _ELSEWHERE
+            )
+
+    def _check_same(self, what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        differing = [name for name in expected if found.get(name) != expected[name]]
+        if differing:
+            raise SettingError(
+                f"leaderboard={self.folder} has another protocol than {what} "
+                f"({', '.join(differing)}): {_ELSEWHERE}"
             )
 
     def _keep_targets(self, cell: Cell, ranks: NamedRanks) -> None:
@@ -219,8 +219,7 @@ class Board:
 
 def _read_run(path: Path) -> dict[str, Any]:
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return run
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise IdiomoeError(
             f"{path} cannot be read ({short_reason(error)}); the command that made it runs it "
@@ -298,15 +297,3 @@ def _without_ranks(config: RunConfig, found: Mapping[str, Any]) -> str | None:
             "NDCG@10 or another of Hit, Recall, NDCG, MRR, MAP, Precision."
         )
     return None
-
-
-def _check_same(
-    what: str, folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
-    """Raise a :class:`SettingError` unless ``found`` has the entries of ``expected``."""
-    differing = [name for name in expected if found.get(name) != expected[name]]
-    if differing:
-        raise SettingError(
-            f"leaderboard={folder} has another protocol than {what} ({', '.join(differing)}): "
-            + _ELSEWHERE
-        )

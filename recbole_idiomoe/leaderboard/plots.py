@@ -77,13 +77,9 @@ def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> None:
     for standing, look in _styled(ran):
-        axes.errorbar(
-            max(standing.cost("train_seconds"), 0.1),  # a counting model takes about no time
-            standing.mean(metric),
-            yerr=standing.deviation(metric),
-            capsize=2,
-            **look | {"linestyle": "none"},
-        )
+        seconds = max(standing.cost("train_seconds"), 0.1)  # a counting model takes about no time
+        look |= {"capsize": 2, "linestyle": "none"}
+        axes.errorbar(seconds, standing.mean(metric), yerr=standing.deviation(metric), **look)
     _logarithmic(axes.xaxis)
     axes.set(xlabel="training, seconds", ylabel=metric_title(metric))
 

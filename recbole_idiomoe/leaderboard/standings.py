@@ -99,11 +99,9 @@ def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
 
 
 def best_baseline(standings: Sequence[Standing], mixed: bool = False) -> Standing | None:
-    """The best standing with a run that is not a model of this package.
+    """The best baseline with a run, from standings that are ordered best first.
 
-    Args:
-        standings: the standings, best first.
-        mixed: whether mixes count as baselines, as in a comparison with a mix.
+    With ``mixed``, for a comparison with a mix, mixes of baselines count too.
     """
     return next((s for s in standings if s.runs and not s.row.ours and s.mixed <= mixed), None)
 
@@ -118,10 +116,7 @@ def compare(standing: Standing, baseline: Standing, metric: str) -> Comparison:
 def paired_p(differences: np.ndarray) -> float:
     """The p-value of a two-sided sign-flip permutation test that the mean difference is 0.
 
-    With 9,999 permutations it is at least .0001.
-
-    Args:
-        differences: differences by test target, (target_num,).
+    ``differences`` are by test target, (target_num,). With 9,999 permutations p is at least .0001.
     """
     # The sign of a zero does not matter: leaving out the many zeros saves most of the time.
     sample = differences[differences != 0]

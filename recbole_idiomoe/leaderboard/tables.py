@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recbole_idiomoe.leaderboard.published import published, sources
+from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.leaderboard.standings import (
     PERMUTATIONS,
     TEST_SEED,
@@ -87,7 +87,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     # Nobody has published a variant or a mix, whose name differs from its model's.
     cited = {s.name: published(s.name, dataset, metric) for s in standings if s.name == s.row.model}
     if any(cited.values()):
-        columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
+        columns[f"published {metric_title(metric)}"] = lambda s: _cited(cited.get(s.name))
     if any("language" in run for s in ran for run in s.runs):
         columns[NLL_CHANGE] = _language
     if any(standing.row.tuned for standing in standings):
@@ -109,7 +109,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
         *_cost_notes(ran, devices),
         *(
             f"Published, of another protocol, {name}: {sources()[name]}."
-            for name in dict.fromkeys(p.source for found in cited.values() for p in found)
+            for name in dict.fromkeys(source for found in cited.values() for source in found)
         ),
         *_row_notes([standing for standing in standings if not standing.mixed]),
     ]
@@ -156,10 +156,27 @@ def _p(found: Comparison | None) -> Cell | None:
     return Cell("< .001" if found.p < 0.001 else f"{found.p:.3f}".lstrip("0"), found.p)
 
 
-def _cited(standing: Standing, cited: Mapping[str, Sequence[Any]]) -> Cell | None:
-    if not (found := cited.get(standing.name)):
+def _cited(found: Mapping[str, float] | None) -> Cell | None:
+    if not found:
         return None
-    return Cell("; ".join(f"{p.value:.4f} ({p.source})" for p in found), found[0].value)
+    text = "; ".join(f"{value:.4f} ({source})" for source, value in found.items())
+    return Cell(text, next(iter(found.values())))
+
+
+def published(model: str, dataset: str, metric: str) -> dict[str, float]:
+    """The published values of ``metric``, for example ``ndcg@10``, by short name of the source."""
+    found = _published()["numbers"].get(dataset, {}).get(model, {})
+    return {source: numbers[metric] for source, numbers in found.items() if metric in numbers}
+
+
+def sources() -> dict[str, str]:
+    """The citation and the protocol of each source of published values, by its short name."""
+    found = _published()["sources"]
+    return {name: f"{about['cite']}: {about['protocol']}" for name, about in found.items()}
+
+
+def _published() -> dict[str, Any]:
+    return yaml_files.read_settings(yaml_files.properties_path() / "published.yaml")
 
 
 def _language(standing: Standing) -> Cell | None:

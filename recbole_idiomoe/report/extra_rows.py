@@ -55,24 +55,17 @@ def _listed(values: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{name} {', '.join(found)}" for name, found in values.items())
 
 
-def language_notes(
-    results: Sequence[Result], named: str = "model", values: bool = True
-) -> list[str]:
-    """Notes that explain :data:`NLL_CHANGE`, one for each text and tokenizer.
-
-    Args:
-        named: the key of a result's name.
-        values: whether to list the values as well, by seed.
-    """
+def language_notes(runs: Sequence[Result], named: str = "model", values: bool = True) -> list[str]:
+    """Notes on :data:`NLL_CHANGE`, one for each text and tokenizer, with all values if wanted."""
     changes: _Listed = defaultdict(lambda: defaultdict(list))
-    for result in results:
-        if (found := result.get("language")) and "weight" not in result:
+    for run in runs:
+        if (found := run.get("language")) and "weight" not in run:
             about = (
                 f"nats a token on {found['file']}, of the trained model on text alone less those "
                 f"of its untouched backbone ({found['tokens']:,} tokens of {found['tokenizer']}'s "
                 f"tokenizer, windows of {found['context']} that overlap by half)"
             )
-            changes[about][result[named]].append(nll_change(found["nll_change"]))
+            changes[about][run[named]].append(nll_change(found["nll_change"]))
     if values:
         return [f"{NLL_CHANGE}, {about}: {_listed(rows)}." for about, rows in changes.items()]
     of = [f" of {', '.join(rows)}" if len(changes) > 1 else "" for rows in changes.values()]
@@ -91,29 +84,22 @@ def unable_note(names: Sequence[str]) -> str:
 
 
 def same_with_any_seed(runs: Sequence[Result], tested: str) -> bool:
-    """Whether a model is deterministic: it has no parameters, and its runs agree.
+    """Whether a row's model is deterministic: it has no parameters, and its runs agree.
 
     With a cold start the seed also draws the data, so that runs of the same model may differ.
-
-    Args:
-        runs: the runs of one row, at least one.
-        tested: the key of a run's test metrics.
+    ``tested`` is the key of a run's test metrics.
     """
     first = runs[0]
     return not first["parameters"]["total"] and all(run[tested] == first[tested] for run in runs)
 
 
 def seed_notes(seeds: Mapping[str, int], same: Sequence[str]) -> list[str]:
-    """Notes on the number of seeds in a table, and on the rows without a spread.
-
-    Args:
-        seeds: the number of runs of each row, by name.
-        same: names of the rows for which :func:`same_with_any_seed` holds.
-    """
+    """Notes on the number of runs of each row, and on the deterministic rows (``same``)."""
     counts = sorted({number for name, number in seeds.items() if name not in same})
     over = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))
-    means = {"": [], "1": ["One seed."]}.get(
-        over, [f"Mean ± standard deviation over {over} seeds."]
-    )
-    without = f"The same with any seed, as nothing is drawn by chance: {', '.join(same)}."
-    return [*means, *([without] if same and counts != [1] else [])]
+    notes = [f"Mean ± standard deviation over {over} seeds."] if counts else []
+    if counts == [1]:
+        return ["One seed."]
+    if same:
+        notes.append(f"The same with any seed, as nothing is drawn by chance: {', '.join(same)}.")
+    return notes

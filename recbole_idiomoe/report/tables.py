@@ -5,14 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from recbole_idiomoe.report.extra_rows import (
-    language_notes,
-    mix_notes,
-    same_with_any_seed,
-    seed_notes,
-    unable_note,
-    with_mixes,
-)
+from recbole_idiomoe.report import extra_rows
 from recbole_idiomoe.report.formatting import (
     WIDTH,
     aligned,
@@ -42,8 +35,8 @@ def table(results: Sequence[Result]) -> str:
     if grids := [result for result in results if "runs" in result]:
         return "\n".join(line for grid in grids for line in _grid_lines(grid))
     lines: list[str] = []
-    for dataset in dict.fromkeys(result["dataset"] for result in results):
-        lines += [*_dataset_table(dataset, [r for r in results if r["dataset"] == dataset]), ""]
+    for dataset, runs in _group_by("dataset", results).items():
+        lines += [*_dataset_table(dataset, runs), ""]
     protocols = list(dict.fromkeys(protocol_line(result["protocol"]) for result in results))
     if len(protocols) > 1:
         lines.append("Protocols differ: the numbers above do not compare.")
@@ -55,7 +48,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _dataset_table(dataset: str, runs: Sequence[Result]) -> list[str]:
-    results = with_mixes(runs)
+    results = extra_rows.with_mixes(runs)
     metrics = list(dict.fromkeys(name for r in results for name in r["test_result"]))
     rows = _rows(dataset, results, metrics)
     if table_width(rows) > WIDTH:
@@ -66,7 +59,7 @@ def _dataset_table(dataset: str, runs: Sequence[Result]) -> list[str]:
     if cold_starts := [result for result in results if "cold_start" in result]:
         lines += _unseen_table(cold_starts, metrics)
     chosen_by = selection_metric(results[0]["protocol"])
-    for note in (*mix_notes(results, chosen_by), *language_notes(results)):
+    for note in (*extra_rows.mix_notes(results, chosen_by), *extra_rows.language_notes(results)):
         lines += ["", *wrapped(note)]
     return lines
 
@@ -96,7 +89,7 @@ def _unseen_table(results: Sequence[Result], metrics: Sequence[str]) -> list[str
         counts = (str(cold_start[name]) for name in ("items", "unseen_targets"))
         rows.append([str(result["model"]), *numbers, *counts])
     unable = [str(r["model"]) for r in results if r["cold_start"]["unseen"] is None]
-    return ["", *aligned(rows), *(wrapped(unable_note(unable)) if unable else [])]
+    return ["", *aligned(rows), *(wrapped(extra_rows.unable_note(unable)) if unable else [])]
 
 
 def _numbers(found: Result, metrics: Sequence[str]) -> list[str]:
@@ -106,31 +99,33 @@ def _numbers(found: Result, metrics: Sequence[str]) -> list[str]:
 def grid_markdown(grid: Result) -> str:
     """The tables and notes of a grid in Markdown, with the validation metric."""
     blocks: list[str] = []
-    for dataset, runs in _group_by("dataset", with_mixes(grid["runs"], "variant")).items():
-        blocks += map(markdown_table, _grid_tables(grid, dataset, runs, validation=True))
-        blocks += _grid_notes(grid, dataset, runs)
+    for tables, notes in _grid_tables(grid, validation=True):
+        blocks += [*map(markdown_table, tables), *notes]
     return "\n\n".join(blocks)
 
 
 def _grid_lines(grid: Result) -> Iterator[str]:
     """The tables and notes of a grid as lines for a terminal."""
-    for dataset, runs in _group_by("dataset", with_mixes(grid["runs"], "variant")).items():
-        for rows in _grid_tables(grid, dataset, runs):
+    for tables, notes in _grid_tables(grid):
+        for rows in tables:
             yield from (*aligned(wrap_names(rows)), "")
-        for note in _grid_notes(grid, dataset, runs):
+        for note in notes:
             yield from wrapped(note)
         yield ""
 
 
 def _grid_tables(
-    grid: Result, dataset: str, runs: Sequence[Result], validation: bool = False
-) -> Iterator[list[list[str]]]:
-    """The table over all test targets and, for a cold start, one over the unseen items."""
-    yield _grid_rows(grid, dataset, runs, validation)
-    unseen = [{**run, "test": run["cold_start"]["unseen"]} for run in runs if _ranks_unseen(run)]
-    if unseen:
-        (_, *header), *rows = _grid_rows(grid, dataset, unseen)
-        yield [["unseen items", *header], *rows]
+    grid: Result, validation: bool = False
+) -> Iterator[tuple[list[list[list[str]]], list[str]]]:
+    """For each data set, the table over all test targets, one over unseen items, and notes."""
+    every = extra_rows.with_mixes(grid["runs"], "variant")
+    for dataset, runs in _group_by("dataset", every).items():
+        tables = [_grid_rows(grid, dataset, runs, validation)]
+        ranking = [run for run in runs if _ranks_unseen(run)]
+        if unseen := [{**run, "test": run["cold_start"]["unseen"]} for run in ranking]:
+            (_, *header), *rows = _grid_rows(grid, dataset, unseen)
+            tables.append([["unseen items", *header], *rows])
+        yield tables, _grid_notes(grid, dataset, runs)
 
 
 def _ranks_unseen(run: Result) -> bool:
@@ -152,7 +147,7 @@ def _grid_rows(
     rows = [header]
     for name, own in variants.items():
         row = [name]
-        spread = not same_with_any_seed(own, "test")
+        spread = not extra_rows.same_with_any_seed(own, "test")
         for metric in metrics:
             values = [run["test"][metric] for run in own]
             base = [run["test"][metric] for run in variants.get(baseline, ())]
@@ -168,14 +163,14 @@ def _grid_rows(
 
 def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]:
     variants = _group_by("variant", runs)
-    same = [name for name, own in variants.items() if same_with_any_seed(own, "test")]
-    seeds = seed_notes({name: len(own) for name, own in variants.items()}, same)
+    same = [name for name, own in variants.items() if extra_rows.same_with_any_seed(own, "test")]
+    seeds = extra_rows.seed_notes({name: len(own) for name, own in variants.items()}, same)
     unable = [run["variant"] for run in runs if "cold_start" in run and not _ranks_unseen(run)]
     return [
         " ".join([*seeds, f"Δ: difference from {grid['baseline']}."]),
-        *([unable_note(unable)] if unable else []),
-        *mix_notes(runs, selection_metric(grid["protocol"][dataset]), "variant"),
-        *language_notes(runs, "variant"),
+        *([extra_rows.unable_note(unable)] if unable else []),
+        *extra_rows.mix_notes(runs, selection_metric(grid["protocol"][dataset]), "variant"),
+        *extra_rows.language_notes(runs, "variant"),
         f"Protocol: {protocol_line(grid['protocol'][dataset])}",
     ]
 
