@@ -141,8 +141,9 @@ def test_its_files_are_found_however_it_is_installed(
     where = tree if kind == "editable" else site
     assert Path(package).is_relative_to(where) and Path(folder).is_relative_to(where), found
     assert int(size) > 1000
-    for page in ("report/page.html", "leaderboard/page.html", "analysis/page.html"):
-        assert (Path(package).parent / page).is_file()
+    pages = [f"{room}/page.html" for room in ("report", "leaderboard", "analysis")]
+    for file in (*pages, "analysis/prompts.txt"):
+        assert (Path(package).parent / file).is_file()
 
 
 PARTS = ("recbole_idiomoe", "properties", "run_recbole_idiomoe.py", "setup.py", "setup.cfg")

@@ -7,7 +7,6 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,29 +58,19 @@ def _run_analysis(given: list[str]) -> str:
     if name == _REPORT:
         return report.report(folders, settings, typed)
     out = out_folder(settings.out, folders)
-    analysis = replace(COMMANDS[name].compute(folders, settings), command=typed)
+    analysis = COMMANDS[name].compute(folders, settings)
+    analysis.command = typed
     return plain_text(analysis, write_outputs(analysis, out))
 
 
 def _usage() -> str:
     width = max(map(len, _HELP)) + 4
-    lines = [
-        line
-        for name, text in _HELP.items()
-        for line in textwrap.wrap(
-            text, 79, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width
-        )
-    ]
-    return "\n".join(
-        [
-            f"usage: {PROGRAM} NAME FOLDER [FOLDER ...]",
-            "       [--setting VALUE ...]",
-            "",
-            *lines,
-            "",
-            "FOLDER is a run's, under saved/. NAME --help names the settings of one.",
-        ]
-    )
+    lines = [f"usage: {PROGRAM} NAME FOLDER [FOLDER ...]", "       [--setting VALUE ...]", ""]
+    for name, text in _HELP.items():
+        first, later = f"  {name}".ljust(width), " " * width
+        lines += textwrap.wrap(text, 79, initial_indent=first, subsequent_indent=later)
+    lines += ["", "FOLDER is a run's, under saved/. NAME --help names the settings of one."]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,61 +65,47 @@ def reading_attention(
     Raises:
         BackboneError: the decoder's attention returns no weights.
     """
-    before = backbone.config._attn_implementation
-    hooks = [
-        attention_of(layer).register_forward_hook(_reader(index, take))
-        for index, layer in enumerate(decoder_layers(backbone))
-    ]
-    backbone.set_attn_implementation("eager")
-    try:
+    with ExitStack() as undo:
+        for index, layer in enumerate(decoder_layers(backbone)):
+            hook = partial(_read, partial(take, index))
+            undo.enter_context(attention_of(layer).register_forward_hook(hook))
+        undo.callback(backbone.set_attn_implementation, backbone.config._attn_implementation)
+        backbone.set_attn_implementation("eager")
         yield
-    finally:
-        backbone.set_attn_implementation(before)
-        for hook in hooks:
-            hook.remove()
 
 
-def _reader(layer: int, take: Callable[[int, Tensor], None]) -> Callable[..., None]:
-    def read(module: nn.Module, args: Any, output: Any) -> None:
-        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if not isinstance(weights, Tensor) or weights.ndim != 4:
-            raise BackboneError(
-                f"{type(module).__name__} gives no attention weights; its attention cannot be "
-                "looked into."
-            )
-        mean = weights.detach().mean(1, dtype=torch.float32).cpu().double()
-        take(layer, mean / mean.sum(-1, keepdim=True))
-
-    return read
+def _read(take: Callable[[Tensor], None], module: nn.Module, args: Any, output: Any) -> None:
+    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    if not isinstance(weights, Tensor) or weights.ndim != 4:
+        name = type(module).__name__
+        raise BackboneError(
+            f"{name} gives no attention weights; its attention cannot be looked into."
+        )
+    mean = weights.detach().mean(1, dtype=torch.float32).cpu().double()
+    take(mean / mean.sum(-1, keepdim=True))
 
 
 class Means:
     """Running means of quantities, by layer and name."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[int, str], Tensor] = {}
-        self._counts: dict[tuple[int, str], Tensor] = {}
+        self._totals: dict[int, dict[str, Any]] = defaultdict(lambda: defaultdict(int))
 
     def add(self, layer: int, name: str, values: Tensor, counts: Tensor | None = None) -> None:
         """Add values (n,); or, with ``counts``, one sum of that many values for each mean."""
         if counts is None:
-            values, counts = values.sum(), torch.tensor(float(len(values)))
-        key = layer, name
-        self._sums[key] = self._sums.get(key, torch.zeros(())) + values
-        self._counts[key] = self._counts.get(key, torch.zeros(())) + counts
+            values, counts = values.sum(), values.new_tensor(len(values))
+        self._totals[layer][name] += torch.stack((values, counts))
 
     def layer(self, layer: int) -> dict[str, Any]:
         """The means of a layer, by name; nan where no value was added."""
-        return {
-            name: (total / self._counts[at, name]).tolist()
-            for (at, name), total in self._sums.items()
-            if at == layer
-        }
+        totals = self._totals[layer].items()
+        return {name: (sums / counts).tolist() for name, (sums, counts) in totals}
 
     @property
     def depth(self) -> int:
         """The number of layers."""
-        return 1 + max(layer for layer, _ in self._sums)
+        return len(self._totals)
 
 
 def read_text(attention: Tensor, layer: int, means: Means, distances: int) -> None:
@@ -139,21 +127,17 @@ def read_text(attention: Tensor, layer: int, means: Means, distances: int) -> No
 def read_items(attention: Tensor, layer: int, means: Means, is_item: Tensor) -> None:
     """Add one sequence's attention A (T, T) to the means of :class:`HistoryAttention`.
 
-    Args:
-        is_item: which tokens are items, (T,), boolean.
+    ``is_item`` (T,), boolean, marks the tokens that are items.
     """
     to_items = attention[:, is_item].sum(-1)
     to_text = attention[:, ~is_item].sum(-1)
     itself = attention.diagonal()
-    for name, values in (
-        ("item_to_itself", itself[is_item]),
-        ("item_to_items", (to_items - itself)[is_item]),
-        ("item_to_text", to_text[is_item]),
-        ("item_to_first", attention[is_item, 0]),
-        ("text_to_items", to_items[~is_item]),
-        ("text_to_first", attention[~is_item, 0]),
-    ):
-        means.add(layer, name, values)
+    means.add(layer, "item_to_itself", itself[is_item])
+    means.add(layer, "item_to_items", (to_items - itself)[is_item])
+    means.add(layer, "item_to_text", to_text[is_item])
+    means.add(layer, "item_to_first", attention[is_item, 0])
+    means.add(layer, "text_to_items", to_items[~is_item])
+    means.add(layer, "text_to_first", attention[~is_item, 0])
 
 
 def even_attention(length: int) -> Tensor:
@@ -169,7 +153,6 @@ def text_attention(
     """Each layer's attention on prompts, which are read one at a time to avoid padding.
 
     Args:
-        model: a decoder of text tokens.
         prompts: token ids of each prompt, at least two.
         distances: the largest distance d of the profile, in tokens.
     """

@@ -54,7 +54,18 @@ class Benchmarks:
         self._limit = settings.lm_eval_limit or None
         self._manager = TaskManager(include_path=settings.lm_eval_path or None)
         self.names = [name.strip() for name in settings.lm_eval.split(",") if name.strip()]
-        self._check()
+        known = self._manager.task_index
+        for name in self.names:
+            if name not in known:
+                hint = did_you_mean(name, known, "lm_eval ls tasks")
+                raise SettingError(f"--lm_eval: unknown task {name!r}{hint}")
+        try:
+            self._manager.load(self.names)
+        except Exception as error:  # any library may read a task's data
+            raise DataError(
+                f"--lm_eval={','.join(self.names)} cannot be loaded ({error_line(error)}); "
+                "put the data where the task looks for them, or leave it out."
+            ) from error
 
     def scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
         """The scores of ``model``, in evaluation mode and on its own device.
@@ -75,29 +86,15 @@ class Benchmarks:
         while waiting:
             name = waiting.pop(0)
             counts = found["n-samples"].get(name, {})
-            own = _metrics(name, results[name], counts.get("effective"))
-            scores |= own
-            if not own:
+            if own := _metrics(name, results[name], counts.get("effective")):
+                scores |= own
+            else:
                 waiting = [*parts.get(name, ()), *waiting]
         return scores
 
-    def _check(self) -> None:
-        known = self._manager.task_index
-        for name in self.names:
-            if name not in known:
-                hint = did_you_mean(name, known, "lm_eval ls tasks")
-                raise SettingError(f"--lm_eval: unknown task {name!r}{hint}")
-        try:
-            self._manager.load(self.names)
-        except Exception as error:  # any library may read a task's data
-            raise DataError(
-                f"--lm_eval={','.join(self.names)} cannot be loaded ({error_line(error)}); "
-                "put the data where the task looks for them, or leave it out."
-            ) from error
-
 
 def _metrics(task: str, result: dict[str, Any], examples: int | None) -> Scores:
-    """Scores from lm_eval's keys, as ``acc,none`` and ``acc_stderr,none``: metric and filter."""
+    """Scores from lm_eval's keys, metric and filter: ``acc,none`` and ``acc_stderr,none``."""
     scores: Scores = {}
     for key, value in result.items():
         metric, comma, kind = key.partition(",")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,6 @@ from torch.utils.benchmark import Timer
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import EfficiencySettings
-from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
@@ -67,52 +68,45 @@ def efficiency(folders: Sequence[Path], settings: EfficiencySettings) -> Analysi
         Tables ``costs`` and, on a GPU, ``memory``: a row for each run, phase and length.
 
     Raises:
-        IdiomoeError: a folder is not a run of a language model with one token per item, its
-            backbone is missing, or no length fits its context.
+        IdiomoeError: a folder is not a run with one token per item, its backbone is missing, or
+            no length fits its context.
     """
-    runs: list[dict[str, str]] = []
-    tables: dict[str, list[Row]] = {"costs": [], "memory": []}
-    notes: list[str] = []
-    device = ""
+    analysis = Analysis(
+        name="efficiency",
+        title="Time and memory",
+        settings=asdict(settings),
+        tables={"costs": []},
+        notes=[_how(settings)],
+    )
+    tables = analysis.tables
     for run in open_runs(folders, settings):
         require_item_tokens(run)
         lm = run.catalog_lm.lm
-        context = getattr(lm.backbone.config, "max_position_embeddings", None) or max(
-            settings.length
-        )
+        context = getattr(lm.backbone.config, "max_position_embeddings", None) or math.inf
         lengths = [length for length in settings.length if length <= context]
         if not lengths:
             raise SettingError(
                 f"--length={settings.length}: {run.label} reads {context} tokens at most; give "
                 "a shorter one."
             )
-        dense = dense_form(run)
-        notes.append(_note(run, dense, settings, sorted(set(settings.length) - set(lengths))))
-        sides = {"dense": dense, "run": lm}
-        _compile(run.catalog_lm, sides.values())
-        for phase in PHASES:
-            for length in lengths:
-                found = compare(run.catalog_lm, sides, phase, length, settings)
-                place: Row = {"run": run.label, "length": length, "phase": phase}
-                columns = _columns(found["dense"], found["run"], settings.batch_size, length)
-                tables["costs"].append(place | columns)
-                if memory := _memory(found["dense"].peak_bytes, found["run"].peak_bytes):
-                    tables["memory"].append(place | memory)
-                logger.info(
-                    f"{run.label}, {phase}, {length} tokens: {columns['run_ms']:.1f} ms, the dense "
-                    f"form {columns['dense_ms']:.1f} ms"
-                )
-        runs.append(run.about)
-        device = device_name(lm.device)
-    return Analysis(
-        name="efficiency",
-        title=f"Time and memory on {device} (Table 12)",
-        runs=runs,
-        settings=asdict(settings),
-        tables={name: rows for name, rows in tables.items() if rows},
-        notes=[_how(settings), *notes],
-        device=device,
-    )
+        sides = [dense_form(run), lm]
+        too_long = sorted(set(settings.length) - set(lengths))
+        analysis.notes.append(_note(run, sides, too_long))
+        _compile(run.catalog_lm, sides)
+        for phase, length in product(PHASES, lengths):
+            dense, own = compare(run.catalog_lm, sides, phase, length, settings)
+            place: Row = {"run": run.label, "length": length, "phase": phase}
+            columns = _columns(dense, own, settings.batch_size, length)
+            tables["costs"].append(place | columns)
+            if memory := _memory(dense.peak_bytes, own.peak_bytes):
+                tables.setdefault("memory", []).append(place | memory)
+            logger.info(
+                f"{run.label}, {phase}, {length} tokens: {columns['run_ms']:.1f} ms, the dense "
+                f"form {columns['dense_ms']:.1f} ms"
+            )
+        analysis.add_run(run.about, lm.device)
+    analysis.title += f" on {analysis.device} (Table 12)"
+    return analysis
 
 
 def dense_form(run: Run) -> IdiomoeForCausalLM:
@@ -135,37 +129,34 @@ def dense_form(run: Run) -> IdiomoeForCausalLM:
 
 def compare(
     catalog_lm: CatalogLM,
-    sides: dict[str, IdiomoeForCausalLM],
+    sides: Sequence[IdiomoeForCausalLM],
     phase: str,
     length: int,
     settings: EfficiencySettings,
-) -> dict[str, Cost]:
-    """Costs of the same step for each of ``sides``, by name.
+) -> list[Cost]:
+    """Costs of the same step for each of ``sides``.
 
     The sides are measured in turns, so that other work on the machine slows all of them. The
     run's settings apply to every side: precision, compiled blocks and frozen weights.
     """
-    device = catalog_lm.lm.device
-    batch = make_batch(catalog_lm.lm, settings, length)
-    steps: dict[str, Callable[[], object]] = {}
-    peaks: dict[str, int | None] = {}
-    for name, lm in sides.items():
-        _prepare(lm, catalog_lm, phase)
-        make = _training_step if phase == "train" else _inference_step
-        steps[name], held = make(lm, catalog_lm, batch)
-        steps[name]()  # compiles, and creates the optimizer's state
-        peaks[name] = _peak(steps[name], lm, held, device)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    timers = {
-        name: Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-        for name, step in steps.items()
-    }
+    batch, trains = make_batch(catalog_lm.lm, settings, length), phase == "train"
+    timers, costs = [], []
+    for lm in sides:
+        lm.train(trains)
+        lm.freeze(catalog_lm.settings.freeze)
+        if trains and catalog_lm.uses_bf16:
+            halve_frozen(lm)
+        step, optimizer = (_training_step if trains else _inference_step)(lm, catalog_lm, batch)
+        step()  # compiles, and creates the optimizer's state
+        costs.append(Cost([], _peak(step, lm, optimizer)))
+        threads = torch.get_num_threads()
+        timers.append(Timer("step()", globals={"step": step}, num_threads=threads))
     for _ in range(settings.repeats):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(1).mean)
-    for lm in sides.values():
+        for timer, cost in zip(timers, costs, strict=True):
+            cost.times.append(timer.timeit(1).mean)
+    for lm in sides:
         lm.zero_grad()
-    return {name: Cost(times[name], peaks[name]) for name in sides}
+    return costs
 
 
 def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int) -> Batch:
@@ -177,24 +168,17 @@ def make_batch(lm: IdiomoeForCausalLM, settings: EfficiencySettings, length: int
     items = offset + torch.randint(1, lm.config.item_num, shape, generator=generator)
     places = torch.randperm(text.numel(), generator=generator).view(shape)
     is_item = places < round(settings.item_share * text.numel())
-    behind = is_item.long().cumsum(1) - is_item.long()
+    token_types = is_item.long()
+    segments = token_types.cumsum(1) - token_types + 1
     return Batch(
         input_ids=torch.where(is_item, items, text).to(lm.device),
-        token_types=is_item.long().to(lm.device),
-        segments=(behind + 1).to(lm.device),
+        token_types=token_types.to(lm.device),
+        segments=segments.to(lm.device),
         item_count=int(is_item.sum()),
     )
 
 
-def _prepare(lm: IdiomoeForCausalLM, catalog_lm: CatalogLM, phase: str) -> None:
-    """Set the model up as training or inference does: mode, frozen weights and precision."""
-    lm.train(phase == "train")
-    lm.freeze(catalog_lm.settings.freeze)
-    if phase == "train" and catalog_lm.uses_bf16:
-        halve_frozen(lm)
-
-
-def _compile(catalog_lm: CatalogLM, models: Iterable[IdiomoeForCausalLM]) -> None:
+def _compile(catalog_lm: CatalogLM, models: Sequence[IdiomoeForCausalLM]) -> None:
     """Compile the blocks of ``models`` if training would compile the run's."""
     compiles = catalog_lm.settings.compile
     if compiles is None:
@@ -219,9 +203,8 @@ def _training_step(
         optimizer.zero_grad()
         with catalog_lm.autocast(), sdpa_kernel(ATTENTION_KERNELS):
             loss = lm.item_loss(_states(lm, batch).flatten(0, 1)[predicted - 1], targets)
-            auxiliary = lm.auxiliary_loss(
-                batch.token_types, torch.ones_like(batch.token_types, dtype=torch.bool)
-            )
+            every = torch.ones_like(batch.token_types, dtype=torch.bool)
+            auxiliary = lm.auxiliary_loss(batch.token_types, every)
         (loss if auxiliary is None else loss + auxiliary).backward()
         optimizer.step()
 
@@ -242,23 +225,16 @@ def _inference_step(
 
 
 def _states(lm: IdiomoeForCausalLM, batch: Batch) -> Tensor:
-    output = lm.hidden_states(
-        batch.input_ids,
-        token_types=batch.token_types,
-        segments=batch.segments,
-        item_count=batch.item_count,
-    )
-    assert output.last_hidden_state is not None
-    return output.last_hidden_state
+    states = lm.hidden_states(**batch._asdict()).last_hidden_state
+    assert states is not None
+    return states
 
 
 def _peak(
-    step: Callable[[], object],
-    lm: IdiomoeForCausalLM,
-    optimizer: torch.optim.Optimizer | None,
-    device: torch.device,
+    step: Callable[[], object], lm: IdiomoeForCausalLM, optimizer: torch.optim.Optimizer | None
 ) -> int | None:
     """Peak bytes of this side on a GPU: its weights and optimizer state, and what a step adds."""
+    device = lm.device
     if device.type != "cuda":
         return None
     lm.zero_grad()
@@ -279,15 +255,13 @@ def _columns(dense: Cost, run: Cost, batch_size: int, length: int) -> Row:
     """
     ratios = np.divide(run.times, dense.times)
     spread = float(np.subtract(*np.quantile(ratios, (0.75, 0.25)))) / 2
+    seconds = {"dense": dense.seconds, "run": run.seconds}
     return {
-        "dense_ms": 1e3 * dense.seconds,
-        "run_ms": 1e3 * run.seconds,
+        **{f"{side}_ms": 1e3 * each for side, each in seconds.items()},
         "more_time_%": 100 * (run.seconds / dense.seconds - 1),
         "spread_%": 100 * spread,
-        "dense_examples_s": batch_size / dense.seconds,
-        "run_examples_s": batch_size / run.seconds,
-        "dense_tokens_s": batch_size * length / dense.seconds,
-        "run_tokens_s": batch_size * length / run.seconds,
+        **{f"{side}_examples_s": batch_size / each for side, each in seconds.items()},
+        **{f"{side}_tokens_s": batch_size * length / each for side, each in seconds.items()},
     }
 
 
@@ -295,11 +269,8 @@ def _memory(dense: int | None, run: int | None) -> Row:
     """Columns of peak memory, from bytes; none on a CPU."""
     if dense is None or run is None:
         return {}
-    return {
-        "dense_gib": dense / 2**30,
-        "run_gib": run / 2**30,
-        "more_memory_%": 100 * (run / dense - 1),
-    }
+    more = 100 * (run / dense - 1)
+    return {"dense_gib": dense / 2**30, "run_gib": run / 2**30, "more_memory_%": more}
 
 
 def _how(settings: EfficiencySettings) -> str:
@@ -313,20 +284,17 @@ def _how(settings: EfficiencySettings) -> str:
     )
 
 
-def _note(
-    run: Run, dense: IdiomoeForCausalLM, settings: EfficiencySettings, left_out: list[int]
-) -> str:
+def _note(run: Run, sides: Sequence[IdiomoeForCausalLM], too_long: list[int]) -> str:
     freeze = run.catalog_lm.settings.freeze
     counts = []
-    for lm in (run.catalog_lm.lm, dense):
+    for lm in sides:
         lm.freeze(freeze)
         counts.append(sum(p.numel() for p in lm.parameters() if p.requires_grad))
     precision = "bf16" if run.catalog_lm.uses_bf16 else "fp32"
     text = (
-        f"{run.label}: {counts[0]:,} parameters train, of the dense form {counts[1]:,} "
+        f"{run.label}: {counts[1]:,} parameters train, of the dense form {counts[0]:,} "
         f"(freeze: {freeze}); {precision}; {run.catalog_lm.lm.config.item_num - 1:,} items"
     )
-    if left_out:
-        longer = ", ".join(map(str, left_out))
-        text += f"; lengths beyond its context are left out: {longer}"
+    if too_long:
+        text += f"; lengths beyond its context are left out: {', '.join(map(str, too_long))}"
     return f"{text}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,6 @@ from recbole_idiomoe.analysis.neurons import (
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs, require_item_tokens
 from recbole_idiomoe.analysis.settings import FfnMemorySettings
-from recbole_idiomoe.base.environment import device_name
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import decoder_layers
 from recbole_idiomoe.lm.decoder import ffn_names
@@ -43,69 +43,54 @@ def ffn_memory(folders: Sequence[Path], settings: FfnMemorySettings) -> Analysis
         table, ``all`` (every neuron).
 
     Raises:
-        IdiomoeError: a folder is not a run of a language model with one token per item, items
-            have no categories, ``k`` exceeds the catalogue, or a neuron does not exist.
+        IdiomoeError: a folder is not a run with one token per item, items have no categories,
+            ``k`` exceeds the catalogue, or a neuron does not exist.
     """
     wanted = _wanted(settings.neuron)
-    runs: list[dict[str, str]] = []
-    notes = _notes(settings)
-    tables: dict[str, list[Row]] = {"layers": [], "neurons": []}
-    every: list[Row] = []
-    device = ""
-    for run in open_runs(folders, settings):
-        require_item_tokens(run)
-        memory = _RunMemory(run, settings)
-        memory.measure_all(wanted)
-        runs.append(run.about)
-        tables["layers"] += memory.layers
-        tables["neurons"] += memory.shown
-        every += memory.every
-        notes.append(memory.note())
-        device = device_name(run.catalog_lm.lm.device)
-    return Analysis(
+    analysis = Analysis(
         name="ffn-memory",
         title="FFN neurons as key-value memories (section 3.3)",
-        runs=runs,
         settings=asdict(settings),
-        tables=tables,
-        notes=notes,
-        device=device,
-        long_tables={"all": every},
+        tables={"layers": [], "neurons": []},
+        notes=_notes(settings),
+        long_tables={"all": []},
     )
+    for run in open_runs(folders, settings):
+        require_item_tokens(run)
+        memory = _RunMemory(run, settings, analysis)
+        memory.measure_all(wanted)
+        analysis.notes.append(memory.note())
+        analysis.add_run(run.about, run.catalog_lm.lm.device)
+    return analysis
 
 
 class _RunMemory:
-    """The rows of one run in the tables.
+    """Adds the rows of one run to the tables of ``analysis``.
 
-    Attributes:
-        layers: rows for the experts of each layer, for each expert over all layers, and for
-            random vectors.
-        shown: rows of the chosen neurons with their neighbours.
-        every: rows of all neurons.
+    ``layers`` has rows for the experts of each layer, for each expert over all layers, and for
+    random vectors; ``neurons`` the chosen neurons with their neighbours; ``all`` every neuron.
     """
 
-    def __init__(self, run: Run, settings: FfnMemorySettings) -> None:
-        self.run = run
-        self.settings = settings
+    def __init__(self, run: Run, settings: FfnMemorySettings, analysis: Analysis) -> None:
+        self.run, self.settings = run, settings
+        self.layers, self.shown = analysis.tables["layers"], analysis.tables["neurons"]
+        self.every = analysis.long_tables["all"]
         categories = run.categories(settings.category_field, settings.category_level)
         self.names = sorted(set(categories) - {""})
         number = {name: index for index, name in enumerate(self.names)}
         self.categories = torch.tensor([number.get(name, NO_CATEGORY) for name in categories])
         self.items, self.tokens = references(run.catalog_lm)
-        self.layers: list[Row] = []
-        self.shown: list[Row] = []
-        self.every: list[Row] = []
 
     def measure_all(self, wanted: Sequence[tuple[int, int]]) -> None:
-        """Compute all rows.
-
-        Args:
-            wanted: pairs of layer and neuron to show; if empty, the purest of each expert.
-        """
-        backbone, tau = self.run.catalog_lm.lm.backbone, self.settings.tau
-        blocks = list(zip(decoder_layers(backbone), ffn_names(backbone), strict=True))
-        self._check(wanted, len(blocks))
-        by_expert: dict[str, list[tuple[Row, Neurons]]] = {}
+        """Add all rows; ``wanted`` are the layers and neurons to show, by default the purest."""
+        lm, tau = self.run.catalog_lm.lm, self.settings.tau
+        blocks = list(zip(decoder_layers(lm.backbone), ffn_names(lm.backbone), strict=True))
+        for layer, _ in wanted:
+            if layer >= len(blocks):
+                raise SettingError(
+                    f"--neuron: {self.run.label} has layers 0 to {len(blocks) - 1}, not {layer}."
+                )
+        by_expert: dict[str, list[tuple[Row, Neurons]]] = defaultdict(list)
         for layer, (block, name) in enumerate(blocks):
             logger.info(f"{self.run.label}: layer {layer} of {len(blocks)}")
             for expert, values in value_vectors(block, name).items():
@@ -113,7 +98,7 @@ class _RunMemory:
                 neurons = self._measured(values)
                 self.layers.append(place | summary([neurons], tau))
                 self.every.extend(place | row for row in self._each(neurons))
-                by_expert.setdefault(expert, []).append((place, neurons))
+                by_expert[expert].append((place, neurons))
                 for neuron in [neuron for at, neuron in wanted if at == layer]:
                     self.shown.extend(self._neighbours(place, neuron, neurons))
         for expert, found in by_expert.items():
@@ -123,9 +108,10 @@ class _RunMemory:
                 place, neurons = max(found, key=lambda pair: float(_prominence(pair[1]).max()))
                 neuron = int(_prominence(neurons).argmax())
                 self.shown.extend(self._neighbours(place, neuron, neurons))
-        random = summary([self._measured(self._random_vectors())], tau)
         nowhere: Row = {"run": self.run.label, "expert": RANDOM, "layer": None}
-        self.layers.append(nowhere | random)
+        size = RANDOM_NUMBER, lm.config.hidden_size
+        random = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        self.layers.append(nowhere | summary([self._measured(random.to(lm.device))], tau))
 
     def note(self) -> str:
         """A note on the numbers of items and categories, and on the purity of random items."""
@@ -143,31 +129,17 @@ class _RunMemory:
     def _measured(self, values: Tensor) -> Neurons:
         return measure(values, self.items, self.tokens, self.categories, self.settings.k)
 
-    def _check(self, wanted: Sequence[tuple[int, int]], depth: int) -> None:
-        for layer, _ in wanted:
-            if layer >= depth:
-                raise SettingError(
-                    f"--neuron: {self.run.label} has layers 0 to {depth - 1}, not {layer}."
-                )
-
-    def _random_vectors(self) -> Tensor:
-        lm = self.run.catalog_lm.lm
-        generator = torch.Generator().manual_seed(0)
-        size = RANDOM_NUMBER, lm.config.hidden_size
-        return torch.randn(size, generator=generator).to(lm.device)
-
     def _each(self, neurons: Neurons) -> Iterator[Row]:
         clustered = is_clustered(neurons.purity, self.settings.tau).int()
-        columns = (neurons.affinity, neurons.purity, clustered, neurons.category)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        for neuron, (affinity, purity, in_cluster, category) in enumerate(rows):
-            yield {
-                "neuron": neuron,
-                "affinity": affinity,
-                "purity": purity,
-                "clustered": in_cluster,
-                "category": self._category(category),
-            }
+        columns = {
+            "neuron": range(len(clustered)),
+            "affinity": neurons.affinity.tolist(),
+            "purity": neurons.purity.tolist(),
+            "clustered": clustered.tolist(),
+            "category": map(self._category, neurons.category.tolist()),
+        }
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
 
     def _neighbours(self, place: Row, neuron: int, neurons: Neurons) -> Iterator[Row]:
         if neuron >= len(neurons.items):
@@ -176,18 +148,18 @@ class _RunMemory:
                 f"{self.run.label}, has neurons 0 to {len(neurons.items) - 1}."
             )
         catalog, tokenizer = self.run.catalog_lm.catalog, self.run.catalog_lm.tokenizer
-        tokens = neurons.tokens[neuron].tolist()
-        items = neurons.items[neuron].tolist()
-        for rank, (item, token) in enumerate(zip(items, tokens, strict=True)):
+        near = (neurons.items, neurons.item_cosines, neurons.tokens, neurons.token_cosines)
+        rows = zip(*(each[neuron].tolist() for each in near), strict=True)
+        for rank, (item, cosine, token, token_cosine) in enumerate(rows, start=1):
             yield place | {
                 "neuron": neuron,
-                "rank": rank + 1,
+                "rank": rank,
                 "item": catalog.item_ids[item],
                 "title": catalog.titles[item],
                 "category": self._category(int(self.categories[item])),
-                "cosine": float(neurons.item_cosines[neuron, rank]),
+                "cosine": cosine,
                 "token": tokenizer.decode([token]),
-                "token_cosine": float(neurons.token_cosines[neuron, rank]),
+                "token_cosine": token_cosine,
             }
 
     def _category(self, number: int) -> str:
@@ -225,11 +197,7 @@ def _random_purity(categories: np.ndarray, k: int, draws: int = 2000) -> np.ndar
 
 
 def _wanted(given: Sequence[str]) -> list[tuple[int, int]]:
-    """Parse texts of the form ``LAYER:NEURON``.
-
-    Raises:
-        SettingError: a text has another form.
-    """
+    """Parse texts of the form ``LAYER:NEURON``."""
     pairs = []
     for text in given:
         layer, _, neuron = text.partition(":")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,6 @@ from recbole_idiomoe.analysis.prompts import text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.runs import Run, open_runs
 from recbole_idiomoe.analysis.settings import LanguageSettings
-from recbole_idiomoe.base.environment import device_name, versions
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm.likelihood import Likelihood
 from recbole_idiomoe.protocol.language import text_likelihood, tokenizer_name, window_of
@@ -45,44 +44,33 @@ def language(folders: Sequence[Path], settings: LanguageSettings) -> Analysis:
         )
     text = text_file(settings.text) if settings.text else ""
     benchmarks = Benchmarks(settings) if settings.lm_eval else None
-    runs: list[dict[str, str]] = []
-    notes = _notes(settings)
-    tables: dict[str, list[Row]] = {"text": [], "tasks": []}
-    untouched: dict[tuple[object, ...], _Measured] = {}
-    device = ""
+    analysis = Analysis(
+        name="language",
+        title="Language kept (section 3.1, Figure 3)",
+        settings=asdict(settings),
+        tables={"text": [], "tasks": []},
+        notes=_notes(settings),
+    )
+    if benchmarks:
+        analysis.versions["lm_eval"] = benchmarks.version
+    untouched: dict[tuple[object, ...], tuple[Likelihood | None, Scores]] = {}
     for run in open_runs(folders, settings):
         logger.info(f"{run.label} and its untouched backbone ...")
         lm = run.catalog_lm.lm.float()
-        where = lm.device
+        device = lm.device  # measuring moves the model to the CPU
         backbone, tokenizer = run.untouched_backbone()
-        measure = partial(_measured, tokenizer, text, benchmarks, where)
+        measure = partial(_measured, tokenizer, text, benchmarks, device)
         if run.origin not in untouched:
             untouched[run.origin] = measure(backbone)
-        after, before = measure(lm.language_model()), untouched[run.origin]
-        if after.text and before.text:
-            tables["text"].append(_text_row(run.label, after.text, before.text))
-            change = after.text.nll_per_token - before.text.nll_per_token
-            notes.append(_note(run, change, window_of(backbone)))
-        tables["tasks"] += _task_rows(run.label, after.scores, before.scores)
-        runs.append(run.about)
-        device = device_name(where)
-    return Analysis(
-        name="language",
-        title="Language kept (section 3.1, Figure 3)",
-        runs=runs,
-        settings=asdict(settings),
-        tables=tables,
-        notes=notes,
-        device=device,
-        versions=versions() | ({"lm_eval": benchmarks.version} if benchmarks else {}),
-    )
-
-
-class _Measured(NamedTuple):
-    """What was measured on one decoder."""
-
-    text: Likelihood | None
-    scores: Scores
+        likelihood, scores = measure(lm.language_model())
+        likelihood_before, scores_before = untouched[run.origin]
+        if likelihood and likelihood_before:
+            row = _text_row(run.label, likelihood, likelihood_before)
+            analysis.tables["text"].append(row)
+            analysis.notes.append(_note(run, row["nll_change"], window_of(backbone)))
+        analysis.tables["tasks"] += _task_rows(run.label, scores, scores_before)
+        analysis.add_run(run.about, device)
+    return analysis
 
 
 def _measured(
@@ -91,14 +79,14 @@ def _measured(
     benchmarks: Benchmarks | None,
     device: torch.device,
     model: PreTrainedModel,
-) -> _Measured:
-    found = text_likelihood(model, tokenizer, text, device) if text else None
+) -> tuple[Likelihood | None, Scores]:
+    likelihood = text_likelihood(model, tokenizer, text, device) if text else None
     scores = benchmarks.scores(model.eval().to(device), tokenizer) if benchmarks else {}
     model.cpu()
-    return _Measured(found, scores)
+    return likelihood, scores
 
 
-def _text_row(label: str, after: Likelihood, before: Likelihood) -> Row:
+def _text_row(label: str, after: Likelihood, before: Likelihood) -> dict[str, Any]:
     return {
         "run": label,
         "tokens": after.token_num,

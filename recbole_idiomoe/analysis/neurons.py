@@ -8,16 +8,17 @@ the tokenizer's whole vocabulary without tokens that only pad the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from recbole_idiomoe.analysis.neighbours import References, nearest
 from recbole_idiomoe.analysis.results import Row
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import TwoExpertFFN
 from recbole_idiomoe.lm.decoder import ffn_layout
 from recbole_idiomoe.lm.variants.dense import WidenedFFN
@@ -26,6 +27,23 @@ from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 ITEM_EXPERT, TEXT_EXPERT, FFN = "item expert", "text expert", "FFN"
 NO_CATEGORY = -1
+AT_ONCE = 1 << 26
+"""Elements of a block of a matrix product: 256 MB in float32."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Vectors to compare with, computed in blocks.
+
+    Args:
+        what: their name in messages, for example ``items``.
+        ids: ids of the vectors, (n,).
+        vectors: maps ids (m,) to vectors (m, d).
+    """
+
+    what: str
+    ids: Tensor
+    vectors: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,16 +69,46 @@ class Neurons:
     """Cosines of the nearest text tokens, (m, k)."""
 
 
+@torch.no_grad()
+def nearest(
+    queries: Tensor, references: References, k: int, at_once: int = AT_ONCE
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` references with the greatest cosine to each of the queries (q, d), greatest first.
+
+    At most ``at_once`` cosines, or elements of reference vectors, exist at a time. A zero vector
+    is never a neighbour; all cosines of a zero query are 0.
+
+    Returns:
+        Cosines (q, k), float32, and the ids of the references (q, k).
+
+    Raises:
+        SettingError: fewer than ``k`` references are not zero.
+    """
+    queries = F.normalize(queries.float(), dim=1)
+    ids = references.ids.to(queries.device)
+    best = queries.new_full((len(queries), k), -torch.inf)
+    best_ids = ids.new_zeros((len(queries), k))
+    for piece in ids.split(max(1, at_once // max(queries.shape))):
+        vectors = references.vectors(piece).float()
+        cosines = queries @ F.normalize(vectors, dim=1).T
+        cosines.masked_fill_(~vectors.any(dim=1), -torch.inf)
+        found, columns = cosines.topk(min(k, len(piece)), dim=1)
+        merged = torch.cat((best, found), dim=1)
+        best, kept = merged.topk(k, dim=1)
+        best_ids = torch.cat((best_ids, piece[columns]), dim=1).gather(1, kept)
+    if torch.isneginf(best).any():
+        raise SettingError(f"k={k} asks for more {references.what} than there are; lower it.")
+    return best, best_ids
+
+
 def measure(
     values: Tensor, items: References, tokens: References, categories: Tensor, k: int
 ) -> Neurons:
-    """Affinity and purity of value vectors (m, d).
+    """Affinity and purity of value vectors (m, d), each from its ``k`` nearest items and tokens.
 
     Args:
         items: the items, with catalogue rows as ids.
-        tokens: the text tokens.
         categories: number of each row's category or :data:`NO_CATEGORY`, (item_num,).
-        k: number of neighbours.
 
     Raises:
         SettingError: there are fewer than ``k`` items or tokens.
@@ -68,22 +116,16 @@ def measure(
     item_cosines, near_items = nearest(values, items, k)
     token_cosines, near_tokens = nearest(values, tokens, k)
     middle = [(k - 1) // 2, k // 2]
+    nowhere = ~values.any(dim=1)
     affinity = item_cosines[:, middle].mean(1) - token_cosines[:, middle].mean(1)
+    affinity = affinity.masked_fill(nowhere, torch.nan)
     found = categories.to(values.device)[near_items]
     # For each neighbour, how many of the k have its category, itself included.
     alike = (found.unsqueeze(2) == found.unsqueeze(1)).sum(2).masked_fill(found == NO_CATEGORY, 0)
     most, first = alike.max(1)
-    category = found.gather(1, first.unsqueeze(1)).squeeze(1)
-    nowhere = ~values.any(dim=1)
-    return Neurons(
-        affinity.masked_fill(nowhere, torch.nan),
-        (most / k).masked_fill(nowhere, torch.nan),
-        category.masked_fill(nowhere, NO_CATEGORY),
-        near_items,
-        item_cosines,
-        near_tokens,
-        token_cosines,
-    )
+    purity = (most / k).masked_fill(nowhere, torch.nan)
+    category = found.gather(1, first.unsqueeze(1)).squeeze(1).masked_fill(nowhere, NO_CATEGORY)
+    return Neurons(affinity, purity, category, near_items, item_cosines, near_tokens, token_cosines)
 
 
 def is_clustered(purity: Tensor, tau: float) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,8 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from recbole_idiomoe.analysis.plot_layout import plot_file
-from recbole_idiomoe.analysis.plots import PLOTS
+from recbole_idiomoe.analysis.plots import plots_with_rows
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.base.files import atomic_write, unwritable_reason, write_text
@@ -21,7 +21,7 @@ from recbole_idiomoe.report.formatting import WIDTH, aligned, wrapped
 from recbole_idiomoe.report.plot_style import NO_MATPLOTLIB, can_draw
 
 FORMATS = ("png", "svg", "pdf")
-PRINTED = 120  # rows; a longer table is only written to its files
+PRINTED = 120  # the most rows of a table that is printed; longer ones are only in the files
 WORD, SHORTEST = 26, 10  # characters that a cell shows, and the fewest in a narrow table
 
 
@@ -46,45 +46,36 @@ def write_outputs(analysis: Analysis, folder: Path) -> list[Path]:
     """
     content = asdict(analysis)
     del content["long_tables"]
-    files = {f"{analysis.name}.json": json.dumps(_finite(content), indent=1, ensure_ascii=False)}
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False)
+    files = {folder / f"{analysis.name}.json": text}
     for name, rows in (analysis.tables | analysis.long_tables).items():
         if rows:
-            files[f"{analysis.name}-{name}.csv"] = comma_separated(rows)
-    for name, text in files.items():
-        write_text(folder / name, text)
-    written = [folder / name for name in files]
-    if can_draw():
-        for plot in PLOTS.get(analysis.name, ()):
-            if not analysis.tables.get(plot.table):
-                continue
-            for kind in FORMATS:
-                path = folder / f"{analysis.name}-{plot.name}.{kind}"
-                with atomic_write(path) as temporary:
-                    temporary.write_bytes(plot_file(plot, analysis, kind))
-                written.append(path)
+            files[folder / f"{analysis.name}-{name}.csv"] = comma_separated(rows)
+    for path, text in files.items():
+        write_text(path, text)
+    written = list(files)
+    for plot, kind in product(plots_with_rows(analysis) if can_draw() else (), FORMATS):
+        path = folder / f"{analysis.name}-{plot.name}.{kind}"
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(plot_file(plot, analysis, kind))
+        written.append(path)
     return written
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
     """CSV of the rows with numbers in full; nan and infinity are empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([_finite(row) for row in rows])
-    return text.getvalue()
+    return pd.DataFrame(_finite(rows), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def plain_text(analysis: Analysis, written: Sequence[Path]) -> str:
     """The tables and notes for a terminal, and the folder of the files."""
     lines = [analysis.title, ""]
     for rows in analysis.tables.values():
-        if 0 < len(rows) <= PRINTED:
-            lines += _fitted(rows)
-    notes = list(analysis.notes)
-    if not can_draw():
-        notes.append(NO_MATPLOTLIB)
-    notes.append(f"{len(written)} files are in {written[0].parent}.")
-    return "\n".join([*lines, *(line for note in notes for line in wrapped(note))])
+        lines += _fitted(rows) if 0 < len(rows) <= PRINTED else []
+    written_to = f"{len(written)} files are in {written[0].parent}."
+    for note in (*analysis.notes, *([] if can_draw() else [NO_MATPLOTLIB]), written_to):
+        lines += wrapped(note)
+    return "\n".join(lines)
 
 
 def _fitted(rows: Sequence[Row]) -> list[str]:
@@ -112,22 +103,16 @@ def _fitted(rows: Sequence[Row]) -> list[str]:
             )
             table = tables.setdefault(common, [[titles[n] for n in below]])
             table.append([cells[n] for n in below])
-        lines = [
-            line
-            for common, each in tables.items()
-            for line in [*filter(None, [common]), *aligned(each), ""]
-        ]
+        lines: list[str] = []
+        for common, table in tables.items():
+            lines += [*filter(None, [common]), *aligned(table), ""]
         if max(map(len, lines)) <= WIDTH:
             break
     return lines
 
 
 def as_text(rows: Sequence[Row], longest: int = WORD) -> list[list[str]]:
-    """A header and the rows as text.
-
-    Args:
-        longest: characters of a word; a longer one is cut.
-    """
+    """A header and the rows as text, with words cut to ``longest`` characters."""
     columns = [[_title(name), *_cells((row[name] for row in rows), longest)] for name in rows[0]]
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -148,17 +133,11 @@ def _cells(column: Iterable[str | int | float | None], longest: int = WORD) -> l
 
 def _cell(value: str | int | float, decimals: int, longest: int) -> str:
     if isinstance(value, float):
-        if value == 0:
-            return "0"  # only an exact zero is shown without decimals
-        return f"{value:,.{decimals}f}"
+        return f"{value:,.{decimals}f}" if value else "0"  # only an exact zero has no decimals
     text = str(value) if str(value).isprintable() else repr(value)  # a token may be a line break
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _finite(value: Any) -> Any:
     """``value`` with None for nan and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from recbole_idiomoe.analysis.results import Analysis
-from recbole_idiomoe.report.plot_style import style, svg_element
+from recbole_idiomoe.report.plot_style import new_figure, svg_element
 
 _PANEL = (3.4, 2.9)  # inches
 _LEGEND_LINE = 0.18  # inches
@@ -25,8 +24,6 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.hspace": 0.06,
     "lines.markersize": 4,
     "lines.linewidth": 1.5,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
 }
 
 
@@ -62,12 +59,8 @@ class PlotLayout:
         columns = 1 if self.narrow else min(3, len(handles))
         lines = -(-len(handles) // columns)
         self.figure.set_figheight(self.figure.get_figheight() + _LEGEND_LINE * (lines + 1))
-        self.figure.legend(
-            handles=handles.values(),
-            labels=handles.keys(),
-            loc="outside lower center",
-            ncols=columns,
-        )
+        labelled = {"handles": handles.values(), "labels": handles.keys()}
+        self.figure.legend(**labelled, loc="outside lower center", ncols=columns)
 
 
 @dataclass(frozen=True)
@@ -84,34 +77,17 @@ class Plot:
 
 def plot_file(plot: Plot, analysis: Analysis, kind: str) -> bytes:
     """The bytes of a plot as ``png``, ``svg`` or ``pdf`` (``kind``). Needs matplotlib."""
-    dates = {"svg": "Date", "pdf": "CreationDate"}
-    metadata = {dates[kind]: None} if kind in dates else {}
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     content = io.BytesIO()
-    with _drawn(plot, analysis, style(plot.name, for_page=False)) as figure:
-        figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=metadata)
+    with new_figure(plot.name, for_page=False, **_STYLE) as figure:
+        plot.draw(PlotLayout(figure), analysis)
+        figure.savefig(content, format=kind, dpi=_RESOLUTION, metadata=no_date.get(kind, {}))
     return content.getvalue()
 
 
 def plot_svg(plot: Plot, analysis: Analysis, *, narrow: bool) -> str:
-    """The plot as an ``<svg>`` element for an HTML page. Needs matplotlib.
-
-    Args:
-        narrow: whether its panels stand in one column, for a phone.
-    """
+    """The plot as an ``<svg>`` element for a page on a wide or narrow screen. Needs matplotlib."""
     name = f"{analysis.name} {plot.name} {'narrow' if narrow else 'wide'}"
-    with _drawn(plot, analysis, style(name, for_page=True), narrow) as figure:
-        return svg_element(figure, plot.title)
-
-
-@contextmanager
-def _drawn(
-    plot: Plot, analysis: Analysis, settings: dict[Any, Any], narrow: bool = False
-) -> Iterator[Any]:
-    """The drawn figure, with matplotlib's ``settings`` applied inside the block."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(settings | _STYLE):
-        figure = Figure(layout="constrained")
+    with new_figure(name, for_page=True, **_STYLE) as figure:
         plot.draw(PlotLayout(figure, narrow), analysis)
-        yield figure
+        return svg_element(figure, plot.title)

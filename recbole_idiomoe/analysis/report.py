@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from recbole_idiomoe.analysis.commands import COMMANDS, PROGRAM
 from recbole_idiomoe.analysis.outputs import as_text, out_folder, write_outputs
 from recbole_idiomoe.analysis.plot_layout import plot_svg
-from recbole_idiomoe.analysis.plots import PLOTS
+from recbole_idiomoe.analysis.plots import plots_with_rows
 from recbole_idiomoe.analysis.prompts import text_file
 from recbole_idiomoe.analysis.results import Analysis, Row
 from recbole_idiomoe.analysis.settings import AnalysisSettings, ReportSettings
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 HELP = "all analyses on one page that needs nothing else, for a screen of any size"
 PAGE = "report.html"
 WORD = 60  # characters that a cell shows
+_ASK_FOR_LANGUAGE = "--text=FILE or --lm_eval=TASK"
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,15 @@ class Section:
     name: str
     command: str
     analysis: Analysis | None = None
-    figures: Sequence[Figure] = field(default_factory=list)
+    figures: Sequence[Figure] = ()
     fault: str = ""
 
 
 def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> str:
-    """Run every analysis that ``settings`` ask for, and write the page.
+    """Run every analysis that ``settings`` ask for, write the page, and return the text to print.
 
     Each analysis writes the same files as its own command. If one fails, the page shows why.
-
-    Args:
-        command: the command that the user typed.
-
-    Returns:
-        The text to print.
+    ``command`` is what the user typed.
 
     Raises:
         IdiomoeError: all analyses failed, or the text cannot be read.
@@ -79,38 +75,34 @@ def report(folders: Sequence[Path], settings: ReportSettings, command: str) -> s
         text_file(settings.text)  # before the first analysis has taken its time
     left_out = _left_out(settings)
     sections: list[Section] = []
-    faults: list[IdiomoeError] = []
-    for name, (compute, kind, _) in COMMANDS.items():
-        if name in left_out:
-            continue
+    fault: IdiomoeError | None = None
+    for name in [name for name in COMMANDS if name not in left_out]:
+        compute, kind, _ = COMMANDS[name]
         own = kind(**{each.name: getattr(settings, each.name) for each in fields(kind)})
         typed = _typed(name, folders, own)
         logger.info(f"{name} ...")
         try:
-            analysis = replace(compute(folders, own), command=typed)
+            analysis = compute(folders, own)
         except IdiomoeError as error:
-            faults.append(error)
+            fault = fault or error
             sections.append(Section(name, typed, fault=str(error)))
         else:
+            analysis.command = typed
             write_outputs(analysis, out)
             sections.append(Section(name, typed, analysis, figures_of(analysis)))
-    if len(faults) == len(sections):
-        raise faults[0]
+    if fault and all(section.fault for section in sections):
+        raise fault
     write_text(out / PAGE, page(sections, command, left_out))
-    told = [f"The page is {out / PAGE}; the files of each analysis are beside it."]
-    told += [
-        f"{section.name} is not made: {section.fault}" for section in sections if section.fault
-    ]
-    return "\n".join(line for text in told for line in wrapped(text))
+    lines = wrapped(f"The page is {out / PAGE}; the files of each analysis are beside it.")
+    for section in sections:
+        lines += wrapped(f"{section.name} is not made: {section.fault}") if section.fault else []
+    return "\n".join(lines)
 
 
 def page(sections: Sequence[Section], command: str, left_out: Mapping[str, str]) -> str:
-    """The page as HTML.
+    """The page of at least one successful analysis as HTML.
 
-    Args:
-        sections: the analyses, at least one of them successful.
-        command: the command that makes the page.
-        left_out: analyses that were not asked for, and the settings that ask for them.
+    ``left_out`` are analyses that were not asked for, and the settings that ask for them.
     """
     made = [section.analysis for section in sections if section.analysis]
     versions = {name: version for each in made for name, version in each.versions.items()}
@@ -130,42 +122,26 @@ def page(sections: Sequence[Section], command: str, left_out: Mapping[str, str])
 def figures_of(analysis: Analysis) -> list[Figure]:
     """The tables of ``analysis`` that are not empty, first the ones with a plot."""
     layouts = {"wide": False, "narrow": True} if can_draw() else {}
-    plots = [p for p in PLOTS.get(analysis.name, ()) if analysis.tables.get(p.table)]
-    figures = [
-        Figure(
-            plot.title,
-            plot.caption,
-            {name: plot_svg(plot, analysis, narrow=narrow) for name, narrow in layouts.items()},
-            analysis.tables[plot.table],
-        )
-        for plot in plots
-    ]
-    drawn = {plot.table for plot in plots}
-    figures += [
-        Figure(name.capitalize(), "", {}, rows)
-        for name, rows in analysis.tables.items()
-        if rows and name not in drawn
-    ]
-    return figures
+    left, figures = {name: rows for name, rows in analysis.tables.items() if rows}, []
+    for plot in plots_with_rows(analysis):
+        svgs = {name: plot_svg(plot, analysis, narrow=narrow) for name, narrow in layouts.items()}
+        figures.append(Figure(plot.title, plot.caption, svgs, analysis.tables[plot.table]))
+        left.pop(plot.table, None)
+    return figures + [Figure(name.capitalize(), "", {}, rows) for name, rows in left.items()]
 
 
 def _left_out(settings: ReportSettings) -> dict[str, str]:
     """Optional analyses that were not asked for, and the settings that ask for them."""
-    asked = {
-        "language": (bool(settings.text or settings.lm_eval), "--text=FILE or --lm_eval=TASK"),
-        "efficiency": (settings.efficiency, "--efficiency"),
-    }
-    return {name: how for name, (wanted, how) in asked.items() if not wanted}
+    language = {} if settings.text or settings.lm_eval else {"language": _ASK_FOR_LANGUAGE}
+    return language | ({} if settings.efficiency else {"efficiency": "--efficiency"})
 
 
 def _typed(name: str, folders: Sequence[Path], settings: AnalysisSettings) -> str:
     """The command that runs one analysis alone."""
-    default = type(settings)()
-    words = [name, *map(str, folders)]
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if value == getattr(default, each.name):
-            continue
-        several = isinstance(value, list)
-        words += [f"--{each.name}", *map(str, value)] if several else [f"--{each.name}={value}"]
+    words, default = [name, *map(str, folders)], vars(type(settings)())
+    for setting, value in vars(settings).items():
+        if isinstance(value, list):
+            words += [f"--{setting}", *map(str, value)] if value != default[setting] else []
+        elif value != default[setting]:
+            words.append(f"--{setting}={value}")
     return f"{PROGRAM} {shlex.join(words)}"

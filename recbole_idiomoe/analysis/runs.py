@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,17 +17,16 @@ from recbole_idiomoe.base.backbones import UNTRAINED
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.base.run_folder import read_run
 from recbole_idiomoe.config.options import listed_defaults
+from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import text_fields
+from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.lm import with_random_weights
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.recommend import load
 
-# Settings that distinguish runs of the same model, RecBole's settings last.
-_DISTINGUISHING = (
-    *listed_defaults(),
-    *("seed", "epochs", "train_batch_size", "learning_rate", "weight_decay"),
-)
+_OF_RECBOLE = ("seed", "epochs", "train_batch_size", "learning_rate", "weight_decay")
+_DISTINGUISHING = (*listed_defaults(), *_OF_RECBOLE)  # settings that tell runs of a model apart
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,22 @@ class Run:
         return {"run": self.label, **names, "folder": self.folder.resolve().name}
 
     @property
+    def _redrawn(self) -> bool:
+        """Whether the model draws new weights in place of a backbone's."""
+        return not get_model(self.info["model"]).pretrained
+
+    @property
     def pretrained(self) -> bool:
         """Whether the run started from a pretrained language model."""
-        has_weights = self.catalog_lm.settings.backbone != UNTRAINED
-        return has_weights and bool(get_model(self.info["model"]).pretrained)
+        return self.catalog_lm.settings.backbone != UNTRAINED and not self._redrawn
 
     @property
     def origin(self) -> tuple[object, ...]:
         """The identity of the untouched backbone: equal for runs that started from the same one."""
-        settings, redrawn = self.catalog_lm.settings, not get_model(self.info["model"]).pretrained
+        settings = self.catalog_lm.settings
         seed = None if self.pretrained else self.info["settings"]["seed"]
         how = str(settings.backbone_args), settings.attn_implementation
-        return settings.backbone, *how, redrawn, seed
+        return settings.backbone, *how, self._redrawn, seed
 
     def untouched_backbone(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The decoder that the run started from, on the CPU, and its tokenizer.
@@ -74,7 +76,7 @@ class Run:
         """
         settings, seed = self.catalog_lm.settings, self.info["settings"]["seed"]
         backbone, tokenizer = untouched_backbone(settings, seed)
-        if not get_model(self.info["model"]).pretrained:
+        if self._redrawn:
             backbone = with_random_weights(backbone, seed)
         backbone.set_attn_implementation(settings.attn_implementation)
         return backbone, tokenizer
@@ -82,12 +84,8 @@ class Run:
     @cached_property
     def dataset(self) -> Any:
         """RecBole's dataset, loaded again from its files and not yet split."""
-        from recbole_idiomoe.config.run_config import RunConfig
-        from recbole_idiomoe.data.loading import load_dataset
-
-        settings = dict(self.info["settings"])
-        if self.data_path:
-            settings["data_path"] = self.data_path
+        moved = {"data_path": self.data_path} if self.data_path else {}
+        settings = self.info["settings"] | moved
         return load_dataset(RunConfig(self.info["model"], self.info["dataset"], settings=settings))
 
     @cached_property
@@ -102,9 +100,8 @@ class Run:
         or a set of genres, ``level`` chooses one.
 
         Args:
-            column: column of the ``.item`` file; by default the one with the role ``category``,
-                else ``item_attribute``.
-            level: see :class:`~recbole_idiomoe.analysis.settings.FfnMemorySettings`.
+            column, level: see ``category_field`` and ``category_level`` of
+                :class:`~recbole_idiomoe.analysis.settings.FfnMemorySettings`.
 
         Raises:
             SettingError: the column does not exist.
@@ -120,19 +117,15 @@ class Run:
                 f"categories: {named} among what was loaded from {dataset.dataset_name}.item "
                 f"({', '.join(loaded) or 'nothing'}); give --category_field."
             )
-        values, names = dataset.item_feat[column], dataset.field2id_token[column]
-        entries = [
-            [str(names[i]) for i in np.atleast_1d(row) if int(i) != 0] for row in np.asarray(values)
-        ]
+        values, names = np.asarray(dataset.item_feat[column]), dataset.field2id_token[column]
+        entries = ([str(names[i]) for i in np.atleast_1d(row) if int(i) != 0] for row in values)
         ids = map(str, dataset.field2id_token[dataset.iid_field])
         by_item = dict(zip(ids, (_chosen(row, level) for row in entries), strict=True))
         found = [by_item.get(item, "") for item in self.catalog_lm.catalog.item_ids]
         found[0] = ""
         if not any(found):
-            raise DataError(
-                f"no item of {self.label} has a category in {column!r}; give another "
-                "--category_field."
-            )
+            nothing = f"no item of {self.label} has a category in {column!r}"
+            raise DataError(f"{nothing}; give another --category_field.")
         return found
 
     def histories(self, count: int) -> list[np.ndarray]:
@@ -162,25 +155,16 @@ def open_runs(folders: Sequence[Path], settings: AnalysisSettings) -> Iterator[R
                 f"{folder} holds {info['model']}, which is no language model; give the folder of "
                 f"one ({', '.join(list(LANGUAGE_MODELS)[:2])} ...)."
             )
-    device = chosen_device(settings.device)
-    for label, folder, info in zip(_labels(infos), folders, infos, strict=True):
-        catalog_lm = load(folder, device).catalog_lm
-        assert catalog_lm is not None
-        yield Run(label, folder, info, catalog_lm, settings.data_path)
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device called ``name``; if empty, a GPU if there is one, else the CPU.
-
-    Raises:
-        SettingError: this machine has no such device.
-    """
+    name = settings.device
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise SettingError(f"--device={name} is not available here; give cpu.") from error
-    return device
+    for label, folder, info in zip(_labels(infos), folders, infos, strict=True):
+        catalog_lm = load(folder, device).catalog_lm
+        assert catalog_lm is not None
+        yield Run(label, folder, info, catalog_lm, settings.data_path)
 
 
 def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:
@@ -191,11 +175,9 @@ def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:
     """
     several = len({info["dataset"] for info in infos}) > 1
     names = [f"{i['model']} {i['dataset']}" if several else str(i["model"]) for i in infos]
-    groups: dict[str, list[int]] = defaultdict(list)
-    for place, name in enumerate(names):
-        groups[name].append(place)
     labels = list(names)
-    for name, places in groups.items():
+    for name in dict.fromkeys(names):
+        places = [place for place, each in enumerate(names) if each == name]
         if len(places) > 1:
             chosen = [infos[place]["settings"] for place in places]
             keys = [k for k in _DISTINGUISHING if len({str(each.get(k)) for each in chosen}) > 1]
@@ -209,9 +191,7 @@ def _labels(infos: Sequence[dict[str, Any]]) -> list[str]:
 
 def _chosen(entries: list[str], level: int) -> str:
     """The entry of an item's categories that ``level`` chooses."""
-    if not entries:
-        return ""
-    if level == 0:
+    if level == 0 or not entries:
         return ", ".join(entries)
     return entries[-1] if level < 0 else entries[min(level, len(entries)) - 1]
 

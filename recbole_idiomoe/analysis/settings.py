@@ -8,19 +8,10 @@ from typing import Any
 
 from recbole_idiomoe.base.errors import SettingError
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "k": (1, 256),
-    "tau": (0, 1),
-    "prompts": (1, math.inf),
-    "prompt_tokens": (2, math.inf),
-    "distances": (1, math.inf),
-    "histories": (0, math.inf),
-    "batch_size": (1, math.inf),
-    "length": (2, math.inf),
-    "lm_eval_limit": (0, math.inf),
-    "item_share": (0, 1),
-    "repeats": (1, math.inf),
-}
+_LEAST = dict.fromkeys(("tau", "histories", "lm_eval_limit", "item_share"), 0)
+_LEAST |= dict.fromkeys(("k", "prompts", "distances", "batch_size", "repeats"), 1)
+_LEAST |= dict.fromkeys(("prompt_tokens", "length"), 2)
+_MOST = {"k": 256, "tau": 1, "item_share": 1}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -43,13 +34,11 @@ class AnalysisSettings:
 
     out: str = _setting("", "folder for the files; empty: analysis/ in the first run's folder")
     device: str = _setting("", "where to compute: cpu, cuda ...; empty: a GPU if there is one")
-    data_path: str = _setting(
-        "", "folder of the data sets, where it is no longer what the run was given"
-    )
+    data_path: str = _setting("", "folder of the data sets, if it has moved since the run")
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            low, high = _RANGES.get(each.name, (-math.inf, math.inf))
+            low, high = _LEAST.get(each.name, -math.inf), _MOST.get(each.name, math.inf)
             given = getattr(self, each.name)
             for value in given if isinstance(given, list) else [given]:
                 if isinstance(value, int | float) and not low <= value <= high:

@@ -13,16 +13,15 @@ from recbole_idiomoe.leaderboard.outputs import write_outputs
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rebuild the files of a leaderboard and print its table; returns the exit code."""
-    return run_program(lambda: _main(arguments))
-
-
-def _main(arguments: Sequence[str] | None) -> None:
     parser = Parser(
         prog="python -m recbole_idiomoe.leaderboard",
-        description="Write the files of a leaderboard anew, from the runs that it keeps.",
+        description="Write the files of a leaderboard again, from the runs that it keeps.",
     )
     parser.add_argument("folder", type=Path, help="what --leaderboard named")
-    folder = parser.parse_args(arguments).folder
+    return run_program(lambda: _rebuild(parser.parse_args(arguments).folder))
+
+
+def _rebuild(folder: Path) -> None:
     read_board(folder)  # fails for an empty folder, which open_board would fill
     with open_board(folder) as board:
         print(write_outputs(board)["table"])

@@ -1,12 +1,12 @@
 """A leaderboard's folder: its index of rows, and the runs that its tables are made of.
 
-``leaderboard.json``, the index, has the protocol and the rows. ``runs/`` has, for every run, a JSON
-file, the ranks of its targets, and the ranks under its mix. ``targets/`` has what all runs on a
-data set share, once, and without names of users and items, so that the folder can be passed on
-without the data. (The one exception is the users of a step with a non-finite loss, kept in
-``runs/`` until the run is tried again.) A row with new settings keeps its earlier runs, which
-count again when the earlier settings return. A crash leaves a valid folder: the ranks of a run are
-written before its JSON file, which marks it as finished, and both before the index.
+``leaderboard.json``, the index, has the protocol and the rows. ``runs/`` has a JSON file, the ranks
+of the targets, and the ranks under the mix of every run. ``targets/`` has once what all runs on a
+data set share. No file names users or items, so that the folder can be passed on without the data;
+the one exception are the users of a step with a non-finite loss, kept in ``runs/`` until the run is
+tried again. A row with new settings keeps its earlier runs, which count again when the earlier
+settings return. A crash leaves a valid folder: the ranks of a run are written before its JSON file,
+which marks it as finished, and both before the index.
 """
 
 from __future__ import annotations
@@ -29,22 +29,15 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.grid.cells import Cell, Grid
 from recbole_idiomoe.models.registry import is_of_family
 from recbole_idiomoe.protocol.description import protocol
-from recbole_idiomoe.protocol.ranks import (
-    NamedRanks,
-    Ranks,
-    is_ranked,
-    load_arrays,
-    save_arrays,
-)
+from recbole_idiomoe.protocol.ranks import NamedRanks, Ranks, is_ranked, load_arrays, save_arrays
 from recbole_idiomoe.report.extra_rows import mix_of
 
-INDEX = "leaderboard.json"
-RUNS = "runs"
-TARGETS = "targets"
+INDEX, RUNS, TARGETS = "leaderboard.json", "runs", "targets"
 _VERSION = 1
 _DATA = (".inter", ".item")
 _PLACES = ("checkpoint_dir", "data_path", "language_file")
 _RANKS, _MIX_RANKS = ".npz", ".mix.npz"
+_ELSEWHERE = "the numbers do not compare; name another folder."
 
 
 @dataclass
@@ -98,9 +91,8 @@ class Board:
                 if row is not None:
                     changed.append(f"{cell.variant} on {cell.dataset}")
                 own = {k: v for k, v in grid.variants[cell.variant].items() if k != "model"}
-                row = rows[cell.variant] = Row(
-                    cell.model, is_of_family(cell.model), own, cell.identity
-                )
+                ours = is_of_family(cell.model)
+                row = rows[cell.variant] = Row(cell.model, ours, own, cell.identity)
             row.tuned = cell.tuned
             if self.has(cell):
                 self._count(cell, row)
@@ -112,57 +104,57 @@ class Board:
         return self._run_file(cell.key).exists()
 
     def keep(self, cell: Cell, result: Mapping[str, Any], alone: bool) -> None:
-        """Keep a finished run, and count it in every row with its identity.
+        """Keep a finished run, whose folder still exists, and count it in rows of its identity.
 
-        Args:
-            result: the result of a run, whose folder still exists.
-            alone: whether no other run ran at the same time.
+        ``alone`` is whether no other run ran at the same time.
 
         Raises:
             SettingError: its protocol or its test targets differ from the other runs'.
         """
         found = dict(result["protocol"])
-        _check_same(f"{cell.variant!r}", self.folder, found, self.protocol[cell.dataset])
+        self._check_same(f"{cell.variant!r}", found, self.protocol[cell.dataset])
         self.protocol[cell.dataset] = found
         folder = Path(result["folder"])
-        kept_ranks = {_RANKS: RANKS_FILE} | (
-            {_MIX_RANKS: MIX_RANKS_FILE} if "mix" in result else {}
-        )
-        for suffix, name in kept_ranks.items():
-            ranks = NamedRanks.load(folder / name)
-            self._keep_targets(cell, ranks)
-            path = self._run_file(cell.key).with_suffix(suffix)
-            save_arrays(path, rank=ranks.rank.astype(np.int32))
+        path = self._run_file(cell.key)
+        ranks_files = {_RANKS: RANKS_FILE, _MIX_RANKS: MIX_RANKS_FILE if "mix" in result else ""}
+        for suffix, name in ranks_files.items():
+            if name:
+                ranks = NamedRanks.load(folder / name)
+                self._keep_targets(cell, ranks)
+                save_arrays(path.with_suffix(suffix), rank=ranks.rank.astype(np.int32))
         kept = {key: value for key, value in result.items() if key != "folder"}
         # Paths of the user's machine stay out of the folder.
         settings = {k: v for k, v in result["settings"].items() if k not in _PLACES}
         kept |= {"settings": settings, "alone": alone}
-        write_text(self._run_file(cell.key), json.dumps(kept, indent=1))
-        for row in self.rows[cell.dataset].values():
-            if row.identity == cell.identity:
-                self._count(cell, row)
+        write_text(path, json.dumps(kept, indent=1))
+        for row in self._rows_of(cell):
+            self._count(cell, row)
         self.save()
 
     def fail(self, cell: Cell, reason: str) -> None:
         """Record why a run failed."""
-        for row in self.rows[cell.dataset].values():
-            if row.identity == cell.identity:
-                row.failed[str(cell.settings["seed"])] = reason
+        for row in self._rows_of(cell):
+            row.failed[str(cell.settings["seed"])] = reason
         self.save()
 
-    def results(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
-        """The kept runs of ``row`` with their ranks, in the order of their seeds.
+    def results(self, row: Row, *, mixed: bool = False) -> list[tuple[dict[str, Any], Ranks]]:
+        """The kept runs of ``row``, or their mixes as runs, with ranks, in the order of seeds.
 
         Raises:
             IdiomoeError: a run cannot be read.
         """
-        kept = [(path, _read_run(path)) for path in self._run_files(row)]
-        return self._with_ranks(kept, _RANKS)
-
-    def mixes(self, row: Row) -> list[tuple[dict[str, Any], Ranks]]:
-        """The mixes of :meth:`results`, as runs, with their ranks; it raises the same errors."""
-        read = ((path, mix_of(_read_run(path))) for path in self._run_files(row))
-        return self._with_ranks([(path, run) for path, run in read if run], _MIX_RANKS)
+        suffix = _MIX_RANKS if mixed else _RANKS
+        found: list[tuple[dict[str, Any], Ranks]] = []
+        targets: dict[str, np.ndarray] = {}
+        for seed in sorted(row.runs, key=int):
+            path = self._run_file(row.runs[seed])
+            run = _read_run(path)
+            if shown := mix_of(run) if mixed else run:
+                path_of_targets = self._targets_file(run["dataset"])
+                targets = targets or load_arrays(path_of_targets, "history", "popularity")
+                ranks = load_arrays(path.with_suffix(suffix), "rank")
+                found.append((shown, Ranks(**ranks, **targets)))
+        return found
 
     def save(self) -> None:
         """Write the index."""
@@ -178,14 +170,22 @@ class Board:
         del found["candidates"]  # their number is only known once the data are loaded
         known = self.protocol.setdefault(dataset, found)
         expected = {name: value for name, value in known.items() if name in found}
-        _check_same(f"the {dataset} asked for", self.folder, found, expected)
+        self._check_same(f"the {dataset} asked for", found, expected)
         data = {name: digest for name, digest in cell.files if name.endswith(_DATA)}
         known_data = self.data.setdefault(dataset, data)
         if data != known_data:
-            names = sorted({name for name, _ in data.items() ^ known_data.items()})
+            names = ", ".join(sorted({name for name, _ in data.items() ^ known_data.items()}))
             raise SettingError(
-                f"leaderboard={self.folder} was made with other data of {dataset} "
-                f"({', '.join(names)}): the numbers do not compare; name another folder."
+                f"leaderboard={self.folder} was made with other data of {dataset} ({names}): "
+                + _ELSEWHERE
+            )
+
+    def _check_same(self, what: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        differing = [name for name in expected if found.get(name) != expected[name]]
+        if differing:
+            raise SettingError(
+                f"leaderboard={self.folder} has another protocol than {what} "
+                f"({', '.join(differing)}): {_ELSEWHERE}"
             )
 
     def _keep_targets(self, cell: Cell, ranks: NamedRanks) -> None:
@@ -197,21 +197,8 @@ class Board:
         elif str(load_arrays(path, "digest")["digest"]) != digest:
             raise SettingError(
                 f"leaderboard={self.folder}: {cell.variant} has other test targets on "
-                f"{cell.dataset} than the runs there: the numbers do not compare; name another "
-                "folder."
+                f"{cell.dataset} than the runs there: {_ELSEWHERE}"
             )
-
-    def _with_ranks(
-        self, kept: Sequence[tuple[Path, dict[str, Any]]], suffix: str
-    ) -> list[tuple[dict[str, Any], Ranks]]:
-        """The runs of one row, each with its ranks over the same targets."""
-        if not kept:
-            return []
-        targets = load_arrays(self._targets_file(kept[0][1]["dataset"]), "history", "popularity")
-        return [
-            (run, Ranks(**load_arrays(path.with_suffix(suffix), "rank"), **targets))
-            for path, run in kept
-        ]
 
     def _targets_file(self, dataset: str) -> Path:
         return self.folder / TARGETS / f"{dataset}.npz"
@@ -221,18 +208,18 @@ class Board:
         row.runs[seed] = cell.key
         row.failed.pop(seed, None)
 
+    def _rows_of(self, cell: Cell) -> list[Row]:
+        """The rows with the identity of ``cell``."""
+        rows = self.rows[cell.dataset].values()
+        return [row for row in rows if row.identity == cell.identity]
+
     def _run_file(self, key: str) -> Path:
         return self.folder / RUNS / f"{key}.json"
-
-    def _run_files(self, row: Row) -> list[Path]:
-        """The JSON files of the runs of ``row``, in the order of their seeds."""
-        return [self._run_file(row.runs[seed]) for seed in sorted(row.runs, key=int)]
 
 
 def _read_run(path: Path) -> dict[str, Any]:
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return run
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise IdiomoeError(
             f"{path} cannot be read ({short_reason(error)}); the command that made it runs it "
@@ -310,15 +297,3 @@ def _without_ranks(config: RunConfig, found: Mapping[str, Any]) -> str | None:
             "NDCG@10 or another of Hit, Recall, NDCG, MRR, MAP, Precision."
         )
     return None
-
-
-def _check_same(
-    what: str, folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]
-) -> None:
-    """Raise a :class:`SettingError` unless ``found`` has the entries of ``expected``."""
-    differing = [name for name in expected if found.get(name) != expected[name]]
-    if differing:
-        raise SettingError(
-            f"leaderboard={folder} has another protocol than {what} ({', '.join(differing)}): the "
-            "numbers do not compare; name another folder."
-        )

@@ -12,7 +12,7 @@ import numpy as np
 from recbole_idiomoe.leaderboard.standings import Standing
 from recbole_idiomoe.leaderboard.tables import Table
 from recbole_idiomoe.report.formatting import metric_title
-from recbole_idiomoe.report.plot_style import COLOURS, MARKERS, can_draw, style, svg_element
+from recbole_idiomoe.report.plot_style import COLOURS, MARKERS, can_draw, new_figure, svg_element
 
 BINS = 5
 _WIDTH, _HEIGHT = 5.2, 3.1  # inches, without the legend; legible on a phone
@@ -39,32 +39,28 @@ def plots_of(table: Table) -> list[Plot]:
     cost_note = "" if all(s.alone for s in ran) else " Some runs were not alone (see the table)."
     mixes = sorted({s.runs[0]["with"] for s in ran if s.mixed})
     mix_note = f" Hollow: mixed with {', '.join(mixes)}." if mixes else ""
-    drawn: list[tuple[str, str, Callable[[Any], None]]] = [
-        (
-            f"{title} against training time",
+    grouped, targets = "Test targets in groups of about equal size, by the", ran[0].ranks[0]
+    drawn: dict[str, tuple[str, Callable[[Any], None]]] = {
+        f"{title} against training time": (
             f"Means over seeds; bars: standard deviation.{mix_note}{cost_note}",
             lambda axes: _accuracy_against_cost(axes, ran, table.metric),
         ),
-        (
-            f"Validation {title} by epoch",
+        f"Validation {title} by epoch": (
             "The first seed of each row.",
             lambda axes: _learning_curves(axes, ran, title),
         ),
-        (
-            f"{title} by history length",
-            "Test targets in groups of about equal size, by the items of history that models are "
-            f"given; n: targets.{mix_note}",
-            lambda axes: _by_group(axes, ran, table.metric, ran[0].ranks[0].history),
+        f"{title} by history length": (
+            f"{grouped} items of history that models are given; n: targets.{mix_note}",
+            lambda axes: _by_group(axes, ran, table.metric, targets.history),
         ),
-        (
-            f"{title} by popularity of the target",
-            "Test targets in groups of about equal size, by the target's training interactions; n: "
-            f"targets.{mix_note}",
-            lambda axes: _by_group(axes, ran, table.metric, ran[0].ranks[0].popularity),
+        f"{title} by popularity of the target": (
+            f"{grouped} target's training interactions; n: targets.{mix_note}",
+            lambda axes: _by_group(axes, ran, table.metric, targets.popularity),
         ),
-    ]
+    }
     return [
-        Plot(name, caption, _svg(f"{name}, {table.dataset}", draw)) for name, caption, draw in drawn
+        Plot(name, caption, _svg(f"{name}, {table.dataset}", draw))
+        for name, (caption, draw) in drawn.items()
     ]
 
 
@@ -81,41 +77,31 @@ def groups_of(values: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 def _accuracy_against_cost(axes: Any, ran: Sequence[Standing], metric: str) -> None:
     for standing, look in _styled(ran):
-        axes.errorbar(
-            max(standing.cost("train_seconds"), 0.1),  # a counting model takes about no time
-            standing.mean(metric),
-            yerr=standing.deviation(metric),
-            capsize=2,
-            **look | {"linestyle": "none"},
-        )
+        seconds = max(standing.cost("train_seconds"), 0.1)  # a counting model takes about no time
+        look |= {"capsize": 2, "linestyle": "none"}
+        axes.errorbar(seconds, standing.mean(metric), yerr=standing.deviation(metric), **look)
     _logarithmic(axes.xaxis)
-    axes.set_xlabel("training, seconds")
-    axes.set_ylabel(metric_title(metric))
+    axes.set(xlabel="training, seconds", ylabel=metric_title(metric))
 
 
 def _learning_curves(axes: Any, ran: Sequence[Standing], title: str) -> None:
     for standing, look in _styled(ran):
-        curve = standing.runs[0]["learning_curve"]
-        if curve:
+        if curve := standing.runs[0]["learning_curve"]:
             epochs = [point["epoch"] for point in curve]
-            found = [point["valid"] for point in curve]
-            axes.plot(epochs, found, **look)
+            axes.plot(epochs, [point["valid"] for point in curve], **look)
     _logarithmic(axes.xaxis)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation {title}")
+    axes.set(xlabel="epoch", ylabel=f"validation {title}")
 
 
 def _by_group(axes: Any, ran: Sequence[Standing], metric: str, values: np.ndarray) -> None:
     groups, highest = groups_of(values), 0.0
     for standing, look in _styled(ran):
-        found = standing.by_user(metric)
-        means = [found[inside].mean() for _, inside in groups]
+        means = [standing.by_user(metric)[inside].mean() for _, inside in groups]
         highest = max(highest, *means)
         axes.plot(range(len(groups)), means, **look)
     names = [f"{name}\nn={inside.sum():,}" for name, inside in groups]
     axes.set_xticks(range(len(groups)), names)
-    axes.set_ylabel(metric_title(metric))
-    axes.set_ylim(0, 1.05 * highest or None)
+    axes.set(ylabel=metric_title(metric), ylim=(0, 1.05 * highest or None))
 
 
 def _logarithmic(axis: Any) -> None:
@@ -147,11 +133,8 @@ def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]
 
 
 def _svg(title: str, draw: Callable[[Any], None]) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(style(title, for_page=True)):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    with new_figure(title, for_page=True) as figure:
+        figure.set_size_inches(_WIDTH, _HEIGHT)
         axes = figure.add_subplot()
         draw(axes)
         axes.grid(alpha=0.25)
@@ -159,11 +142,5 @@ def _svg(title: str, draw: Callable[[Any], None]) -> str:
         if handles:
             columns = min(3, max(1, _LEGEND // (max(map(len, labels)) + _HANDLE)))
             figure.set_figheight(_HEIGHT + _LEGEND_LINE * math.ceil(len(labels) / columns))
-            figure.legend(
-                handles=handles,
-                loc="outside lower center",
-                ncols=columns,
-                frameon=False,
-                fontsize=8,
-            )
+            figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         return svg_element(figure, title)

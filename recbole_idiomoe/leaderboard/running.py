@@ -31,12 +31,10 @@ def run_leaderboard(
     interruption; only the run that was interrupted starts again.
 
     Args:
-        grid: rows to add, or to give more seeds. Its ``baseline`` is ignored, since rows are
-            compared with the best baseline.
-        datasets: each row runs on each.
-        config_files: YAML files or result files, for all rows.
-        settings: for all rows; they win over the files.
-        folder: a leaderboard's, or one that is not there yet.
+        grid: rows to add, or to give more seeds, on each of ``datasets``. Its ``baseline`` is
+            ignored, since rows are compared with the best baseline.
+        config_files, settings: for all rows; ``settings`` win over the files.
+        folder: a leaderboard's, or one that does not exist yet.
         jobs: runs at a time, each in a process of its own if more than one.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from scipy.stats import monte_carlo_test
 
 from recbole_idiomoe.leaderboard.board import Board, Row
 from recbole_idiomoe.protocol.ranks import Ranks
-from recbole_idiomoe.report.grid_tables import same_with_any_seed
+from recbole_idiomoe.report.extra_rows import same_with_any_seed
 
 PERMUTATIONS, TEST_SEED = 9999, 0
 BATCH = 200  # permutations at a time, to bound memory
@@ -39,7 +40,7 @@ class Standing:
 
     def mean(self, metric: str) -> float:
         """The mean of ``metric`` over seeds; nan without a run."""
-        return statistics.mean(self.metrics[metric]) if self.runs else float("nan")
+        return statistics.mean(self.metrics[metric]) if self.runs else math.nan
 
     @cached_property
     def same_with_any_seed(self) -> bool:
@@ -64,8 +65,7 @@ class Standing:
 
     def by_user(self, metric: str) -> np.ndarray:
         """``metric`` of every test target, averaged over seeds: (target_num,)."""
-        mean: np.ndarray = np.mean([ranks.metric(metric) for ranks in self.ranks], axis=0)
-        return mean
+        return np.asarray(np.mean([ranks.metric(metric) for ranks in self.ranks], axis=0))
 
 
 @dataclass(frozen=True)
@@ -89,24 +89,19 @@ def standings_of(board: Board, dataset: str, metric: str) -> list[Standing]:
     """
     found = []
     for name, row in board.rows[dataset].items():
-        kept = board.results(row)
-        if kept or row.failed:
+        for mixed in (False, True):
+            kept = board.results(row, mixed=mixed)
             runs, ranks = [run for run, _ in kept], [ranks for _, ranks in kept]
-            found.append(Standing(name, row, runs, ranks))
-        if mixes := board.mixes(row):
-            runs, ranks = [run for run, _ in mixes], [ranks for _, ranks in mixes]
-            found.append(Standing(f"{name} + {runs[0]['with']}", row, runs, ranks, mixed=True))
-    ran = [standing for standing in found if standing.runs]
-    best_first = sorted(ran, key=lambda standing: -standing.mean(metric))
-    return [*best_first, *(standing for standing in found if not standing.runs)]
+            whole = f"{name} + {runs[0]['with']}" if mixed and runs else name
+            if runs or (row.failed and not mixed):
+                found.append(Standing(whole, row, runs, ranks, mixed))
+    return sorted(found, key=lambda s: -s.mean(metric) if s.runs else math.inf)
 
 
 def best_baseline(standings: Sequence[Standing], mixed: bool = False) -> Standing | None:
-    """The best standing with a run that is not a model of this package.
+    """The best baseline with a run, from standings that are ordered best first.
 
-    Args:
-        standings: the standings, best first.
-        mixed: whether mixes count as baselines, as in a comparison with a mix.
+    With ``mixed``, for a comparison with a mix, mixes of baselines count too.
     """
     return next((s for s in standings if s.runs and not s.row.ours and s.mixed <= mixed), None)
 
@@ -114,17 +109,14 @@ def best_baseline(standings: Sequence[Standing], mixed: bool = False) -> Standin
 def compare(standing: Standing, baseline: Standing, metric: str) -> Comparison:
     """Compare ``standing`` with ``baseline``; both have finished runs."""
     base = baseline.mean(metric)
-    difference = standing.mean(metric) / base - 1 if base else float("nan")
+    difference = standing.mean(metric) / base - 1 if base else math.nan
     return Comparison(difference, paired_p(standing.by_user(metric) - baseline.by_user(metric)))
 
 
 def paired_p(differences: np.ndarray) -> float:
     """The p-value of a two-sided sign-flip permutation test that the mean difference is 0.
 
-    With 9,999 permutations it is at least .0001.
-
-    Args:
-        differences: differences by test target, (target_num,).
+    ``differences`` are by test target, (target_num,). With 9,999 permutations p is at least .0001.
     """
     # The sign of a zero does not matter: leaving out the many zeros saves most of the time.
     sample = differences[differences != 0]
@@ -136,12 +128,7 @@ def paired_p(differences: np.ndarray) -> float:
         return np.where(random.integers(2, size=size, dtype=bool), sample, -sample)
 
     result = monte_carlo_test(
-        sample,
-        with_random_signs,
-        lambda sample, axis: sample.mean(axis=axis),
-        n_resamples=PERMUTATIONS,
-        batch=BATCH,
-        vectorized=True,
+        sample, with_random_signs, np.mean, n_resamples=PERMUTATIONS, batch=BATCH, vectorized=True
     )
     return float(result.pvalue)
 
@@ -151,7 +138,7 @@ def marks(values: Sequence[float]) -> list[str]:
 
     Equal values share a place; nan has none.
     """
-    printed = [None if value != value else round(value, 4) for value in values]
-    places = sorted({value for value in printed if value is not None}, reverse=True)[:2]
+    printed = [round(value, 4) for value in values]
+    places = sorted({value for value in printed if not math.isnan(value)}, reverse=True)
     named = dict(zip(places, ("best", "second"), strict=False))
-    return ["" if value is None else named.get(value, "") for value in printed]
+    return [named.get(value, "") for value in printed]

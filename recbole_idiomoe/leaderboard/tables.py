@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from recbole_idiomoe.leaderboard.published import published, sources
+from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.leaderboard.standings import (
     PERMUTATIONS,
     TEST_SEED,
@@ -18,9 +19,18 @@ from recbole_idiomoe.leaderboard.standings import (
     compare,
     marks,
 )
-from recbole_idiomoe.report.extra_rows import NLL_CHANGE, language_notes, mix_notes, nll_change
+from recbole_idiomoe.report.extra_rows import (
+    NLL_CHANGE,
+    language_notes,
+    mix_notes,
+    nll_change,
+    seed_notes,
+)
 from recbole_idiomoe.report.formatting import compact_number, metric_title
-from recbole_idiomoe.report.grid_tables import seed_notes
+
+NOT_ALONE = "*"
+MARKS = "The best is bold, the second best underlined."
+DEVICE = "device"
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class Cell:
     """The value that its column is sorted by."""
     mark: str = ""
     """``best``, ``second`` or empty."""
+
+
+Column = Callable[[Standing], Cell | None]
+"""The cell of a row; None is shown as ``-``."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +69,6 @@ class Table:
         return replace(self, header=[self.header[n] for n in kept], rows=rows)
 
 
-NOT_ALONE = "*"
-MARKS = "The best is bold, the second best underlined."
-DEVICE = "device"
-
-
 def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     """The table of the rows in ``standings``, which are ordered best first."""
     ran = [standing for standing in standings if standing.runs]
@@ -69,7 +78,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
         against = best_baseline(standings, standing.mixed)
         if against is not None and standing is not against:
             comparisons[standing.name] = compare(standing, against, metric)
-    columns: dict[str, Callable[[Standing], Cell]] = {"row": _name}
+    columns: dict[str, Column] = {"row": lambda s: Cell(s.name, s.name.lower())}
     for name in _shown(metric, ran):
         columns[metric_title(name)] = _metric_column(name, ran)
     if baseline is not None:
@@ -78,17 +87,21 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     # Nobody has published a variant or a mix, whose name differs from its model's.
     cited = {s.name: published(s.name, dataset, metric) for s in standings if s.name == s.row.model}
     if any(cited.values()):
-        columns[f"published {metric_title(metric)}"] = lambda standing: _cited(standing, cited)
+        columns[f"published {metric_title(metric)}"] = lambda s: _cited(cited.get(s.name))
     if any("language" in run for s in ran for run in s.runs):
         columns[NLL_CHANGE] = _language
     if any(standing.row.tuned for standing in standings):
-        columns["settings"] = _settings
-    columns |= {"kind": _kind} | _COSTS
+        columns["settings"] = lambda standing: _word(
+            "tuned" if standing.row.tuned else "own" if standing.row.own else "default"
+        )
+    columns["kind"] = lambda standing: _word("ours" if standing.row.ours else "baseline")
+    columns |= _COSTS
     devices = list(dict.fromkeys(run["device"] for s in ran for run in s.runs))
     if len(devices) > 1:
-        columns[DEVICE] = _device
-    rows = [[column(standing) for column in columns.values()] for standing in standings]
-    rows_alone = [standing for standing in standings if not standing.mixed]
+        columns[DEVICE] = lambda standing: _word(
+            "; ".join(dict.fromkeys(run["device"] for run in standing.runs)) or "-"
+        )
+    rows = [[cell(standing) or Cell("-") for cell in columns.values()] for standing in standings]
     notes = [
         *_statistics_notes(metric, ran, baseline),
         *_mix_notes(metric, standings),
@@ -96,11 +109,9 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
         *_cost_notes(ran, devices),
         *(
             f"Published, of another protocol, {name}: {sources()[name]}."
-            for name in dict.fromkeys(p.source for found in cited.values() for p in found)
+            for name in dict.fromkeys(source for found in cited.values() for source in found)
         ),
-        *(note for row in rows_alone for note in _failure_notes(row)),
-        *(_settings_note(row) for row in rows_alone if row.row.own),
-        *(_tuned_note(row) for row in rows_alone if row.row.tuned),
+        *_row_notes([standing for standing in standings if not standing.mixed]),
     ]
     return Table(dataset, metric, list(columns), rows, notes, list(standings), comparisons)
 
@@ -108,29 +119,24 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
 def _shown(metric: str, ran: Sequence[Standing]) -> list[str]:
     """``metric``, then the other metrics at its cutoff; the CSV file has all of them."""
     cutoff = metric.partition("@")[1:]
-    measured = dict.fromkeys(name for standing in ran for name in standing.metrics)
+    measured = (name for standing in ran for name in standing.metrics)
     same = [name for name in measured if name.partition("@")[1:] == cutoff]
-    return [metric, *(name for name in same if name != metric)]
+    return list(dict.fromkeys([metric, *same]))
 
 
-def _name(standing: Standing) -> Cell:
-    return Cell(standing.name, standing.name.lower())
+def _word(text: str) -> Cell:
+    return Cell(text, text)
 
 
-def _kind(standing: Standing) -> Cell:
-    kind = "ours" if standing.row.ours else "baseline"
-    return Cell(kind, kind)
-
-
-def _metric_column(name: str, ran: Sequence[Standing]) -> Callable[[Standing], Cell]:
-    means = [s.mean(name) if name in s.metrics else float("nan") for s in ran]
+def _metric_column(name: str, ran: Sequence[Standing]) -> Column:
+    means = [s.mean(name) if name in s.metrics else math.nan for s in ran]
     marked = dict(zip((s.name for s in ran), marks(means), strict=True))
 
-    def column(standing: Standing) -> Cell:
+    def column(standing: Standing) -> Cell | None:
         if not standing.runs:
             return Cell("failed")
         if name not in standing.metrics:
-            return Cell("-")
+            return None
         mean, deviation = standing.mean(name), standing.deviation(name)
         spread = "" if deviation is None else f" ± {deviation:.4f}"
         return Cell(f"{mean:.4f}{spread}", mean, marked[standing.name])
@@ -138,78 +144,81 @@ def _metric_column(name: str, ran: Sequence[Standing]) -> Callable[[Standing], C
     return column
 
 
-def _difference(found: Comparison | None) -> Cell:
+def _difference(found: Comparison | None) -> Cell | None:
     if found is None or math.isnan(found.difference):
-        return Cell("-")
+        return None
     return Cell(f"{found.difference:+.1%}", found.difference)
 
 
-def _p(found: Comparison | None) -> Cell:
+def _p(found: Comparison | None) -> Cell | None:
     if found is None:
-        return Cell("-")
+        return None
     return Cell("< .001" if found.p < 0.001 else f"{found.p:.3f}".lstrip("0"), found.p)
 
 
-def _cited(standing: Standing, cited: Mapping[str, Sequence[Any]]) -> Cell:
-    found = cited.get(standing.name)
+def _cited(found: Mapping[str, float] | None) -> Cell | None:
     if not found:
-        return Cell("-")
-    return Cell("; ".join(f"{p.value:.4f} ({p.source})" for p in found), found[0].value)
+        return None
+    text = "; ".join(f"{value:.4f} ({source})" for source, value in found.items())
+    return Cell(text, next(iter(found.values())))
 
 
-def _cost(name: str, shown: Callable[[Standing, float], str]) -> Callable[[Standing], Cell]:
-    def column(standing: Standing) -> Cell:
-        if not standing.runs:
-            return Cell("-")
-        value = standing.cost(name)
-        return Cell(shown(standing, value), value)
-
-    return column
+def published(model: str, dataset: str, metric: str) -> dict[str, float]:
+    """The published values of ``metric``, for example ``ndcg@10``, by short name of the source."""
+    found = _published()["numbers"].get(dataset, {}).get(model, {})
+    return {source: numbers[metric] for source, numbers in found.items() if metric in numbers}
 
 
-def _seconds(standing: Standing, value: float) -> str:
-    return f"{value:,.1f}{'' if standing.alone else NOT_ALONE}"
+def sources() -> dict[str, str]:
+    """The citation and the protocol of each source of published values, by its short name."""
+    found = _published()["sources"]
+    return {name: f"{about['cite']}: {about['protocol']}" for name, about in found.items()}
 
 
-def _parameters(standing: Standing) -> Cell:
-    if not standing.runs:
-        return Cell("-")
-    total = standing.runs[0]["parameters"]["total"]
-    return Cell(compact_number(total), total)
+def _published() -> dict[str, Any]:
+    return yaml_files.read_settings(yaml_files.properties_path() / "published.yaml")
 
 
-def _settings(standing: Standing) -> Cell:
-    kind = "tuned" if standing.row.tuned else "own" if standing.row.own else "default"
-    return Cell(kind, kind)
-
-
-def _language(standing: Standing) -> Cell:
+def _language(standing: Standing) -> Cell | None:
     changes = [run["language"]["nll_change"] for run in standing.runs if "language" in run]
     if not changes:
-        return Cell("-")
+        return None
     mean = statistics.mean(changes)
     # The mean of changes that are not 0 may be 0.
     return Cell(nll_change(mean) if any(changes) else nll_change(0), mean)
 
 
-def _device(standing: Standing) -> Cell:
-    names = "; ".join(dict.fromkeys(run["device"] for run in standing.runs)) or "-"
-    return Cell(names, names)
+def _cost(name: str, form: str) -> Column:
+    def column(standing: Standing) -> Cell | None:
+        if not standing.runs:
+            return None
+        value = standing.cost(name)
+        shared = name.endswith("_seconds") and not standing.alone
+        return Cell(form.format(value) + NOT_ALONE * shared, value)
+
+    return column
+
+
+def _parameters(standing: Standing) -> Cell | None:
+    if not standing.runs:
+        return None
+    total = standing.runs[0]["parameters"]["total"]
+    return Cell(compact_number(total), total)
+
+
+_COSTS: dict[str, Column] = {
+    "train s": _cost("train_seconds", "{:,.1f}"),
+    "eval s": _cost("eval_seconds", "{:,.1f}"),
+    "epochs": _cost("epochs", "{:.0f}"),
+    "params": _parameters,
+    "MiB": _cost("peak_memory_mib", "{:,.0f}"),
+    "seeds": lambda standing: Cell(str(len(standing.runs)), len(standing.runs)),
+}
 
 
 def is_cost(title: str) -> bool:
     """Whether the column with this title has a cost and not a metric."""
     return title in _COSTS or title == DEVICE
-
-
-_COSTS: dict[str, Callable[[Standing], Cell]] = {
-    "train s": _cost("train_seconds", _seconds),
-    "eval s": _cost("eval_seconds", _seconds),
-    "epochs": _cost("epochs", lambda _, value: f"{value:.0f}"),
-    "params": _parameters,
-    "MiB": _cost("peak_memory_mib", lambda _, value: f"{value:,.0f}"),
-    "seeds": lambda standing: Cell(str(len(standing.runs)), len(standing.runs)),
-}
 
 
 def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing | None) -> list[str]:
@@ -230,37 +239,12 @@ def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing |
 
 
 def _mix_notes(metric: str, standings: Sequence[Standing]) -> list[str]:
-    mixes = [standing for standing in standings if standing.mixed]
-    named = [{**run, "model": standing.name} for standing in mixes for run in standing.runs]
-    baseline = best_baseline(standings, mixed=True)
-    against = (
-        f" Δ, p of mixes: against {baseline.name}, the best baseline, mixed or not."
-        if baseline
-        else ""
-    )
+    named = [{**run, "model": s.name} for s in standings if s.mixed for run in s.runs]
+    against = ""
+    if baseline := best_baseline(standings, mixed=True):
+        against = f" Δ, p of mixes: against {baseline.name}, the best baseline, mixed or not."
     costs = " They cost what the model costs, but for eval s."
     return [f"{note}{against}{costs}" for note in mix_notes(named, metric_title(metric))]
-
-
-def _failure_notes(standing: Standing) -> list[str]:
-    seeds: dict[str, list[str]] = {}
-    for seed, reason in standing.row.failed.items():
-        seeds.setdefault(reason, []).append(seed)
-    return [
-        f"{standing.name} failed with seed {', '.join(failed)}: {reason}"
-        for reason, failed in seeds.items()
-    ]
-
-
-def _settings_note(standing: Standing) -> str:
-    name, row = standing.name, standing.row
-    own = ", ".join(f"{setting}={value}" for setting, value in row.own.items())
-    return f"{name}: {own}." if name == row.model else f"{name}: {row.model} with {own}."
-
-
-def _tuned_note(standing: Standing) -> str:
-    tuned = ", ".join(f"{setting}={value}" for setting, value in standing.row.tuned.items())
-    return f"{standing.name}, tuned on validation: {tuned}."
 
 
 def _cost_notes(ran: Sequence[Standing], devices: Sequence[str]) -> list[str]:
@@ -275,3 +259,25 @@ def _cost_notes(ran: Sequence[Standing], devices: Sequence[str]) -> list[str]:
     elif len(devices) > 1:
         notes.append("Seconds and memory compare on one device alone.")
     return notes
+
+
+def _row_notes(standings: Sequence[Standing]) -> list[str]:
+    """Which runs failed, then the rows' own settings, then their tuned settings."""
+    failures, own, tuned = [], [], []
+    for standing in standings:
+        name, row = standing.name, standing.row
+        seeds: dict[str, list[str]] = defaultdict(list)
+        for seed, reason in row.failed.items():
+            seeds[reason].append(seed)
+        for reason, failed in seeds.items():
+            failures.append(f"{name} failed with seed {', '.join(failed)}: {reason}")
+        if row.own:
+            model = "" if name == row.model else f"{row.model} with "
+            own.append(f"{name}: {model}{_listed(row.own)}.")
+        if row.tuned:
+            tuned.append(f"{name}, tuned on validation: {_listed(row.tuned)}.")
+    return [*failures, *own, *tuned]
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{setting}={value}" for setting, value in settings.items())

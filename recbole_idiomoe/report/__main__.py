@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_idiomoe.base.command_line import Parser, run_program
-from recbole_idiomoe.report.grid_tables import markdown
 from recbole_idiomoe.report.result_files import merge_grids, read_grid
+from recbole_idiomoe.report.tables import grid_markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,8 @@ def _main(arguments: Sequence[str] | None) -> None:
         description="Print tables of variants or seeds in Markdown, of several files as one.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a --result_file")
-    print(markdown(merge_grids([read_grid(path) for path in parser.parse_args(arguments).files])))
+    files = parser.parse_args(arguments).files
+    print(grid_markdown(merge_grids([read_grid(path) for path in files])))
 
 
 if __name__ == "__main__":

@@ -55,25 +55,27 @@ def wrapped(line: str) -> list[str]:
     )
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, from its header and rows: names to the left, numbers to the right."""
+    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table as lines: names to the left, numbers to the right, a rule below the header.
 
     If the table is wider than :data:`WIDTH`, the header puts each word on its own line.
     """
-    titles = [[title] for title in rows[0]]
-    if table_width(rows) > WIDTH:
-        titles = [title.split() for title in rows[0]]
+    is_wide = table_width(rows) > WIDTH
+    titles = [title.split() if is_wide else [title] for title in rows[0]]
     high = max(map(len, titles))
     head = list(zip(*([""] * (high - len(words)) + words for words in titles), strict=True))
     rows = [*head, *rows[1:]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if position == 0 else cell.rjust(width)
-            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        lines.append("  ".join(cells).rstrip())
     return [*lines[:high], "-" * max(map(len, lines)), *lines[high:]]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -20,6 +22,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8
 MARKERS = "osD^vP*X<>"
 INK = "#0a0b0c"
 """Colour of text and axes; in an HTML page it becomes the colour of the page's text."""
+_COLOURED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
 
 def can_draw() -> bool:
@@ -27,24 +30,31 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def style(name: str, *, for_page: bool) -> dict[Any, Any]:
-    """matplotlib's settings (rcParams) for one plot.
+@contextmanager
+def new_figure(name: str, *, for_page: bool, **settings: Any) -> Iterator[Any]:
+    """An empty matplotlib figure, to be drawn and saved inside the block.
 
     Args:
         name: seed of the SVG ids, so that a plot is reproducible and ids are unique in a page.
         for_page: whether letters stay text, in the page's own font.
+        settings: more of matplotlib's settings (rcParams).
     """
-    return {
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    shared = {
         "text.parse_math": False,  # a row's name may have a dollar sign
         "svg.fonttype": "none" if for_page else "path",
         "svg.hashsalt": name,
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        ),
+        "legend.fontsize": 8,
+        "legend.frameon": False,
+        **dict.fromkeys(_COLOURED, INK),
     }
+    with rc_context(shared | settings):
+        yield Figure(layout="constrained")
 
 
 def svg_element(figure: Any, title: str) -> str:

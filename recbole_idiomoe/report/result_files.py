@@ -51,9 +51,8 @@ def read_grid(path: Path) -> dict[str, Any]:
     try:
         grid = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise IdiomoeError(
-            f"{path} cannot be read as a result file ({short_reason(error)})."
-        ) from error
+        reason = short_reason(error)
+        raise IdiomoeError(f"{path} cannot be read as a result file ({reason}).") from error
     if not isinstance(grid, dict) or not {"baseline", "protocol", "runs"} <= grid.keys():
         raise IdiomoeError(
             f"{path} is not the result file of variants or seeds; name one of those."

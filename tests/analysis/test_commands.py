@@ -118,7 +118,7 @@ def test_a_terminal_has_all_figures_of_a_table_that_is_wider() -> None:
         for policy in ("backbone", "none")
     ]
     tables = {"neurons": rows, "costs": costs, "text": likelihood, "kept": kept}
-    analysis = Analysis("any", "Any", [], {}, tables, [], "CPU", {})
+    analysis = Analysis(name="any", title="Any", settings={}, tables=tables, notes=[])
     printed = outputs.plain_text(analysis, [Path("out/any.json")])
     assert max(map(len, printed.splitlines())) <= 80
     for run, neuron in places:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_idiomoe.analysis.neighbours import References, nearest
+from recbole_idiomoe.analysis.neurons import References, nearest
 from recbole_idiomoe.base.errors import SettingError
 
 

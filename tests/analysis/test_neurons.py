@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from recbole_idiomoe.analysis.neighbours import References
 from recbole_idiomoe.analysis.neurons import (
     ITEM_EXPERT,
     NO_CATEGORY,
     TEXT_EXPERT,
+    References,
     measure,
     summary,
     value_vectors,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from recbole_idiomoe.base import yaml_files
-from recbole_idiomoe.leaderboard.formats import protocol_notes
-from recbole_idiomoe.leaderboard.published import published, sources
+from recbole_idiomoe.leaderboard.outputs import protocol_notes
+from recbole_idiomoe.leaderboard.tables import published, sources
 from tests.leaderboard.boards import Runner
 from tests.leaderboard.conftest import Lead
 
@@ -134,8 +134,8 @@ def test_what_is_published_names_its_source_and_protocol() -> None:
         for found in models.values():
             for numbers in found.values():
                 assert 0 < numbers["ndcg@10"] < numbers["hit@10"] < 0.2
-    assert [p.value for p in published("HSTU", "amazon-toys", "ndcg@10")] == [0.0536, 0.0450]
-    assert published("SASRec", "ml-100k", "ndcg@10") == []
+    assert list(published("HSTU", "amazon-toys", "ndcg@10").values()) == [0.0536, 0.0450]
+    assert published("SASRec", "ml-100k", "ndcg@10") == {}
 
 
 def test_a_published_number_stands_beside_the_model_itself_alone(lead: Lead) -> None:

@@ -11,9 +11,8 @@ from recbole_idiomoe.base.errors import IdiomoeError
 from recbole_idiomoe.report.__main__ import main
 from recbole_idiomoe.report.extra_rows import language_notes
 from recbole_idiomoe.report.formatting import aligned
-from recbole_idiomoe.report.grid_tables import markdown
 from recbole_idiomoe.report.result_files import check_writable, merge_grids, write_result
-from recbole_idiomoe.report.tables import table
+from recbole_idiomoe.report.tables import grid_markdown, table
 
 METRICS = ["hit@5", "hit@10", "hit@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr@5", "mrr@10"]
 PROTOCOL = {"split": "LS valid_and_test", "mask_seen": True, "filters": {"rm_dup_inter": None}}
@@ -166,8 +165,8 @@ def test_a_grid_of_a_cold_start_has_a_second_table_for_unseen_items() -> None:
     assert lines[start + 2] == "base 0.0300 ± 0.0141 - 0.0600 ± 0.0283 - 2.5M"
     assert lines[start + 3] == "better 0.0400 ± 0.0141 +33.3% 0.0800 ± 0.0283 +33.3% 2.5M"
     assert "that cannot rank them: blind." in " ".join(lines[start:])
-    assert "| unseen items | NDCG@10 |" in markdown(one)
-    assert "unseen" not in markdown(grid(base=[0.2]))
+    assert "| unseen items | NDCG@10 |" in grid_markdown(one)
+    assert "unseen" not in grid_markdown(grid(base=[0.2]))
 
 
 def test_one_seed_has_no_deviation_and_a_baseline_of_nothing_no_difference() -> None:
@@ -207,13 +206,13 @@ def test_rows_that_were_not_validated_say_so_in_markdown() -> None:
     unvalidated = grid(base=[0.1, 0.3], other=[0.3])
     for run in unvalidated["runs"][:2]:
         run["valid"] = {}
-    lines = markdown(unvalidated).splitlines()
+    lines = grid_markdown(unvalidated).splitlines()
     assert lines[2].startswith("| base |") and lines[2].endswith("| - |")
     assert not lines[3].endswith("| - |")
 
 
 def test_a_grid_in_markdown_has_the_validation_metric_too() -> None:
-    lines = markdown(grid(base=[0.1, 0.3], other=[0.3, 0.3])).splitlines()
+    lines = grid_markdown(grid(base=[0.1, 0.3], other=[0.3, 0.3])).splitlines()
     assert lines[:4] == [
         "| toys | NDCG@10 | Δ | HR@10 | Δ | params | validation NDCG@10 |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -224,7 +223,7 @@ def test_a_grid_in_markdown_has_the_validation_metric_too() -> None:
 
 def test_grids_that_ran_in_different_places_are_joined_under_one_protocol() -> None:
     one, other = grid(base=[0.1]), grid(more=[0.2])
-    assert "| more | 0.2000 | +100.0% |" in markdown(merge_grids([one, other]))
+    assert "| more | 0.2000 | +100.0% |" in grid_markdown(merge_grids([one, other]))
     with pytest.raises(IdiomoeError, match="'base' on toys"):
         merge_grids([one, grid(base=[0.2])])
     other["protocol"]["toys"] = PROTOCOL | {"mask_seen": False}
@@ -236,7 +235,7 @@ def test_the_measured_tables_are_those_of_their_files() -> None:
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
     for names in (["backbone-amazon-toys"], ["backbone-ml-100k-SASRec", "backbone-ml-100k"]):
         grids = [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
-        assert markdown(merge_grids(grids)).split("\n\n")[0] + "\n\n" in text
+        assert grid_markdown(merge_grids(grids)).split("\n\n")[0] + "\n\n" in text
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_the_measured_tables_are_those_of_their_files() -> None:
 def test_the_measured_ablations_are_those_of_their_files(path: Path) -> None:
     text = (path.parent / "README.md").read_text(encoding="utf-8")
     grid = json.loads(path.read_text(encoding="utf-8"))
-    tables = [block for block in markdown(grid).split("\n\n") if block.startswith("|")]
+    tables = [block for block in grid_markdown(grid).split("\n\n") if block.startswith("|")]
     assert tables and all(table + "\n\n" in text for table in tables)
 
 
@@ -255,7 +254,7 @@ def test_the_report_command_prints_files_again(
     path = tmp_path / "grid.json"
     write_result(path, [grid(base=[0.1], other=[0.2])])
     assert main([str(path)]) == 0
-    assert capsys.readouterr().out == markdown(grid(base=[0.1], other=[0.2])) + "\n"
+    assert capsys.readouterr().out == grid_markdown(grid(base=[0.1], other=[0.2])) + "\n"
     (tmp_path / "one.json").write_text(json.dumps(result("SASRec")))
     (tmp_path / "broken.json").write_text("{")
     for name in ("none.json", "broken.json", "one.json"):
@@ -318,7 +317,7 @@ def test_a_grid_has_the_mixes_means_and_weights_by_seed() -> None:
     lines = [" ".join(line.split()) for line in table([one]).splitlines()]
     assert "base + 0.3000 ± 0.1414 +50.0% 0.5000 ± 0.2828 +25.0% 2.5M" in lines
     assert "on validation: base 0.1, 0.2; other 0.1, 0.2." in " ".join(lines)
-    text = markdown(merge_grids([one]))
+    text = grid_markdown(merge_grids([one]))
     assert "| other + TransitionCounter | 0.4000 ± 0.0000 | +100.0% |" in text
     assert "- validation" not in text
 
