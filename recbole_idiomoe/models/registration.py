@@ -48,7 +48,7 @@ def register_model(
             be run.
         options: a frozen dataclass that derives from :class:`~recbole_idiomoe.base.options.Options`
             and declares the settings that the class reads beside RecBole's own, as
-            ``hidden_size: int = option(64, "width of the states", low=1)``.
+            ``hidden_size: PositiveInt = 64``.
         trainer: a subclass of RecBole's ``Trainer``.
         dataset: the class of the training data, a subclass of RecBole's ``Dataset``.
 

@@ -5,11 +5,10 @@ A control that is not named here has :class:`IDIOMoEOptions` unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Literal
 
-from recbole_idiomoe.base.options import option
+from recbole_idiomoe.base.options import NonNegativeFloat
 from recbole_idiomoe.models.language.options import IDIOMoEOptions
 
 
@@ -17,16 +16,16 @@ from recbole_idiomoe.models.language.options import IDIOMoEOptions
 class IDTransformerOptions(IDIOMoEOptions):
     """Items start at random; from text vectors (item_init: text) the model is stronger."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {"item_init": "random"}
+    recipe = {"item_init": "random"}
 
 
 @dataclass(frozen=True)
 class TitleLLMOptions(IDIOMoEOptions):
     """Every title's probability costs too much for a validation after every epoch."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {"eval_step": 0}  # validate after the last one alone
+    recipe = {"eval_step": 0}  # validate after the last one alone
     # IDIOMoE's without item_scale and the soft targets: no item has a token here.
-    search_space: ClassVar[Mapping[str, Any] | None] = {
+    search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.003, "log": True},
         "weight_decay": {"low": 0.001, "high": 0.3, "log": True},
         "dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
@@ -38,25 +37,21 @@ class TitleLLMOptions(IDIOMoEOptions):
 class LoRALLMOptions(IDIOMoEOptions):
     """Adapters are made to train beside frozen weights."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {"freeze": "backbone"}
+    recipe = {"freeze": "backbone"}
 
 
 @dataclass(frozen=True)
 class BlockOptions(IDIOMoEOptions):
     """Options of AppendBlocks and PrependBlocks."""
 
-    block_start: str = option(
-        "random",
-        "start of the added blocks: random weights, or identity (they add nothing at first)",
-        choices=("random", "identity"),
-        section="section 4.2.1",
-    )
+    block_start: Literal["random", "identity"] = "random"
+    """Start of the added blocks: random weights, or identity (they add nothing at first)
+    [section 4.2.1]."""
 
 
 @dataclass(frozen=True)
 class SwitchRoutingOptions(IDIOMoEOptions):
     """Options of SwitchRouting."""
 
-    load_balancing: float = option(
-        0.01, "weight of the load-balancing loss", low=0.0, section="section 4.2.4"
-    )
+    load_balancing: NonNegativeFloat = 0.01
+    """Weight of the load-balancing loss [section 4.2.4]."""
