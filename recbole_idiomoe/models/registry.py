@@ -1,9 +1,9 @@
 """Which class, options, trainer and dataset belong to a model's name.
 
-The models of this package are in the tables below, a line each; models of a user's own are added
-by :func:`recbole_idiomoe.models.registration.register_model`; any other name is one of RecBole's.
-Nothing heavy is imported before a class is asked for, and RecBole's names are read out of its
-source files: importing all its models needs torch, and lightgbm for some.
+The models of this package are in the tables below, and
+:func:`recbole_idiomoe.models.registration.register_model` adds a user's own. All other names are
+RecBole's. They are read from its source files, because importing its models takes torch and, for
+some, lightgbm. A class is imported only when it is asked for.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ Place = str | type[Any]
 
 
 class Entry(NamedTuple):
-    """A model: its class, its options, and the dataset and trainer that it is run with.
+    """The classes that belong to a model.
 
-    Unless an entry says otherwise, a row of the dataset is a training window, and the trainer is
-    the one that fits the class, see :func:`recbole_idiomoe.training.trainers.get_trainer`.
+    Without a ``trainer``, :func:`recbole_idiomoe.training.trainers.get_trainer` chooses one.
     """
 
     model: Place
@@ -39,75 +38,68 @@ class Entry(NamedTuple):
     dataset: Place = "recbole_idiomoe.data.windows:WindowDataset"
 
 
-def _language_model(model: str, options: str) -> Entry:
-    return Entry(
-        f"recbole_idiomoe.models.{model}",
-        f"recbole_idiomoe.models.{options}",
-        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
-    )
+def _entries(
+    folder: str, dataset: str = "windows:WindowDataset", **options: str
+) -> dict[str, Entry]:
+    """The models of ``folder``, by name, each with the class of its options."""
+    place = f"recbole_idiomoe.models.{folder}"
+    return {
+        name: Entry(
+            f"{place}.model:{name}",
+            f"{place}.options:{kind}",
+            dataset=f"recbole_idiomoe.data.{dataset}",
+        )
+        for name, kind in options.items()
+    }
 
 
-def _baseline(model: str, options: str, **others: str) -> Entry:
-    return Entry(f"recbole_idiomoe.models.{model}", f"recbole_idiomoe.models.{options}", **others)
+_HISTORIES = "dataset:HistoryDataset"
 
-
-def _untrained(model: str, options: str) -> Entry:
-    return _baseline(
-        model,
-        options,
-        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
-    )
-
-
-_CONTROLS = {
-    "ItemLLM": "IDIOMoEOptions",
-    "IDTransformer": "IDTransformerOptions",
-    "TextAttrLLM": "IDIOMoEOptions",
-    "TitleLLM": "TitleLLMOptions",
-    "IAM": "IDIOMoEOptions",
-    "WideFFN": "IDIOMoEOptions",
-    "AppendBlocks": "BlockOptions",
-    "PrependBlocks": "BlockOptions",
-    "LoRALLM": "LoRALLMOptions",
-    "MoA": "IDIOMoEOptions",
-    "MoT": "IDIOMoEOptions",
-    "SwitchRouting": "SwitchRoutingOptions",
-}
-"""Classes of ``controls/model.py``, each with its options in ``controls/options.py``."""
-
+_CONTROLS = _entries(
+    "controls",
+    _HISTORIES,
+    ItemLLM="IDIOMoEOptions",
+    IDTransformer="IDTransformerOptions",
+    TextAttrLLM="IDIOMoEOptions",
+    TitleLLM="TitleLLMOptions",
+    IAM="IDIOMoEOptions",
+    WideFFN="IDIOMoEOptions",
+    AppendBlocks="BlockOptions",
+    PrependBlocks="BlockOptions",
+    LoRALLM="LoRALLMOptions",
+    MoA="IDIOMoEOptions",
+    MoT="IDIOMoEOptions",
+    SwitchRouting="SwitchRoutingOptions",
+)
 LANGUAGE_MODELS: dict[str, Entry] = {
-    "IDIOMoE": _language_model("language.recommender:IDIOMoE", "language.options:IDIOMoEOptions"),
-    **{
-        name: _language_model(f"controls.model:{name}", f"controls.options:{options}")
-        for name, options in _CONTROLS.items()
-    },
-    "E4SRec": _language_model("e4srec.model:E4SRec", "e4srec.options:E4SRecOptions"),
-    "CoVE": _language_model("cove.model:CoVE", "cove.options:CoVEOptions"),
+    "IDIOMoE": Entry(
+        "recbole_idiomoe.models.language.recommender:IDIOMoE",
+        "recbole_idiomoe.models.language.options:IDIOMoEOptions",
+        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
+    ),
+    **_CONTROLS,
+    **_entries("e4srec", _HISTORIES, E4SRec="E4SRecOptions"),
+    **_entries("cove", _HISTORIES, CoVE="CoVEOptions"),
 }
-"""Language models with a catalogue: a run's folder is all that they need to be loaded."""
+"""Language models with a catalogue. They are loaded from a run's folder alone."""
 
 BASELINES: dict[str, Entry] = {
-    "Popularity": _untrained(
-        "counting.popularity:Popularity", "counting.options:PopularityOptions"
+    **_entries(
+        "counting",
+        _HISTORIES,
+        Popularity="PopularityOptions",
+        TransitionCounter="TransitionCounterOptions",
     ),
-    "TransitionCounter": _untrained(
-        "counting.transition_counter:TransitionCounter", "counting.options:TransitionCounterOptions"
-    ),
-    "SASRecCE": _baseline("sasrec.model:SASRecCE", "sasrec.options:SASRecCEOptions"),
-    "SASRecSS": _baseline("sasrec.model:SASRecSS", "sasrec.options:SASRecSSOptions"),
-    "HSTU": _baseline("hstu.model:HSTU", "hstu.options:HSTUOptions"),
-    "TIGER": _baseline(
-        "tiger.model:TIGER",
-        "tiger.options:TIGEROptions",
-        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
-    ),
+    **_entries("sasrec", SASRecCE="SASRecCEOptions", SASRecSS="SASRecSSOptions"),
+    **_entries("hstu", HSTU="HSTUOptions"),
+    **_entries("tiger", _HISTORIES, TIGER="TIGEROptions"),
 }
-"""Models that run, are saved and are loaded as RecBole's models are."""
+"""Other models of this package. They run, are saved and are loaded like RecBole's models."""
 
 MODELS: dict[str, Entry] = LANGUAGE_MODELS | BASELINES
 
 RECBOLE_FIRST_STAGES = {"S3Rec": "s3rec.first_stage:PretrainingStage"}
-"""Models of RecBole's that have a first stage here; a model of ours has it as an attribute."""
+"""First stages of RecBole's models; this package's own models have theirs as an attribute."""
 
 _LANGUAGE_OPTIONS = tuple(dict.fromkeys(entry.options for entry in LANGUAGE_MODELS.values()))
 
@@ -136,7 +128,7 @@ def get_first_stage(name: str) -> Any:
 
 
 def get_dataset_class(name: str) -> type[Any]:
-    """The dataset class for model ``name``; RecBole's choice is that of its ``create_dataset``.
+    """The dataset class for model ``name``; for RecBole's models as ``create_dataset`` chooses it.
 
     Raises:
         SettingError: as :func:`get_model`.
@@ -150,7 +142,7 @@ def get_dataset_class(name: str) -> type[Any]:
 
 
 def get_options(name: str) -> type[Options]:
-    """The class of the options that model ``name`` has; that of RecBole's models has none.
+    """The options class of model ``name``; for RecBole's models :class:`Options`, without options.
 
     Raises:
         SettingError: as :func:`get_model`.
@@ -160,22 +152,22 @@ def get_options(name: str) -> type[Options]:
 
 
 def language_options() -> list[type[Options]]:
-    """The options of this package's language models, without models that a user registered."""
+    """The options classes of this package's language models."""
     return [load_place(place) for place in _LANGUAGE_OPTIONS]
 
 
 def reads_text(name: str) -> bool:
-    """Whether model ``name`` reads items' text as the text options make it; RecBole's do not."""
+    """Whether model ``name`` reads the items' text; RecBole's models do not."""
     return name in MODELS and issubclass(get_options(name), TextOptions)
 
 
 def is_of_family(name: str) -> bool:
-    """Whether model ``name`` is IDIOMoE or a control of it; any other is a baseline to them."""
+    """Whether model ``name`` is IDIOMoE or one of its controls, not a baseline."""
     return issubclass(get_options(name), IDIOMoEOptions)
 
 
 def name_of(model_class: type[Any]) -> str | None:
-    """The name under which a class can be run; None: it is no model, or an abstract one."""
+    """The name under which a class can be run; None if it cannot."""
     name, module = model_class.__name__, model_class.__module__
     if module.startswith(f"{_RECBOLE}."):
         return name if name in sequential_models() else None
@@ -184,7 +176,7 @@ def name_of(model_class: type[Any]) -> str | None:
 
 
 def family(name: str) -> list[str]:
-    """Model ``name``, after the models that its class derives from; RecBole's stand alone.
+    """The models that model ``name`` derives from, and ``name`` last; RecBole's have no bases.
 
     Raises:
         SettingError: as :func:`get_model`.
@@ -207,12 +199,9 @@ def check_model(name: str) -> None:
             f"{name} is one of RecBole's {others[name]} models; only sequential models can be "
             "run here (--list_models names them)."
         )
-    near = nearest(name, runnable)
-    advice = (
-        f"did you mean {near!r}?"
-        if near
-        else "--list_models names them all, and register_model adds a class of your own."
-    )
+    advice = "--list_models names them all, and register_model adds a class of your own."
+    if near := nearest(name, runnable):
+        advice = f"did you mean {near!r}?"
     raise SettingError(f"unknown model {name!r}; {advice}")
 
 
@@ -223,7 +212,7 @@ def sequential_models() -> list[str]:
 
 @cache
 def _recbole_models() -> dict[str, str]:
-    """Every model of RecBole and its kind, read out of the imports of its model packages."""
+    """RecBole's models and their kinds, read from the imports of its model packages."""
     models: dict[str, str] = {}
     for package in sorted((recbole_folder() / "model").glob("*_recommender/__init__.py")):
         kind = package.parent.name.removesuffix("_recommender").replace("_", "-")
