@@ -66,7 +66,9 @@ def register_model(
     if name not in _registered and name in [*registry.MODELS, *registry.sequential_models()]:
         raise SettingError(f"{name} cannot be registered: a model has this name; give another.")
     if options is not None and not (
-        issubclass(options, Options) and "__dataclass_params__" in vars(options)
+        isinstance(options, type)
+        and issubclass(options, Options)
+        and "__dataclass_params__" in vars(options)
     ):
         raise SettingError(
             f"{name} cannot be registered: its options must be a class that derives from Options, "
