@@ -98,7 +98,7 @@ BASELINES: dict[str, Entry] = {
 
 MODELS: dict[str, Entry] = LANGUAGE_MODELS | BASELINES
 
-RECBOLE_FIRST_STAGES = {"S3Rec": "s3rec.first_stage:PretrainingStage"}
+RECBOLE_FIRST_STAGES = {"S3Rec": "s3rec.pretraining:PretrainingStage"}
 """First stages of RecBole's models; this package's own models have theirs as an attribute."""
 
 _LANGUAGE_OPTIONS = tuple(dict.fromkeys(entry.options for entry in LANGUAGE_MODELS.values()))

@@ -35,10 +35,9 @@ from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.text_attributes import TextAttributeTable
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
-from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
+from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES, starting_vectors
 from recbole_idiomoe.models.language.options import BackboneOptions, LanguageModelOptions
 from recbole_idiomoe.models.language.soft_targets import Followers, SoftTargets, make_soft_targets
-from recbole_idiomoe.models.language.text_vectors import starting_vectors
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The codes that a generative model spells items in."""
+"""The codes that a generative model writes items in."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ PADDING = 0
 
 @dataclass(frozen=True, eq=False)
 class CodeTable:
-    """The code of every item, as rows of tokens; codes may have different lengths."""
+    """The code of every item as a row of tokens; codes may have different lengths."""
 
     tokens: np.ndarray
     """``(item_num, longest)``, int64: tokens from 1, padded with 0 on the right. Row 0, the padding
     item's, is zero."""
     token_num: int
-    """Number of tokens, the padding token included; some may be in no code."""
+    """Number of tokens, with the padding token and unused ones."""
 
     @classmethod
     def of(
         cls, codes: Sequence[Sequence[int] | np.ndarray], token_num: int | None = None
     ) -> CodeTable:
-        """The table of codes that are given one by one.
+        """The table of the given codes.
 
         Args:
             codes: tokens of each item, from 1, one code per catalogue row; the code of row 0, the
                 padding item's, is empty. Items with the same code get the same score.
-            token_num: number of tokens, padding included; None: the largest token plus 1.
+            token_num: number of tokens with padding; None: the largest token plus 1.
 
         Raises:
             DataError: an item has no code, a code begins another one, or a token is out of range.
@@ -50,7 +50,7 @@ class CodeTable:
                 f"codes: tokens from {min(used)} to {max(used)}; they must be between 1 and "
                 f"{token_num - 1}."
             )
-        # In sorted order, a code that begins others stands directly in front of one of them.
+        # In sorted order, a code that begins others stands directly before one of them.
         for code, following in pairwise(sorted(set(spelt[1:]))):
             if following[: len(code)] == code:
                 raise DataError(
