@@ -1,4 +1,4 @@
-"""The options of all models, as ``--help`` prints them; needs neither torch nor RecBole."""
+"""The text of ``--help`` about the options of all models; needs neither torch nor RecBole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recbole_idiomoe.config.options import listed_options
 from recbole_idiomoe.models import registry
 
 GROUPS = ("protocol", "evaluation", "text", "model", "training")
-"""Headings of options that many models share, in their order; then the models have their own."""
+"""Headings of options that many models share, in order; options of single models follow."""
 
 
 def settings_help(width: int) -> str:
@@ -41,7 +41,7 @@ def text_settings() -> tuple[set[str], set[str]]:
 
 
 def _every_class() -> Iterator[type[Options]]:
-    """The classes of all options, each once, bases first."""
+    """All classes of options, each once, bases first."""
     of_models = [registry.get_options(name) for name in registry.MODELS]
     lines = (kind.__mro__[::-1] for kind in (*listed_options(), *of_models))
     every = dict.fromkeys(kind for line in lines for kind in line if issubclass(kind, Options))

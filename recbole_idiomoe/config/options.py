@@ -1,4 +1,4 @@
-"""Options of a run, whichever model it trains, and the options that every model lists."""
+"""Options of a run with any model, and the options that every model accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recbole_idiomoe.models import registry
 
 @dataclass(frozen=True)
 class ProtocolOptions(Options):
-    """How every model is evaluated: their numbers compare only if these are the same."""
+    """How every model is evaluated; results can be compared only if these are the same."""
 
     group = "protocol"
 
@@ -27,7 +27,7 @@ class ProtocolOptions(Options):
 
 @dataclass(frozen=True)
 class EvaluationOptions(Options):
-    """What is measured beside the protocol, of every model that has it."""
+    """Further measurements."""
 
     group = "evaluation"
 
@@ -41,7 +41,7 @@ class EvaluationOptions(Options):
 
 @dataclass(frozen=True)
 class RunOptions(ProtocolOptions, EvaluationOptions):
-    """Everything that can be chosen for a run beside its model's own options."""
+    """Options of a run, except its model's own options."""
 
     group = "training"
 
@@ -51,10 +51,7 @@ class RunOptions(ProtocolOptions, EvaluationOptions):
 
 
 def listed_options() -> tuple[type[Options], ...]:
-    """The classes of the options that every model's settings list, whether it reads them or not.
-
-    One command's settings are then good for all models of a table.
-    """
+    """The options that every model accepts, so that one command's settings suit all its models."""
     return (RunOptions, *registry.language_options())
 
 

@@ -1,9 +1,12 @@
-"""Which class, options, trainer and dataset belong to a model's name.
+"""The class, options, trainer and dataset of each model, by its name.
 
 The models of this package are in the tables below, and
 :func:`recbole_idiomoe.models.registration.register_model` adds a user's own. All other names are
 RecBole's. They are read from its source files, because importing its models takes torch and, for
 some, lightgbm. A class is imported only when it is asked for.
+
+Functions that take a model's name raise a :class:`SettingError` if no model has exactly this name,
+or if it is a model of RecBole's that is not sequential.
 """
 
 from __future__ import annotations
@@ -38,61 +41,46 @@ class Entry(NamedTuple):
     dataset: Place = "recbole_idiomoe.data.windows:WindowDataset"
 
 
-def _entries(
-    folder: str, dataset: str = "windows:WindowDataset", **options: str
-) -> dict[str, Entry]:
-    """The models of ``folder``, by name, each with the class of its options."""
+def _entries(folder: str, dataset: str, *names: str, options: str = "") -> dict[str, Entry]:
+    """The models ``names`` of a folder. The options of X are ``options``, or else XOptions."""
     place = f"recbole_idiomoe.models.{folder}"
     return {
         name: Entry(
             f"{place}.model:{name}",
-            f"{place}.options:{kind}",
+            f"{place}.options:{options or f'{name}Options'}",
             dataset=f"recbole_idiomoe.data.{dataset}",
         )
-        for name, kind in options.items()
+        for name in names
     }
 
 
-_HISTORIES = "dataset:HistoryDataset"
+_HISTORIES, _WINDOWS = "dataset:HistoryDataset", "windows:WindowDataset"
 
-_CONTROLS = _entries(
-    "controls",
-    _HISTORIES,
-    ItemLLM="IDIOMoEOptions",
-    IDTransformer="IDTransformerOptions",
-    TextAttrLLM="IDIOMoEOptions",
-    TitleLLM="TitleLLMOptions",
-    IAM="IDIOMoEOptions",
-    WideFFN="IDIOMoEOptions",
-    AppendBlocks="BlockOptions",
-    PrependBlocks="BlockOptions",
-    LoRALLM="LoRALLMOptions",
-    MoA="IDIOMoEOptions",
-    MoT="IDIOMoEOptions",
-    SwitchRouting="SwitchRoutingOptions",
-)
 LANGUAGE_MODELS: dict[str, Entry] = {
     "IDIOMoE": Entry(
         "recbole_idiomoe.models.language.recommender:IDIOMoE",
         "recbole_idiomoe.models.language.options:IDIOMoEOptions",
         dataset="recbole_idiomoe.data.dataset:HistoryDataset",
     ),
-    **_CONTROLS,
-    **_entries("e4srec", _HISTORIES, E4SRec="E4SRecOptions"),
-    **_entries("cove", _HISTORIES, CoVE="CoVEOptions"),
+    **_entries("controls", _HISTORIES, "ItemLLM", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "IDTransformer"),
+    **_entries("controls", _HISTORIES, "TextAttrLLM", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "TitleLLM"),
+    **_entries("controls", _HISTORIES, "IAM", "WideFFN", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "AppendBlocks", "PrependBlocks", options="BlockOptions"),
+    **_entries("controls", _HISTORIES, "LoRALLM"),
+    **_entries("controls", _HISTORIES, "MoA", "MoT", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "SwitchRouting"),
+    **_entries("e4srec", _HISTORIES, "E4SRec"),
+    **_entries("cove", _HISTORIES, "CoVE"),
 }
 """Language models with a catalogue. They are loaded from a run's folder alone."""
 
 BASELINES: dict[str, Entry] = {
-    **_entries(
-        "counting",
-        _HISTORIES,
-        Popularity="PopularityOptions",
-        TransitionCounter="TransitionCounterOptions",
-    ),
-    **_entries("sasrec", SASRecCE="SASRecCEOptions", SASRecSS="SASRecSSOptions"),
-    **_entries("hstu", HSTU="HSTUOptions"),
-    **_entries("tiger", _HISTORIES, TIGER="TIGEROptions"),
+    **_entries("counting", _HISTORIES, "Popularity", "TransitionCounter"),
+    **_entries("sasrec", _WINDOWS, "SASRecCE", "SASRecSS"),
+    **_entries("hstu", _WINDOWS, "HSTU"),
+    **_entries("tiger", _HISTORIES, "TIGER"),
 }
 """Other models of this package. They run, are saved and are loaded like RecBole's models."""
 
@@ -105,11 +93,7 @@ _LANGUAGE_OPTIONS = tuple(dict.fromkeys(entry.options for entry in LANGUAGE_MODE
 
 
 def get_model(name: str) -> type[Any]:
-    """The recommender called ``name``.
-
-    Raises:
-        SettingError: no model has exactly this name, or RecBole's is not sequential.
-    """
+    """The recommender called ``name``."""
     check_model(name)
     if name in MODELS:
         return load_place(MODELS[name].model)
@@ -117,22 +101,14 @@ def get_model(name: str) -> type[Any]:
 
 
 def get_first_stage(name: str) -> Any:
-    """The :class:`~recbole_idiomoe.models.first_stage.FirstStage` of model ``name``, or None.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The :class:`~recbole_idiomoe.models.first_stage.FirstStage` of model ``name``, or None."""
     if name in RECBOLE_FIRST_STAGES:
         return load_place(f"recbole_idiomoe.models.{RECBOLE_FIRST_STAGES[name]}")()
     return getattr(get_model(name), "first_stage", None)
 
 
 def get_dataset_class(name: str) -> type[Any]:
-    """The dataset class for model ``name``; for RecBole's models as ``create_dataset`` chooses it.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The dataset class for model ``name``; RecBole's models get that of ``create_dataset``."""
     check_model(name)
     if name in MODELS:
         return load_place(MODELS[name].dataset)
@@ -142,11 +118,7 @@ def get_dataset_class(name: str) -> type[Any]:
 
 
 def get_options(name: str) -> type[Options]:
-    """The options class of model ``name``; for RecBole's models :class:`Options`, without options.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The options class of model ``name``; RecBole's models have no options of this package."""
     check_model(name)
     return load_place(MODELS[name].options) if name in MODELS else Options
 
@@ -176,11 +148,7 @@ def name_of(model_class: type[Any]) -> str | None:
 
 
 def family(name: str) -> list[str]:
-    """The models that model ``name`` derives from, and ``name`` last; RecBole's have no bases.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The models that model ``name`` derives from, and ``name`` last; RecBole's have no bases."""
     if name not in MODELS:
         check_model(name)
         return [name]

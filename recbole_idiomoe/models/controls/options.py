@@ -1,7 +1,4 @@
-"""Options of IDIOMoE's controls: what each has beside IDIOMoE's own, or starts otherwise.
-
-A control that is not named here has :class:`IDIOMoEOptions` unchanged.
-"""
+"""Options of IDIOMoE's controls; a control that is not named here has ``IDIOMoEOptions``."""
 
 from __future__ import annotations
 
@@ -14,17 +11,17 @@ from recbole_idiomoe.models.language.options import IDIOMoEOptions
 
 @dataclass(frozen=True)
 class IDTransformerOptions(IDIOMoEOptions):
-    """Items start at random; from text vectors (item_init: text) the model is stronger."""
+    """Items start at random, although they give better results from text vectors."""
 
     recipe = {"item_init": "random"}
 
 
 @dataclass(frozen=True)
 class TitleLLMOptions(IDIOMoEOptions):
-    """Every title's probability costs too much for a validation after every epoch."""
+    """Computing every title's probability takes too long for a validation after every epoch."""
 
-    recipe = {"eval_step": 0}  # validate after the last one alone
-    # IDIOMoE's without item_scale and the soft targets: no item has a token here.
+    recipe = {"eval_step": 0}  # validate only after the last epoch
+    # IDIOMoE's without item_scale and soft targets: items have no tokens of their own.
     search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.003, "log": True},
         "weight_decay": {"low": 0.001, "high": 0.3, "log": True},
@@ -35,7 +32,7 @@ class TitleLLMOptions(IDIOMoEOptions):
 
 @dataclass(frozen=True)
 class LoRALLMOptions(IDIOMoEOptions):
-    """Adapters are made to train beside frozen weights."""
+    """Adapters are meant for frozen weights."""
 
     recipe = {"freeze": "backbone"}
 

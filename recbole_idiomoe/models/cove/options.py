@@ -21,16 +21,9 @@ class CoVEOptions(AdapterOptions):
     recipe = {
         "lora_rank": 8,
         "item_template": ': "{title}",',
-        "learner": "adamw",
         "learning_rate": 0.0001,
-        "weight_decay": 0.0,
-        "clip_grad_norm": {"max_norm": 1.0},
-        "item_warmup": 0.0,  # text from the first epoch on
-        "text_ramp": 0.0,
         "epochs": 14,
         "train_batch_size": 32,
-        "eval_batch_size": 1024,
-        "stopping_step": 5,
     }
     search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.01, "log": True},

@@ -19,17 +19,10 @@ class E4SRecOptions(AdapterOptions):
     """Settings in which that SASRecCE differs from its own, as {hidden_size: 128}."""
 
     recipe = {
-        "learner": "adamw",
         "learning_rate": 0.0003,
-        "weight_decay": 0.0,
-        "clip_grad_norm": {"max_norm": 1.0},
         "dropout": 0.05,
-        "item_warmup": 0.0,  # there is no text to begin without
-        "text_ramp": 0.0,
         "epochs": 20,  # of windows; as many steps as its authors' 3 of prefixes on Amazon
         "train_batch_size": 16,
-        "eval_batch_size": 1024,
-        "stopping_step": 5,
     }
     search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.01, "log": True},

@@ -1,7 +1,6 @@
 """Options of the language models: the backbone, the experts, the item table, the training.
 
-The sections are those of the IDIOMoE paper. The options of a single control or baseline are
-beside it, in its own folder.
+Sections are those of the IDIOMoE paper. Options of a single control or baseline are in its folder.
 """
 
 from __future__ import annotations
@@ -145,15 +144,13 @@ class TrainingOptions(Options):
 
 @dataclass(frozen=True)
 class LanguageModelOptions(TrainingOptions, DecoderOptions, BackboneOptions, TextOptions):
-    """What every language model with a catalogue can be told."""
+    """Options of every language model with a catalogue."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.item_tokens != "atomic":
-            self._check_codes()
-
-    def _check_codes(self) -> None:
-        """Refuse what does not go with items of several tokens."""
+        if self.item_tokens == "atomic":
+            return
+        # Some options need a single token for each item.
         if self.attention != "causal":
             raise SettingError(
                 f"item_tokens={self.item_tokens!r} does not go with attention={self.attention!r}; "
@@ -191,10 +188,20 @@ class AdapterOptions(LanguageModelOptions):
     lora_alpha: PositiveInt = 16
     """The adapters count lora_alpha / lora_rank times."""
 
+    recipe = {
+        "learner": "adamw",
+        "weight_decay": 0.0,
+        "clip_grad_norm": {"max_norm": 1.0},
+        "item_warmup": 0.0,  # text from the first epoch on, if there is any
+        "text_ramp": 0.0,
+        "eval_batch_size": 1024,
+        "stopping_step": 5,
+    }
+
 
 @dataclass(frozen=True)
 class IDIOMoEOptions(LanguageModelOptions):
-    """IDIOMoE's recipe, from which its controls start too."""
+    """IDIOMoE's recipe, which its controls start from too."""
 
     recipe = {
         "learner": "adamw",
@@ -204,10 +211,10 @@ class IDIOMoEOptions(LanguageModelOptions):
         "dropout": 0.2,  # chosen with an untrained backbone, which overfits quickly
         "epochs": 20,
         "train_batch_size": 128,  # histories in an optimizer step (section B.4)
-        "eval_batch_size": 1024,  # histories whose scores are held at once, at most
+        "eval_batch_size": 1024,  # most histories whose scores are in memory at once
         "stopping_step": 5,
     }
-    # For the controls too: one space, so that none has more to choose from.
+    # The controls have the same space, so that none has more to choose from.
     search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.003, "log": True},
         "weight_decay": {"low": 0.001, "high": 0.3, "log": True},
