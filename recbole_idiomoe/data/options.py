@@ -1,4 +1,4 @@
-"""Options of the items' text, and of what stands for an item in a sequence."""
+"""Options of the items' text and of the items' tokens in a sequence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recbole_idiomoe.base.options import Options, PositiveInt, Range, Share
 
 @dataclass(frozen=True)
 class TextOptions(Options):
-    """What a model that reads text can be told of it."""
+    """Options of a model that reads the items' text."""
 
     group = "text"
 
@@ -25,13 +25,13 @@ class TextOptions(Options):
     instruction: str | None = "The user has interacted with"
     """Text at the start of every sequence; null: none."""
     query_share: Share = 0.0
-    """Share of training sequences that end in a query that their last item answers, for
+    """Share of training sequences that end in a query which their last item answers, for
     recommend(..., query=...)."""
     query_templates: list[str] | None = None
     """Queries to train on, with roles in braces, as ['something like {title}', '{category}']; null:
     each text field by itself."""
     query_prompt: str | None = "The user asks for"
-    """Text in front of a query; null: none."""
+    """Text before a query; null: none."""
     segment_order: Literal["text ID", "ID text"] = "text ID"
     """Order inside an item's segment; the paper prints 'ID text'."""
     max_tokens: Annotated[int, Range(low=8)] = 1024
@@ -39,18 +39,18 @@ class TextOptions(Options):
     max_item_text_tokens: PositiveInt = 64
     """Longest text of one item, in tokens."""
     token_cache: str | None = None
-    """Folder in which the items' texts are kept in tokens, found again by tokenizer and texts, so
-    that later runs need not tokenise; null: they are not kept."""
+    """Folder for the tokens of the items' texts, so that later runs with the same tokenizer and
+    texts need not tokenise; null: they are not kept."""
     text_encoder: str = "tfidf"
-    """Where the vectors of items' text come from: tfidf, backbone (its own states), a sentence
-    encoder's folder or hub name, or a .npz file of item_ids and vectors."""
+    """Source of the items' text vectors: tfidf, backbone (its own states), a sentence encoder's
+    folder or hub name, or a .npz file of item_ids and vectors."""
     item_tokens: Literal["atomic", "semantic", "title"] = "atomic"
-    """What stands for an item in a sequence: one token of its own, a short code from its text
-    (semantic IDs), or its title's own tokens [sections 3.2.1 and B.6.2]."""
+    """Tokens of an item in a sequence: a single token of its own, a short code from its text
+    (semantic IDs), or the tokens of its title [sections 3.2.1 and B.6.2]."""
     semantic_levels: Annotated[int, Range(1, 8)] = 3
-    """Codes of a semantic ID; items that share all of them get one more token."""
+    """Number of codes of a semantic ID; items that share all of them get one more token."""
     semantic_codebook_size: Annotated[int, Range(2, 65536)] = 256
-    """Codes to choose from at each level of a semantic ID; a small catalogue has fewer."""
+    """Number of different codes at each level of a semantic ID; a small catalogue has fewer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

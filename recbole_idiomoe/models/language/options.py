@@ -23,7 +23,7 @@ from recbole_idiomoe.data.options import TextOptions
 
 @dataclass(frozen=True)
 class BackboneOptions(Options):
-    """Which pretrained decoder is read, and how it computes attention."""
+    """The pretrained decoder, and how it computes attention."""
 
     group = "model"
 
@@ -37,7 +37,8 @@ class BackboneOptions(Options):
     trust_remote_code: bool = False
     """Run model code that comes with a hub backbone."""
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
-    """Attention by PyTorch's fused kernels, or eager: plain products, for odd machines."""
+    """Kind of attention: PyTorch's fused kernels (sdpa), or plain matrix products (eager) for
+    machines where these fail."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class DecoderOptions(Options):
     """Width of the item expert relative to the text expert (paper: 1, 1/2, 1/4, 1/8)
     [section 4.2.2]."""
     expert_init: Literal["copy", "random"] = "copy"
-    """Start of the item expert: copy of the text expert (its strongest neurons when narrower) or
-    random."""
+    """Start of the item expert: a copy of the text expert (its strongest neurons if it is narrower)
+    or random."""
     expert_layers: str | list[int] = "all"
     """Layers with an item expert: all, none, first:k, middle:k, last:k, every:n or a list of
     indices [section 4.2.3]."""
@@ -59,15 +60,16 @@ class DecoderOptions(Options):
     """Width of the factorised item table E = W_l W_u; null: one table of full width
     [section B.5, item 7]."""
     attention: Literal["causal", "intra_inter", "own_text"] = "causal"
-    """Causal: as in the backbone; intra_inter: layers attend within items and between items in turn
-    (IAM); own_text: text attends to its own item alone, item tokens to each other."""
+    """Kind of attention mask. causal: as in the backbone; intra_inter: layers attend within items
+    and between items in turn (IAM); own_text: text attends to its own item alone, item tokens to
+    each other."""
     item_scale: Annotated[float, Range(low=0.001)] = 8.0
-    """How long an item's vector is on entering the decoder, in lengths of a text token's."""
+    """Length of an item's vector when it enters the decoder, relative to a text token's vector."""
     item_init: Literal["text", "random"] = "text"
     """Start of the item table: vectors of the items' text, or random."""
     item_text_added: bool = False
-    """Add a projection of an item's text vector to its embedding, for good (Text-Attr LLM)
-    [section B.1]."""
+    """Add a projection of an item's text vector to its embedding, also after training
+    (Text-Attr LLM) [section B.1]."""
     softmax: Literal["item", "hybrid"] = "item"
     """Candidates of the item loss: the catalogue, or catalogue and vocabulary together
     [section 3.2.1]."""
@@ -82,30 +84,31 @@ class TrainingOptions(Options):
     group = "training"
 
     freeze: Literal["none", "backbone", "text_expert", "attention"] = "none"
-    """Pretrained weights that stay as they are [section B.5, item 6]."""
+    """Pretrained weights that are not trained [section B.5, item 6]."""
     text_loss_weight: NonNegativeFloat = 0.0
-    """Weight of the next-token loss on the sequences' text, the items' and the instruction."""
+    """Weight of the next-token loss on the text of the sequences, of items and instruction."""
     text_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.0
-    """Share of each target's probability that goes to the 20 items that read most like it, by
-    text_encoder; what is learnt of an item is then learnt of those too."""
+    """Share of each target's probability that goes to the 20 items with the most similar text, by
+    text_encoder, so that these learn from it too."""
     transition_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.0
-    """Share of each target's probability that goes to the items that training histories have around
-    the item before it, by how often they do, popular ones held back."""
+    """Share of each target's probability that goes to the items around the item before it in
+    training histories, by damped counts that hold back popular items."""
     item_warmup: Share = 0.2
     """Share of the epochs trained on item tokens alone (paper: 0.2) [section B.5, item 8]."""
     text_ramp: Share = 1.0
-    """Share of the epochs by whose end every sequence carries text; it rises linearly from
-    item_warmup; until then nothing stops early (stopping_step) [section B.5, item 8]."""
+    """Share of the epochs after which every sequence has text; the share of sequences with text
+    rises linearly from item_warmup on, and training does not stop early (stopping_step) before
+    [section B.5, item 8]."""
     backbone_learning_rate: NonNegativeFloat | None = None
     """Learning rate of the pretrained weights; null: learning_rate."""
     adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """AdamW betas (paper: 0.9, 0.9999) [section B.4]."""
+    """Betas of AdamW (paper: 0.9, 0.9999) [section B.4]."""
     ema_decay: Annotated[float, Range(0.0, 0.99999)] = 0.0
-    """After every optimizer step a running mean of the trained weights moves by 1 - ema_decay
-    towards them; the mean is what is validated, saved and tested (0: the weights themselves)."""
+    """Decay of a running mean of the weights, which moves by 1 - ema_decay towards them in every
+    optimizer step and is validated, saved and tested in their place (0: no mean)."""
     keep_last: NonNegativeInt = 0
-    """Beside a language model's best epoch, keep the models of its last keep_last epochs, each in a
-    folder epoch-N of the run's."""
+    """Number of last epochs whose models are kept in addition to the best epoch's, each in a folder
+    epoch-N of the run."""
     warmup_steps: NonNegativeInt = 100
     """Optimizer steps of linear learning-rate warm-up (paper: 3000) [section B.4]."""
     max_batch_tokens: Annotated[int, Range(low=8)] = 32768
@@ -124,9 +127,9 @@ class TrainingOptions(Options):
     their optimizer state, and scores those, for catalogues of millions; the result is the same but
     for rounding."""
     activation_checkpointing: bool = False
-    """Compute every block again in the backward pass: less memory, a third more time."""
+    """Compute every block again in the backward pass, with less memory and a third more time."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Auto: bf16 on a GPU, fp32 on a CPU [section B.4]."""
+    """Precision of the decoder; auto: bf16 on a GPU, fp32 on a CPU [section B.4]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
