@@ -32,6 +32,12 @@ class Range(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    def holds(self, value: float) -> bool:
+        """Whether a number is finite and inside the range."""
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return low <= value <= high and abs(value) != math.inf
+
     def __str__(self) -> str:
         if self.low is None:
             return "a finite number" if self.high is None else f"at most {self.high}"
@@ -107,9 +113,7 @@ class Option(NamedTuple):
             )
         if self.choices and value not in self.choices:
             raise SettingError(f"{given} is not one of {', '.join(map(repr, self.choices))}.")
-        low, high = self.range
-        too_low, too_high = low is not None and value < low, high is not None and value > high
-        if too_low or too_high or (isinstance(value, float) and not math.isfinite(value)):
+        if isinstance(value, int | float) and not self.range.holds(value):
             raise SettingError(f"{given} is out of range; it must be {self.range}.")
 
 

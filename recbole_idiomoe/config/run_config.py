@@ -22,25 +22,8 @@ from recbole_idiomoe import compat
 from recbole_idiomoe.base import distributed, yaml_files
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.options import Options
-from recbole_idiomoe.config.checks import (
-    INTERVALS,
-    check_cold_start,
-    check_dataset_name,
-    check_eval_args,
-    check_forms,
-    check_metrics,
-    check_mix,
-    check_names,
-    check_values,
-)
-from recbole_idiomoe.config.layers import (
-    keys_of,
-    keys_read_by,
-    overlay,
-    own_layers,
-    own_settings,
-    recbole_defaults,
-)
+from recbole_idiomoe.config import checks, layers
+from recbole_idiomoe.config.layers import overlay
 from recbole_idiomoe.config.options import listed_defaults, listed_options
 from recbole_idiomoe.models import registry
 from recbole_idiomoe.models.language.options import LanguageModelOptions
@@ -150,7 +133,7 @@ class RunConfig(Config):  # type: ignore[misc]
             model: the other model's name.
             own: settings for it that replace all others.
         """
-        recipes = own_settings(model) | own_settings(self.model)
+        recipes = layers.own_settings(model) | layers.own_settings(self.model)
         shared = {k: v for k, v in self.complete_settings().items() if k not in recipes}
         label = self["dataset_label"]
         return RunConfig(model, label, settings=shared, beside=[self.model], own=own)
@@ -180,7 +163,7 @@ class RunConfig(Config):  # type: ignore[misc]
 
     def _merge_external_config_dict(self) -> None:
         external = overlay(dict(self.file_config_dict), self.variable_config_dict)
-        for key in INTERVALS:
+        for key in checks.INTERVALS:
             # YAML reads [5,20] as a list; RecBole expects the text.
             if isinstance(external.get(key), list):
                 external[key] = f"[{','.join(map(str, external[key]))}]"
@@ -188,7 +171,7 @@ class RunConfig(Config):  # type: ignore[misc]
         self.external_config_dict = {k: v for k, v in external.items() if k not in left_out}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
-        check_dataset_name(dataset)
+        checks.check_dataset_name(dataset)
         return model, registry.get_model(model), dataset
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
@@ -196,11 +179,11 @@ class RunConfig(Config):  # type: ignore[misc]
         internal, external = self.internal_config_dict, self.external_config_dict
         sampled = internal["train_neg_sample_args"]
         for base in registry.family(model)[:-1]:  # RecBole reads only the model's own file
-            overlay(internal, recbole_defaults(base))
+            overlay(internal, layers.recbole_defaults(base))
         overlay(internal, listed_defaults())
         overlay(internal, registry.get_options(model).defaults())
         internal["show_progress"] = sys.stderr.isatty()  # in a file each update is a line
-        for _, layer in own_layers(model, dataset):
+        for _, layer in layers.own_layers(model, dataset):
             overlay(internal, layer)
         internal.pop("search_space", None)
         if isinstance(external.get("tuned"), str):
@@ -214,23 +197,23 @@ class RunConfig(Config):  # type: ignore[misc]
     def _get_final_config_dict(self) -> dict[str, Any]:
         internal, external = self.internal_config_dict, self.external_config_dict
         declared = {key for keys in self.parameters.values() for key in keys}
-        self.read_by_model = keys_read_by(self.model)
+        self.read_by_model = layers.keys_read_by(self.model)
         everywhere = internal.keys() | declared | _UNDECLARED
         self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"}) | {"dumps"}
-        theirs = {key for model in self.beside for key in keys_of(model)}
+        theirs = {key for model in self.beside for key in layers.keys_of(model)}
         theirs -= self.known | self.own.keys()
         external = {k: v for k, v in external.items() if k not in theirs}
         self.external_config_dict = external
-        check_names(external, self.known, self.model)
-        check_values(external, internal)
+        checks.check_names(external, self.known, self.model)
+        checks.check_values(external, internal)
         final = overlay(copy.deepcopy(internal), external)
         final.update(self._forced_settings(external))
-        check_forms(final)
-        check_eval_args(final)
-        check_metrics(final)
+        checks.check_forms(final)
+        checks.check_eval_args(final)
+        checks.check_metrics(final)
         self._check_options(final)
-        check_cold_start(final)
-        check_mix(final)
+        checks.check_cold_start(final)
+        checks.check_mix(final)
         return final
 
     def _check_options(self, final: Mapping[str, Any]) -> None:
