@@ -18,31 +18,13 @@ from recbole.evaluator.register import metrics_dict
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.spelling import nearest
 
-_AMOUNTS = (
-    "epochs",
-    "train_batch_size",
-    "eval_batch_size",
-    "MAX_ITEM_LIST_LENGTH",
-    "pretrain_epochs",
-    "save_step",
-    "hidden_size",
-    "n_layers",
-    "n_heads",
-    "inner_size",
-)
-_POSITIVE = (*_AMOUNTS, "learning_rate", "temperature")
-_NOT_NEGATIVE = ("weight_decay", "stopping_step", "worker", "seed", "metric_decimal_place")
-_WHOLE = (*_AMOUNTS, "stopping_step", "eval_step", "worker", "seed", "metric_decimal_place")
-_TEXT = (
-    "checkpoint_dir",
-    "data_path",
-    "encoding",
-    "field_separator",
-    "seq_separator",
-    "USER_ID_FIELD",
-    "ITEM_ID_FIELD",
-    "TIME_FIELD",
-)
+_AMOUNTS = {"epochs", "pretrain_epochs", "train_batch_size", "eval_batch_size", "save_step"}
+_AMOUNTS |= {"MAX_ITEM_LIST_LENGTH", "hidden_size", "n_layers", "n_heads", "inner_size"}
+_POSITIVE = _AMOUNTS | {"learning_rate", "temperature"}
+_NOT_NEGATIVE = {"weight_decay", "stopping_step", "worker", "seed", "metric_decimal_place"}
+_WHOLE = _AMOUNTS | {"stopping_step", "eval_step", "worker", "seed", "metric_decimal_place"}
+_TEXT = {"checkpoint_dir", "data_path", "encoding", "field_separator", "seq_separator"}
+_TEXT |= {"USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"}
 _PICKLED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 _MAX_SEED = 2**32 - 1  # numpy's
 _LARGEST = float(np.finfo(np.float32).max)
