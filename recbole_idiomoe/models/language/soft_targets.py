@@ -54,8 +54,8 @@ class SoftTargets(nn.Module):
     """Changes single targets to soft targets; the buffers are not saved with a model.
 
     Args:
-        text_share: share of the probability for the neighbours of the target, in [0, 1).
-        transition_share: share of it for the followers of the item before the target.
+        transition_share: share of the probability for the followers of the item before the target.
+        text_share: share of the rest for the neighbours of the target, in [0, 1).
     """
 
     similar: Tensor
