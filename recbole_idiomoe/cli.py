@@ -1,6 +1,6 @@
 """The command line: ``recbole-idiomoe --model=IDIOMoE --dataset=ml-100k --key=value``.
 
-Light until a run starts: ``--help`` and the lists must not wait for torch.
+Torch is imported only when a run starts, so that ``--help`` and the lists answer at once.
 """
 
 from __future__ import annotations
@@ -46,28 +46,29 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
   --seeds=N               repeat every run with the seeds seed, seed+1, ... and
                           print means
   --variants={NAME: {SETTING: VALUE, ...}, ...}
-                          rows of a table, each with settings of its own, model
-                          included; all other settings are for all rows, and a
-                          row's own win over them (see properties/ablations/)
+                          rows of a table, each with its own settings, which may
+                          include the model; they replace the settings of all
+                          rows (see properties/ablations/)
   --baseline=NAME         the row that the others are compared with (the first)
   --tune=N                search settings instead of testing: N trials of every
                           model on every data set, its default settings first,
                           chosen on validation (needs optuna; see --tuned)
-  --leaderboard=FOLDER    run what is not there yet, keep every run there for
-                          good, and write tables, statistics and a page with
+  --leaderboard=FOLDER    run what is not there yet, keep every run there, and
+                          write tables, statistics and a page with
                           pictures; later commands add models, data sets and
-                          seeds, and one that was cut off is typed again
+                          seeds; to go on after an interruption, repeat the
+                          command
   --jobs=N                runs of a table at a time, in processes that share the
                           machine (1)
   --list_models           names that --model takes
   --list_datasets         names that --dataset takes
   --help                  this text
 
-A value is written as in YAML; a setting without one is True. RecBole's settings
-(epochs, learning_rate, train_batch_size, stopping_step, topk, metrics, seed,
-data_path, checkpoint_dir, gpu_id ...) are described in RecBole's documentation
-under "Config Settings". The others are below; in brackets stands the section of
-the paper that describes it: IDIOMoE's, or that of the method in the heading.
+Values are written as in YAML; a setting without a value is True. RecBole's
+settings (epochs, learning_rate, train_batch_size, stopping_step, topk, metrics,
+seed, data_path, checkpoint_dir, gpu_id ...) are described in its documentation
+under "Config Settings". All other settings are below, with the section of the
+IDIOMoE paper, or of the paper of the method in the heading, in brackets.
 """
 
 
@@ -165,11 +166,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
-    """Read ``--key=value``, ``--key value`` and bare ``--key``, which means True; ``-h`` is help.
+    """Read ``--key=value``, ``--key value`` and ``--key``, which means True; ``-h`` is help.
 
     Raises:
-        SettingError: a word that belongs to no key, a key with two different values,
-            a key of our own without one, or a model that cannot be run here.
+        SettingError: a word without a key, a key with two different values, a missing value, or a
+            model that cannot be run here.
     """
     values: dict[str, Any] = {}
     for key, value in _pairs(arguments):
@@ -205,11 +206,10 @@ def parse_arguments(arguments: Sequence[str]) -> Arguments:
 
 
 def parse_value(text: str) -> Any:
-    """The value that ``text`` stands for, read as YAML and never run.
+    """The value of ``text`` as YAML, which is never run as code.
 
-    Text that is not YAML is itself, as ``[5,inf)``; so is text with a colon or a dash
-    that YAML would take for a mapping or a list, unless it has brackets. ``None`` is
-    null, as users of RecBole write it.
+    Text that is not YAML, as ``[5,inf)``, stays text. So does text that YAML reads as a mapping or
+    a list although it has no brackets, as ``a: b``. ``None`` is null, as in RecBole's examples.
     """
     if text in ("", "None"):
         return text if text == "" else None
