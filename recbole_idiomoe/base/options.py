@@ -194,10 +194,9 @@ class Options:
 def _docstrings(cls: type[Any]) -> dict[str, str]:
     """The string below each annotated attribute in the source of ``cls``, on one line."""
     try:
-        source = inspect.getsource(cls)
-    except (OSError, TypeError):  # the class is built in, or was typed into an interpreter
+        tree: Any = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    except (OSError, TypeError, SyntaxError):  # no source, or a nested class that cannot be cut out
         return {}
-    tree: Any = ast.parse(textwrap.dedent(source)).body[0]
     docs = {}
     for attribute, below in pairwise(tree.body):
         match attribute, below:

@@ -47,7 +47,7 @@ def register_model(
         model_class: a subclass of RecBole's ``SequentialRecommender``.
         options: a frozen dataclass that derives from :class:`~recbole_idiomoe.base.options.Options`
             and declares the settings that the class reads in addition to RecBole's, as
-            ``hidden_size: PositiveInt = 64``.
+            ``hidden_size: PositiveInt = 64``. ``--help`` shows the docstring below each of them.
         trainer: a subclass of RecBole's ``Trainer``.
         dataset: the class of the training data, a subclass of RecBole's ``Dataset``.
 
