@@ -1,6 +1,6 @@
 """The command line: ``recbole-idiomoe --model=IDIOMoE --dataset=ml-100k --key=value``.
 
-Light until a run starts: ``--help`` and the lists must not wait for torch.
+Torch is imported only when a run starts, so that ``--help`` and the lists answer at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -22,8 +22,10 @@ from recbole_idiomoe.config.help import settings_help, text_settings
 from recbole_idiomoe.data.names import list_datasets
 from recbole_idiomoe.models import registry
 
-WIDTH = 80
-_FLAGS = ("help", "list_models", "list_datasets")
+_LISTINGS = ("help", "list_models", "list_datasets")
+# YAML would make a number or a date of some names and paths.
+_TEXTS = {"model", "dataset", "config_files", "result_file", "resume", "leaderboard"}
+_TEXTS |= {"data_path", "checkpoint_dir", "baseline"}
 
 _USAGE = """\
 usage: recbole-idiomoe [--model=NAME,NAME] [--dataset=NAME,NAME]
@@ -44,100 +46,79 @@ one protocol. Without arguments: IDIOMoE on ml-100k.
   --seeds=N               repeat every run with the seeds seed, seed+1, ... and
                           print means
   --variants={NAME: {SETTING: VALUE, ...}, ...}
-                          rows of a table, each with settings of its own, model
-                          included; all other settings are for all rows, and a
-                          row's own win over them (see properties/ablations/)
+                          rows of a table, each with its own settings, which may
+                          include the model; they replace the settings of all
+                          rows (see properties/ablations/)
   --baseline=NAME         the row that the others are compared with (the first)
   --tune=N                search settings instead of testing: N trials of every
                           model on every data set, its default settings first,
                           chosen on validation (needs optuna; see --tuned)
-  --leaderboard=FOLDER    run what is not there yet, keep every run there for
-                          good, and write tables, statistics and a page with
+  --leaderboard=FOLDER    run what is not there yet, keep every run there, and
+                          write tables, statistics and a page with
                           pictures; later commands add models, data sets and
-                          seeds, and one that was cut off is typed again
+                          seeds; to go on after an interruption, repeat the
+                          command
   --jobs=N                runs of a table at a time, in processes that share the
                           machine (1)
   --list_models           names that --model takes
   --list_datasets         names that --dataset takes
   --help                  this text
 
-A value is written as in YAML; a setting without one is True. RecBole's settings
-(epochs, learning_rate, train_batch_size, stopping_step, topk, metrics, seed,
-data_path, checkpoint_dir, gpu_id ...) are described in RecBole's documentation
-under "Config Settings". The others are below; in brackets stands the section of
-the paper that describes it: IDIOMoE's, or that of the method in the heading.
+Values are written as in YAML; a setting without a value is True. RecBole's
+settings (epochs, learning_rate, train_batch_size, stopping_step, topk, metrics,
+seed, data_path, checkpoint_dir, gpu_id ...) are described in its documentation
+under "Config Settings". All other settings are below, with the section of the
+IDIOMoE paper, or of the paper of the method in the heading, in brackets.
 """
 
 
 @dataclass
 class Arguments:
-    """What the command line asks for."""
+    """What the command line asks for: a listing, a search, or the run that ``api.run`` takes."""
 
-    models: list[str] | None = None
-    datasets: list[str] | None = None
-    config_files: list[str] = field(default_factory=list)
-    result_file: str | None = None
-    resume: str | None = None
-    leaderboard: str | None = None
-    jobs: int = 1
-    tune: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    flags: set[str] = field(default_factory=set)
+    listings: list[str]
+    models: list[str] | None
+    datasets: list[str] | None
+    config_files: list[str]
+    result_file: str | None
+    resume: str | None
+    leaderboard: str | None
+    jobs: int
+    tune: int | None
+    settings: dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code, as :func:`run_program` gives it.
+    """Run the command line and return its exit code; see :func:`run_program`.
 
-    Of several processes that a launcher started, the first prints what is not an error.
+    If a launcher started several processes, only the first one prints, except for errors.
     """
     words = sys.argv[1:] if arguments is None else arguments
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        return run_program(lambda: _main(words, print))
-    # Torch says in every process what may slow it down.
+        return run_program(lambda: _run(words, print))
+    # Without this torch prints performance warnings in every process.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from recbole_idiomoe.base import distributed
 
-    def answer(text: str, **options: Any) -> None:
+    def print_once(text: str) -> None:
         if distributed.is_main():
-            print(text, **options)
+            print(text)
 
-    def complain(line: str, **options: Any) -> None:
+    def print_error_once(line: str, **options: Any) -> None:
         if distributed.is_first_to_say(line):
             print(line, **options)
 
-    return distributed.as_one(lambda: run_program(lambda: _main(words, answer), complain))
+    return distributed.as_one(
+        lambda: run_program(lambda: _run(words, print_once), print_error_once)
+    )
 
 
-def _main(arguments: Sequence[str], answer: Callable[..., None]) -> int:
-    """The exit code.
-
-    Args:
-        answer: prints what was asked for.
-    """
+def _run(words: Sequence[str], answer: Callable[[str], None]) -> int:
+    """Do what ``words`` ask for, pass the text to ``answer``, and return the exit code."""
     try:
-        parsed = parse_arguments(arguments)
-        if parsed.flags:
-            answer(_answer(parsed.flags))
-            return 0
-        if parsed.tune is not None:
-            answer(_tuned(parsed, parsed.tune))
-            return 0
-        from recbole_idiomoe.api import run
-        from recbole_idiomoe.report.tables import table
-
-        results = run(
-            parsed.models,
-            parsed.datasets,
-            parsed.config_files,
-            parsed.settings,
-            result_file=parsed.result_file,
-            resume=parsed.resume,
-            leaderboard=parsed.leaderboard,
-            jobs=parsed.jobs,
-        )
-        answer(table(results))
+        answer(_answer(parse_arguments(words)))
         return 0
-    except OSError as error:  # such as of a log, which others write
+    except OSError as error:  # from a log of another library, for example
         if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise DiskFullError(f"the disk is full ({error}); make room and try again.") from error
@@ -152,50 +133,83 @@ def _main(arguments: Sequence[str], answer: Callable[..., None]) -> int:
         return 2
 
 
+def _answer(asked: Arguments) -> str:
+    """The text that the command line asks for; most take a run to find."""
+    if "help" in asked.listings:
+        return f"{_USAGE}\n{settings_help(80)}"
+    if "list_models" in asked.listings:
+        return "\n".join([*registry.MODELS, *registry.sequential_models()])
+    if "list_datasets" in asked.listings:
+        return "\n".join(list_datasets())
+    what = (asked.models, asked.datasets, asked.config_files, asked.settings)
+    if asked.tune is None:
+        from recbole_idiomoe.api import run
+        from recbole_idiomoe.report.tables import table
+
+        where = {name: getattr(asked, name) for name in ("result_file", "resume", "leaderboard")}
+        return table(run(*what, **where, jobs=asked.jobs))
+    if asked.result_file or asked.resume or asked.leaderboard or asked.jobs != 1:
+        raise SettingError(
+            "--tune goes without result_file, resume, leaderboard and jobs: its trials are kept in "
+            "the folder that --tuned names, one is run at a time, and the same command goes on."
+        )
+    from recbole_idiomoe.tuning import table as trial_table
+    from recbole_idiomoe.tuning import tune
+
+    return trial_table(tune(*what, trials=asked.tune))
+
+
 def _is_out_of_memory(error: Exception) -> bool:
-    """numpy's, torch's of a CPU, or a GPU's; torch has one class for the last alone."""
-    said = ("can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    """Whether numpy, or torch on a CPU or a GPU, could not get memory; torch has no one class."""
+    messages = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in messages)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Arguments:
-    """Read ``--key=value``, ``--key value`` and bare ``--key``, which means True; ``-h`` is help.
+    """Read ``--key=value``, ``--key value`` and ``--key``, which means True; ``-h`` is help.
 
     Raises:
-        SettingError: a word that belongs to no key, a key with two different values,
-            a key of our own without one, or a model that cannot be run here.
+        SettingError: a word without a key, a key with two different values, a missing value, or a
+            model that cannot be run here.
     """
     values: dict[str, Any] = {}
     for key, value in _pairs(arguments):
         if key in values and values[key] != value:
             raise SettingError(f"--{key} is given twice, as {values[key]!r} and {value!r}.")
         values[key] = value
-    parsed = Arguments(flags={key for key in _FLAGS if values.pop(key, False)})
-    for key in ("result_file", "resume", "leaderboard"):
-        if key in values:
-            setattr(parsed, key, _text(key, values.pop(key)))
-    parsed.jobs = values.pop("jobs", 1)
-    parsed.tune = values.pop("tune", None)
-    for key, name in _LISTS.items():
-        if key in values:
-            setattr(parsed, name, _names(key, values.pop(key)))
+
+    def text(key: str) -> str | None:
+        value = values.pop(key, None)
+        if value is not None and (not isinstance(value, str) or not value.strip(", ")):
+            raise SettingError(f"--{key} needs a value: --{key}=...")
+        return value
+
+    def names(key: str) -> list[str] | None:
+        given = text(key)
+        return list(dict.fromkeys(re.split(r"[,\s]+", given.strip(", ")))) if given else None
+
+    parsed = Arguments(
+        listings=[key for key in _LISTINGS if values.pop(key, False)],
+        models=names("model"),
+        datasets=names("dataset"),
+        config_files=names("config_files") or [],
+        result_file=text("result_file"),
+        resume=text("resume"),
+        leaderboard=text("leaderboard"),
+        jobs=values.pop("jobs", 1),
+        tune=values.pop("tune", None),
+        settings=values,
+    )
     for model in parsed.models or []:
         registry.check_model(model)
-    parsed.settings = values
     return parsed
 
 
-def help_text() -> str:
-    """What ``--help`` prints, at most 80 columns wide."""
-    return f"{_USAGE}\n{settings_help(WIDTH)}"
-
-
 def parse_value(text: str) -> Any:
-    """The value that ``text`` stands for, read as YAML and never run.
+    """The value of ``text`` as YAML, which is never run as code.
 
-    Text that is not YAML is itself, as ``[5,inf)``; so is text with a colon or a dash
-    that YAML would take for a mapping or a list, unless it has brackets. ``None`` is
-    null, as users of RecBole write it.
+    Text that is not YAML, as ``[5,inf)``, stays text. So does text that YAML reads as a mapping or
+    a list although it has no brackets, as ``a: b``. ``None`` is null, as in RecBole's examples.
     """
     if text in ("", "None"):
         return text if text == "" else None
@@ -209,7 +223,7 @@ def parse_value(text: str) -> Any:
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    texts = text_settings()
+    texts, texts_or_null = text_settings()
     rest = ["--help" if word == "-h" else word for word in arguments]
     while rest:
         word = rest.pop(0)
@@ -218,66 +232,10 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             raise SettingError(
                 f"{word!r} belongs to no setting; settings are given as --key=value."
             )
-        if equals:
-            yield key, _typed(key, text, texts)
-        elif key not in _FLAGS and rest and not rest[0].startswith("--"):
-            yield key, _typed(key, rest.pop(0), texts)
-        else:
-            yield key, True
-
-
-def _typed(key: str, text: str, texts: tuple[set[str], set[str]]) -> Any:
-    """``text`` itself for names, paths and sentences; YAML would make a number of some."""
-    always, or_null = texts
-    value = text if key in _TEXTS | always else parse_value(text)
-    return text if key in or_null and value is not None else value
-
-
-def _names(key: str, value: Any) -> list[str]:
-    names = re.split(r"[,\s]+", _text(key, value).strip(", "))
-    return list(dict.fromkeys(names))
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip(", "):
-        raise SettingError(f"--{key} needs a value: --{key}=...")
-    return value
-
-
-def _answer(flags: set[str]) -> str:
-    if "help" in flags:
-        return help_text()
-    if "list_models" in flags:
-        return "\n".join([*registry.MODELS, *registry.sequential_models()])
-    return "\n".join(list_datasets())
-
-
-def _tuned(parsed: Arguments, trials: int) -> str:
-    if parsed.result_file or parsed.resume or parsed.leaderboard or parsed.jobs != 1:
-        raise SettingError(
-            "--tune goes without result_file, resume, leaderboard and jobs: its trials are kept in "
-            "the folder that --tuned names, one is run at a time, and the same command goes on."
-        )
-    from recbole_idiomoe.tuning import table, tune
-
-    return table(
-        tune(
-            parsed.models,
-            parsed.datasets,
-            parsed.config_files,
-            parsed.settings,
-            trials=trials,
-        )
-    )
-
-
-_LISTS = {"model": "models", "dataset": "datasets", "config_files": "config_files"}
-_TEXTS = {
-    *_LISTS,
-    "result_file",
-    "resume",
-    "leaderboard",
-    "data_path",
-    "checkpoint_dir",
-    "baseline",
-}
+        if not equals:
+            if key in _LISTINGS or not rest or rest[0].startswith("--"):
+                yield key, True
+                continue
+            text = rest.pop(0)
+        value = text if key in _TEXTS | texts else parse_value(text)
+        yield key, text if key in texts_or_null and value is not None else value

@@ -1,6 +1,6 @@
-"""What RecBole lets pass, or stops at late and unclearly, checked before anything runs.
+"""Checks of settings that RecBole accepts, or refuses late and unclearly, before anything runs.
 
-Each function raises a one-line :class:`SettingError`, or returns.
+Each function raises a one-line :class:`SettingError` if its check fails.
 """
 
 from __future__ import annotations
@@ -17,31 +17,13 @@ from recbole.evaluator.register import metrics_dict
 
 from recbole_idiomoe.base.errors import SettingError, nearest
 
-_AMOUNTS = (
-    "epochs",
-    "train_batch_size",
-    "eval_batch_size",
-    "MAX_ITEM_LIST_LENGTH",
-    "pretrain_epochs",
-    "save_step",
-    "hidden_size",
-    "n_layers",
-    "n_heads",
-    "inner_size",
-)
-_POSITIVE = (*_AMOUNTS, "learning_rate", "temperature")
-_NOT_NEGATIVE = ("weight_decay", "stopping_step", "worker", "seed", "metric_decimal_place")
-_WHOLE = (*_AMOUNTS, "stopping_step", "eval_step", "worker", "seed", "metric_decimal_place")
-_TEXT = (
-    "checkpoint_dir",
-    "data_path",
-    "encoding",
-    "field_separator",
-    "seq_separator",
-    "USER_ID_FIELD",
-    "ITEM_ID_FIELD",
-    "TIME_FIELD",
-)
+_AMOUNTS = {"epochs", "pretrain_epochs", "train_batch_size", "eval_batch_size", "save_step"}
+_AMOUNTS |= {"MAX_ITEM_LIST_LENGTH", "hidden_size", "n_layers", "n_heads", "inner_size"}
+_POSITIVE = _AMOUNTS | {"learning_rate", "temperature"}
+_NOT_NEGATIVE = {"weight_decay", "stopping_step", "worker", "seed", "metric_decimal_place"}
+_WHOLE = _AMOUNTS | {"stopping_step", "eval_step", "worker", "seed", "metric_decimal_place"}
+_TEXT = {"checkpoint_dir", "data_path", "encoding", "field_separator", "seq_separator"}
+_TEXT |= {"USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"}
 _PICKLED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 _MAX_SEED = 2**32 - 1  # numpy's
 _LARGEST = float(np.finfo(np.float32).max)
@@ -56,8 +38,8 @@ INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 _NUMBER = r"\s*[-+]?(?:inf|\d+\.?\d*(?:[eE][-+]?\d+)?)\s*"
 _INTERVAL = re.compile(rf"\s*[\[(]({_NUMBER}),({_NUMBER})[\])]\s*")
 
-# Their numbers come from collected counts, on which RecBole calls .cpu() as if they were
-# tensors (recbole/evaluator/collector.py:227), after the first epoch.
+# RecBole calls .cpu() on these counts as if they were tensors (recbole/evaluator/collector.py:227),
+# and so fails after the first epoch.
 _COUNTS = {"data.num_items", "data.num_users", "data.count_items", "data.count_users"}
 _METRICS = {
     cls.__name__.lower(): cls.__name__
@@ -67,11 +49,7 @@ _METRICS = {
 
 
 def check_dataset_name(dataset: str) -> None:
-    """``dataset`` is a name: RecBole makes file names of it.
-
-    Raises:
-        SettingError: it is a path.
-    """
+    """``dataset`` is a name and no path: RecBole makes file names from it."""
     if "/" in dataset or "\\" in dataset:
         raise SettingError(
             f"dataset={dataset!r} is a path; give the name of its folder, and the folder above as "
@@ -80,28 +58,17 @@ def check_dataset_name(dataset: str) -> None:
 
 
 def check_names(given: Collection[str], known: Collection[str], model: str) -> None:
-    """Every key in ``given`` is in ``known``: RecBole takes any, and a misspelt one has no effect.
-
-    Raises:
-        SettingError: it is not; the message names the nearest key.
-    """
+    """Every key in ``given`` is in ``known``; RecBole takes any key, and ignores a misspelt one."""
     for name in given:
         if name not in known:
-            near = nearest(name.replace("-", "_"), known)
-            mend = (
-                f"did you mean {near!r}?"
-                if near
-                else f"neither RecBole, {model} nor this package reads it."
-            )
-            raise SettingError(f"unknown setting {name!r}; {mend}")
+            advice = f"neither RecBole, {model} nor this package reads it."
+            if near := nearest(name.replace("-", "_"), known):
+                advice = f"did you mean {near!r}?"
+            raise SettingError(f"unknown setting {name!r}; {advice}")
 
 
 def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """RecBole's settings in ``given`` are of their default's type, and in range.
-
-    Raises:
-        SettingError: one is not.
-    """
+    """RecBole's settings in ``given`` have the type of their default, and are in range."""
     for name, value in given.items():
         if name in _PICKLED and value:
             raise SettingError(
@@ -112,9 +79,7 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         if isinstance(default, bool):
             if not isinstance(value, bool):
                 raise SettingError(f"{name}={value!r} must be True or False.")
-        elif isinstance(default, int | float) and (
-            isinstance(value, bool) or not isinstance(value, int | float)
-        ):
+        elif isinstance(default, int | float) and not _is_number(value):
             raise SettingError(f"{name}={value!r} must be a number, as {default}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"{name}={value!r} must be a finite number.")
@@ -135,12 +100,7 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
 
 
 def check_forms(final: Mapping[str, Any]) -> None:
-    """Settings with parts have those that RecBole reads.
-
-    Raises:
-        SettingError: intervals, ``load_col``, ``clip_grad_norm`` or ``benchmark_filename`` of
-            another form.
-    """
+    """Intervals, ``load_col``, ``clip_grad_norm`` and ``benchmark_filename`` are well-formed."""
     for name in INTERVALS:
         _check_interval(name, final.get(name))
     values = final.get("val_interval")
@@ -175,11 +135,7 @@ def check_forms(final: Mapping[str, Any]) -> None:
 
 
 def check_eval_args(final: Mapping[str, Any]) -> None:
-    """The split has a validation and a test part, in the order of time.
-
-    Raises:
-        SettingError: another split, order or grouping.
-    """
+    """The split has a validation and a test part, in the order of time."""
     found = final["eval_args"]
     if not isinstance(found, dict):
         raise SettingError(f"eval_args={found!r} should be a dict, as {{mode: full}}.")
@@ -202,14 +158,11 @@ def check_eval_args(final: Mapping[str, Any]) -> None:
 
 
 def check_metrics(final: Mapping[str, Any]) -> None:
-    """``metrics``, ``topk`` and ``valid_metric`` agree: RecBole fails after the first epoch.
+    """``metrics`` and ``topk`` are valid, and ``valid_metric`` is one of the metrics measured.
 
-    Raises:
-        SettingError: an unknown metric, a cut-off that is no positive whole number, or a
-            ``valid_metric`` that is not among what is measured.
+    Otherwise RecBole fails after the first epoch.
     """
-    metrics = final["metrics"]
-    metrics = [metrics] if isinstance(metrics, str) else metrics
+    metrics = _as_list(final["metrics"])
     if not isinstance(metrics, list) or not metrics:
         raise SettingError(f"metrics={metrics!r} must name at least one metric, as [Hit, NDCG].")
     for metric in metrics:
@@ -231,11 +184,7 @@ def check_metrics(final: Mapping[str, Any]) -> None:
 
 
 def check_cold_start(final: Mapping[str, Any]) -> None:
-    """A cold start has what it needs: leave one out, the full ranking, metrics of ranked lists.
-
-    Raises:
-        SettingError: it has not.
-    """
+    """A cold start is run with leave-one-out, the full ranking and metrics of ranked lists."""
     if not final["cold_start"]:
         return
     start, found = f"cold_start={final['cold_start']}", final["eval_args"]
@@ -244,13 +193,8 @@ def check_cold_start(final: Mapping[str, Any]) -> None:
             f"{start} needs one .inter file and eval_args: split={{LS: valid_and_test}}; set it to "
             "0 to keep another split."
         )
-    mode = found["mode"]
-    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
-        raise SettingError(
-            f"{start} needs the full ranking, eval_args: mode=full; set it to 0 to keep {mode!r}."
-        )
-    metrics = final["metrics"]
-    for metric in [metrics] if isinstance(metrics, str) else metrics:
+    _check_full_ranking(start, "set it to 0", found["mode"])
+    for metric in _as_list(final["metrics"]):
         if not issubclass(metrics_dict[metric.lower()], TopkMetric):
             raise SettingError(
                 f"metrics: {metric} is not of a ranked list's top K, which {start} needs; take "
@@ -259,18 +203,11 @@ def check_cold_start(final: Mapping[str, Any]) -> None:
 
 
 def check_mix(final: Mapping[str, Any]) -> None:
-    """A mix has what it needs: one file, the full ranking, no cold start.
-
-    Raises:
-        SettingError: it has not.
-    """
+    """A mix is run with one ``.inter`` file, the full ranking and without a cold start."""
     if not final["mix"]:
         return
-    mix, mode = f"mix={final['mix']}", final["eval_args"]["mode"]
-    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
-        raise SettingError(
-            f"{mix} needs the full ranking, eval_args: mode=full; leave it out to keep {mode!r}."
-        )
+    mix = f"mix={final['mix']}"
+    _check_full_ranking(mix, "leave it out", final["eval_args"]["mode"])
     if final["cold_start"]:
         raise SettingError(
             f"{mix}: nobody had the unseen items of a cold start, which counts cannot rank; leave "
@@ -281,14 +218,7 @@ def check_mix(final: Mapping[str, Any]) -> None:
 
 
 def check_text_file(name: str, path: str) -> None:
-    """``path`` holds text.
-
-    Args:
-        name: the setting that names it.
-
-    Raises:
-        SettingError: it does not, or cannot be read.
-    """
+    """The file ``path``, which the setting ``name`` gives, can be read and holds UTF-8 text."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -300,13 +230,16 @@ def check_text_file(name: str, path: str) -> None:
 
 
 def _results_of(metric: str, cutoffs: list[int]) -> list[str]:
-    """What RecBole calls the results of ``metric``: one for each cut-off if it is of a list."""
+    """RecBole's names of the results of ``metric``: one for each cut-off, or only one."""
     of_lists = {"rec.topk", "rec.items"} & set(metrics_dict[metric].metric_need)
     return [f"{metric}@{cutoff}" for cutoff in cutoffs] if of_lists else [metric]
 
 
-def _is_cutoff(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _check_full_ranking(what: str, advice: str, mode: Any) -> None:
+    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+        raise SettingError(
+            f"{what} needs the full ranking, eval_args: mode=full; {advice} to keep {mode!r}."
+        )
 
 
 def _check_interval(name: str, value: Any) -> None:
@@ -324,5 +257,17 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return _is_number(value) and value > 0
+
+
+def _is_cutoff(value: Any) -> bool:
+    return isinstance(value, int) and _is_positive(value)

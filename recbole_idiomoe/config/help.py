@@ -1,18 +1,16 @@
-"""The options of all models, as ``--help`` prints them; needs neither torch nor RecBole."""
+"""The text of ``--help`` about the options of all models; needs neither torch nor RecBole."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import Field
-from typing import Any
+from collections.abc import Iterator
 
-from recbole_idiomoe.base.options import Options, default_of
+from recbole_idiomoe.base.options import Option, Options
 from recbole_idiomoe.config.options import listed_options
 from recbole_idiomoe.models import registry
 
 GROUPS = ("protocol", "evaluation", "text", "model", "training")
-"""Headings of options that many models share, in their order; then the models have their own."""
+"""Headings of options that many models share, in order; options of single models follow."""
 
 
 def settings_help(width: int) -> str:
@@ -22,8 +20,8 @@ def settings_help(width: int) -> str:
     for options in _every_class():
         models = ", ".join(name for name in registry.MODELS if _has(name, options))
         heading = vars(options).get("group") or f"{models} (--model={models.split(', ')[0]})"
-        for f in options.declared():
-            sections.setdefault(f"{heading}:", []).extend(_option_lines(f, width))
+        for option in options.own():
+            sections.setdefault(f"{heading}:", []).extend(_option_lines(option, width))
         if recipe := vars(options).get("recipe"):
             recipes += _wrapped(f"{models}:", width, 2)
             recipes += _wrapped(
@@ -37,18 +35,13 @@ def settings_help(width: int) -> str:
 
 def text_settings() -> tuple[set[str], set[str]]:
     """Names of the options that are text, and of those that are text or null."""
-    always: set[str] = set()
-    or_null: set[str] = set()
-    for options in _every_class():
-        kinds = options.kinds()
-        for f in options.declared():
-            if kinds[f.name] == ("str",):
-                (or_null if f.metadata["none"] else always).add(f.name)
-    return always, or_null
+    texts = [option for kind in _every_class() for option in kind.own() if option.types == (str,)]
+    always = {option.name for option in texts if not option.nullable}
+    return always, {option.name for option in texts if option.nullable}
 
 
 def _every_class() -> Iterator[type[Options]]:
-    """The classes of all options, each once, bases first."""
+    """All classes of options, each once, bases first."""
     of_models = [registry.get_options(name) for name in registry.MODELS]
     lines = (kind.__mro__[::-1] for kind in (*listed_options(), *of_models))
     every = dict.fromkeys(kind for line in lines for kind in line if issubclass(kind, Options))
@@ -59,15 +52,13 @@ def _has(model: str, options: type[Options]) -> bool:
     return issubclass(registry.get_options(model), options)
 
 
-def _option_lines(f: Field[Any], width: int) -> Sequence[str]:
-    default, choices, section = default_of(f), f.metadata["choices"], f.metadata["section"]
-    about = f.metadata["help"]
-    if choices:
-        about += f"; one of {', '.join(map(repr, choices))}"
-    if section:
-        about += f" [{section}]"
+def _option_lines(option: Option, width: int) -> list[str]:
+    default = option.owner.defaults()[option.name]
     shown = "null" if default is None else repr(default) if isinstance(default, str) else default
-    name = textwrap.wrap(f"--{f.name}={shown}", width - 2, subsequent_indent="    ")
+    name = textwrap.wrap(f"--{option.name}={shown}", width - 2, subsequent_indent="    ")
+    about = option.help
+    if option.choices:
+        about += f" One of {', '.join(map(repr, option.choices))}."
     return [*(f"  {line}" for line in name), *_wrapped(about, width, 6)]
 
 

@@ -1,4 +1,4 @@
-"""What is said of a model on a data set before a user says anything, and which settings it has."""
+"""The settings of a model on a data set before a user changes any, and their names."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from recbole_idiomoe.models import registry
 
 
 def overlay(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``base``, changed: a value in ``layer`` replaces that of ``base``; ``eval_args`` merge."""
-    merged = {**base, **layer}
-    if isinstance(base.get("eval_args"), dict) and isinstance(layer.get("eval_args"), dict):
-        merged["eval_args"] = {**base["eval_args"], **layer["eval_args"]}
-    base.update(merged)
+    """Update ``base`` with ``layer`` and return it; the parts of ``eval_args`` are merged."""
+    before, after = base.get("eval_args"), layer.get("eval_args")
+    base.update(layer)
+    if isinstance(before, dict) and isinstance(after, dict):
+        base["eval_args"] = before | after
     return base
 
 
 def own_layers(model: str, dataset: str) -> list[tuple[str, dict[str, Any]]]:
-    """What this package says of ``model`` on ``dataset``: where, and the settings; later ones win.
+    """This package's settings for ``model`` on ``dataset``, each with its source; later ones win.
 
-    A layer may have a ``search_space``, which is no setting of a run.
+    A layer may also have a ``search_space``, which is not a setting of a run.
     """
-    family = registry.family(model)
+    family, root = registry.family(model), yaml_files.properties_path()
 
     def files(*names: str) -> list[tuple[str, dict[str, Any]]]:
-        root = yaml_files.properties_path()
         found = [root / f"{name}.yaml" for name in names]
         return [
             (str(file.relative_to(root.parent)), yaml_files.read_settings(file))
@@ -50,27 +49,27 @@ def own_layers(model: str, dataset: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def own_settings(model: str) -> set[str]:
-    """Settings to which ``model`` gives values of its own: its recipe and options of it alone."""
+    """Settings in the recipe of ``model``, and options that not every model lists."""
     options = registry.get_options(model)
     recipe = {key for _, layer in options.layers() for key in layer}
     return recipe | (options.defaults().keys() - listed_defaults().keys())
 
 
 def keys_of(model: str) -> set[str]:
-    """Settings of ``model`` alone: those that its files and options name, or its code asks for."""
+    """Settings that the files, the options and the code of ``model`` name."""
     file = yaml_files.properties_path() / "model" / f"{model}.yaml"
     ours = yaml_files.read_settings(file) if file.is_file() else {}
     return ours.keys() | recbole_defaults(model).keys() | keys_read_by(model)
 
 
 def recbole_defaults(model: str) -> dict[str, Any]:
-    """What RecBole's own file of ``model`` says, if it has one."""
+    """The settings in RecBole's file of ``model``, if it has one."""
     file = Path(recbole.__file__).parent / "properties" / "model" / f"{model}.yaml"
     return yaml_files.read_settings(file) if file.is_file() else {}
 
 
 def keys_read_by(model: str) -> set[str]:
-    """Its options, and names in ``config["..."]`` in RecBole's files of what it derives from."""
+    """The options of ``model``, and names in ``config["..."]`` in RecBole's code of its bases."""
     modules = {cls.__module__ for cls in registry.get_model(model).__mro__}
     sources = (
         inspect.getsource(sys.modules[name]) for name in modules if name.startswith("recbole.")

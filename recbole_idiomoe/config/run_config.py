@@ -1,8 +1,7 @@
-"""One run's configuration: RecBole's ``Config``, typed, with misspelt keys refused.
+"""One run's configuration: RecBole's ``Config`` with typed values that are checked.
 
-RecBole's own reads ``sys.argv``, passes values through ``eval``, accepts any key
-and ignores ``use_gpu``. :class:`RunConfig` is still a ``Config`` to the rest of
-RecBole, but takes what it is given and nothing else.
+RecBole's own class reads ``sys.argv``, passes values through ``eval``, accepts any key and ignores
+``use_gpu``. :class:`RunConfig` takes only its arguments, and refuses misspelt keys.
 """
 
 from __future__ import annotations
@@ -23,30 +22,13 @@ from recbole_idiomoe import compat
 from recbole_idiomoe.base import distributed, yaml_files
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.options import Options
-from recbole_idiomoe.config.checks import (
-    INTERVALS,
-    check_cold_start,
-    check_dataset_name,
-    check_eval_args,
-    check_forms,
-    check_metrics,
-    check_mix,
-    check_names,
-    check_values,
-)
-from recbole_idiomoe.config.layers import (
-    keys_of,
-    keys_read_by,
-    overlay,
-    own_layers,
-    own_settings,
-    recbole_defaults,
-)
+from recbole_idiomoe.config import checks, layers
+from recbole_idiomoe.config.layers import overlay
 from recbole_idiomoe.config.options import listed_defaults, listed_options
 from recbole_idiomoe.models import registry
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 
-compat.apply()  # here, so that whoever has a configuration has a RecBole that works
+compat.apply()  # every use of RecBole starts with a configuration
 
 COMMAND = {"config_files", "dataset", "model", "result_file", "resume"}
 COMMAND |= {"variants", "baseline", "seeds", "search_space"}
@@ -54,60 +36,47 @@ COMMAND |= {"variants", "baseline", "seeds", "search_space"}
 
 _GPU = {"gpu_id", "use_gpu"}
 _MACHINE = _GPU | {"show_progress"}
-"""Entries that another machine, or another terminal, may answer otherwise."""
+"""Settings that depend on the machine or the terminal."""
 
-_COMPUTED = {
-    "MODEL_TYPE",
-    "MODEL_INPUT_TYPE",
-    "dataset_label",
-    "device",
-    "dumps",
-    "eval_type",
-    "local_rank",
-    "recbole_name",
-    "single_spec",
-    "test_neg_sample_args",
-    "valid_metric_bigger",
-    "valid_neg_sample_args",
-}
+_COMPUTED = {"MODEL_TYPE", "MODEL_INPUT_TYPE", "dataset_label", "device", "dumps", "eval_type"}
+_COMPUTED |= {"local_rank", "recbole_name", "single_spec", "valid_metric_bigger"}
+_COMPUTED |= {"test_neg_sample_args", "valid_neg_sample_args"}
 """Entries that follow from the settings, the model and the machine."""
 
-# Read by RecBole although no YAML of its own gives them a value.
+# RecBole reads these, but none of its YAML files gives them a value.
 _UNDECLARED = {"beta", "eta", "ft_ratio", "mask_ratio", "reg_weight", "tail_ratio"}
 
-# They learn from labelled pairs; RecBole marks them POINTWISE, as it does models that do not.
+# These learn from labelled pairs; RecBole marks them POINTWISE, like models that do not.
 _LABEL_MODELS = ("DIEN", "DIN")
 
 
 class RunConfig(Config):  # type: ignore[misc]
     """RecBole's configuration of ``model`` on ``dataset``, checked when it is built.
 
-    From low to high: RecBole's YAML files, the defaults of all options that every model lists and
-    of the model's own, ``properties/overall.yaml``, the recipe of the model, our YAML of the data
-    set and of both, the tuned settings that ``tuned`` asks for, then ``config_files`` in their
-    order, then ``settings``, then ``own``, then those that the model is made of.
-    A model that derives from another has that one's recipe below its own. A later
-    value replaces an earlier one, but ``eval_args`` are merged: RecBole would fill a missing
-    split with its own, a random one.
+    Values come from these sources, and a later one replaces an earlier one: RecBole's YAML files;
+    the defaults of all options; ``properties/overall.yaml``; the recipes of the models that the
+    model derives from, and its own; our YAML files of the data set and of model and data set; the
+    settings in the folder ``tuned``; ``config_files``; ``settings``; ``own``; and the model's
+    ``forced_settings``. Only ``eval_args`` are merged: RecBole would replace a missing split by a
+    random one.
 
     Args:
         model: a name that :func:`recbole_idiomoe.models.registry.get_model` knows.
         dataset: a data set's name; :func:`recbole_idiomoe.data.location.locate` finds its files.
-        config_files: YAML files, or JSON result files of ours.
-        settings: values by name, typed already.
-        beside: other models that the same command runs; a setting that only they know is
-            theirs, and left out here.
-        own: settings that are meant for this model, whatever runs beside it.
+        config_files: YAML files, or JSON result files of this package.
+        settings: typed values by name.
+        beside: other models that the same command runs; settings that only they know are left out.
+        own: settings that are meant for this model alone.
 
     Attributes:
         data_root: the folder that holds a folder per data set.
         known: the settings that a run of this model may be given.
-        read_by_model: the model's own options, and those that RecBole's code of it asks for.
-        tuned_settings: those that ``tuned`` gave, and nothing else.
+        read_by_model: the model's own options, and the settings that RecBole's code of it reads.
+        tuned_settings: the settings that ``tuned`` gave.
 
     Raises:
-        SettingError: an unknown model or key, a value that cannot be, or a GPU that is
-            asked for and not there.
+        SettingError: an unknown model or key, an invalid value, or a GPU that is asked for and
+            does not exist.
     """
 
     parameters: dict[str, list[str]]
@@ -138,14 +107,14 @@ class RunConfig(Config):  # type: ignore[misc]
 
     @property
     def settings(self) -> Options:
-        """The model's own options, typed and checked, of the class that the registry names."""
+        """The model's own options, of the class that the registry names."""
         return registry.get_options(self.model).from_mapping(self.final_config_dict)
 
     def complete_settings(self) -> dict[str, Any]:
-        """Every setting in force, fit for JSON; given as ``settings`` it makes the same run.
+        """Every setting in force, for JSON; as ``settings`` they give the same run.
 
-        Left out is what follows from the rest, where tuned settings came from, and the choice of
-        a GPU and of progress bars unless the user made it: a run may be repeated elsewhere.
+        Computed settings and ``tuned`` are left out, and so are a GPU and progress bars that the
+        user did not choose, because the run may be repeated on another machine.
         """
         final = self.final_config_dict
         left_out = _COMPUTED | {"tuned"} | (_MACHINE - self.external_config_dict.keys())
@@ -156,20 +125,20 @@ class RunConfig(Config):  # type: ignore[misc]
         return complete
 
     def of_other_model(self, model: str, own: Mapping[str, Any]) -> RunConfig:
-        """What a run of ``model`` by itself would have on the same data, as a first stage.
+        """The configuration of another model on the same data, as the first stage of this one.
 
-        Settings that the recipe of either model speaks of are ``model``'s own.
+        Settings in the recipe of either model have the other model's own values.
 
         Args:
             model: the other model's name.
-            own: settings that win for it.
+            own: settings for it that replace all others.
         """
-        recipes = own_settings(model) | own_settings(self.model)
+        recipes = layers.own_settings(model) | layers.own_settings(self.model)
         shared = {k: v for k, v in self.complete_settings().items() if k not in recipes}
         label = self["dataset_label"]
         return RunConfig(model, label, settings=shared, beside=[self.model], own=own)
 
-    # What follows replaces steps of RecBole's Config.__init__, in the order of its calls.
+    # The methods below override steps of RecBole's Config.__init__, in the order of its calls.
 
     def _init_parameters_category(self) -> None:
         super()._init_parameters_category()
@@ -194,27 +163,27 @@ class RunConfig(Config):  # type: ignore[misc]
 
     def _merge_external_config_dict(self) -> None:
         external = overlay(dict(self.file_config_dict), self.variable_config_dict)
-        for key in INTERVALS:
-            # YAML takes [5,20] for a list; RecBole wants the text.
+        for key in checks.INTERVALS:
+            # YAML reads [5,20] as a list; RecBole expects the text.
             if isinstance(external.get(key), list):
                 external[key] = f"[{','.join(map(str, external[key]))}]"
         left_out = COMMAND - self.own.keys()
         self.external_config_dict = {k: v for k, v in external.items() if k not in left_out}
 
     def _get_model_and_dataset(self, model: str, dataset: str) -> tuple[str, type[Any], str]:
-        check_dataset_name(dataset)
+        checks.check_dataset_name(dataset)
         return model, registry.get_model(model), dataset
 
     def _load_internal_config_dict(self, model: str, model_class: type[Any], dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         internal, external = self.internal_config_dict, self.external_config_dict
         sampled = internal["train_neg_sample_args"]
-        for base in registry.family(model)[:-1]:  # RecBole knows a model's own file alone
-            overlay(internal, recbole_defaults(base))
+        for base in registry.family(model)[:-1]:  # RecBole reads only the model's own file
+            overlay(internal, layers.recbole_defaults(base))
         overlay(internal, listed_defaults())
         overlay(internal, registry.get_options(model).defaults())
-        internal["show_progress"] = sys.stderr.isatty()  # in a file bars are a line each
-        for _, layer in own_layers(model, dataset):
+        internal["show_progress"] = sys.stderr.isatty()  # in a file each update is a line
+        for _, layer in layers.own_layers(model, dataset):
             overlay(internal, layer)
         internal.pop("search_space", None)
         if isinstance(external.get("tuned"), str):
@@ -228,31 +197,27 @@ class RunConfig(Config):  # type: ignore[misc]
     def _get_final_config_dict(self) -> dict[str, Any]:
         internal, external = self.internal_config_dict, self.external_config_dict
         declared = {key for keys in self.parameters.values() for key in keys}
-        self.read_by_model = keys_read_by(self.model)
+        self.read_by_model = layers.keys_read_by(self.model)
         everywhere = internal.keys() | declared | _UNDECLARED
         self.known = (everywhere | self.read_by_model) - (_COMPUTED - {"recbole_name"}) | {"dumps"}
-        theirs = {key for model in self.beside for key in keys_of(model)} - self.known
-        theirs -= self.own.keys()
-        self.external_config_dict = {k: v for k, v in external.items() if k not in theirs}
-        external = self.external_config_dict
-        check_names(external, self.known, self.model)
-        check_values(external, internal)
+        theirs = {key for model in self.beside for key in layers.keys_of(model)}
+        theirs -= self.known | self.own.keys()
+        external = {k: v for k, v in external.items() if k not in theirs}
+        self.external_config_dict = external
+        checks.check_names(external, self.known, self.model)
+        checks.check_values(external, internal)
         final = overlay(copy.deepcopy(internal), external)
         final.update(self._forced_settings(external))
-        check_forms(final)
-        check_eval_args(final)
-        check_metrics(final)
+        checks.check_forms(final)
+        checks.check_eval_args(final)
+        checks.check_metrics(final)
         self._check_options(final)
-        check_cold_start(final)
-        check_mix(final)
+        checks.check_cold_start(final)
+        checks.check_mix(final)
         return final
 
     def _check_options(self, final: Mapping[str, Any]) -> None:
-        """Check the model's options, and those that it only lists: they are for models beside it.
-
-        Raises:
-            SettingError: a value that cannot be.
-        """
+        """Check the model's options, and options that other models of the command may read."""
         own = registry.get_options(self.model)
         own.from_mapping(final)
         others = {name: final[name] for name in final.keys() - own.defaults().keys()}
@@ -262,7 +227,7 @@ class RunConfig(Config):  # type: ignore[misc]
             LanguageModelOptions.from_mapping(others)
 
     def _forced_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model is made of; another value can be given only for the models beside it."""
+        """The settings that define the model; other values are allowed for other models only."""
         forced: dict[str, Any] = getattr(self.model_class, "forced_settings", {})
         for name, value in forced.items():
             meant = name in self.own or set(self.beside) <= {self.model}
@@ -282,7 +247,7 @@ class RunConfig(Config):  # type: ignore[misc]
     def _init_device(self) -> None:
         """Choose the device; RecBole ignores ``use_gpu`` and rewrites CUDA_VISIBLE_DEVICES.
 
-        Of several processes each has the GPU of its number, whatever ``gpu_id`` names.
+        If a launcher started several processes, each takes the GPU of its own local rank.
         """
         final, external = self.final_config_dict, self.external_config_dict
         index = str(final["gpu_id"])
@@ -295,30 +260,25 @@ class RunConfig(Config):  # type: ignore[misc]
                 "a GPU is asked for (use_gpu or gpu_id) but torch sees none; leave both out, or "
                 "set use_gpu to False, to run on the CPU."
             )
-        if wanted and available and distributed.is_launched():
-            if distributed.local_rank() >= available:
+        device = torch.device("cuda" if wanted and available else "cpu")
+        if device.type == "cuda" and distributed.is_launched():
+            rank = distributed.local_rank()
+            if rank >= available:
                 raise SettingError(
-                    f"process {distributed.local_rank()} of this machine has no GPU, torch sees "
-                    f"{available}; start as many processes as there are GPUs."
+                    f"process {rank} of this machine has no GPU, torch sees {available}; start as "
+                    "many processes as there are GPUs."
                 )
-            device = torch.device("cuda", distributed.local_rank())
-            torch.cuda.set_device(device)
+            device = torch.device("cuda", rank)
         elif wanted and "gpu_id" in external:
             if not index.isdigit() or int(index) >= available:
                 raise SettingError(
                     f"gpu_id={index} must be one number below {available}, the GPUs torch sees."
                 )
             device = torch.device("cuda", int(index))
+        if device.index is not None:
             torch.cuda.set_device(device)
-        else:
-            device = torch.device("cuda" if wanted and available else "cpu")
-        final.update(
-            gpu_id=index,
-            use_gpu=device.type == "cuda",
-            device=device,
-            single_spec=True,
-            local_rank=0,
-        )
+        is_gpu = device.type == "cuda"
+        final.update(gpu_id=index, use_gpu=is_gpu, device=device, single_spec=True, local_rank=0)
 
     def _set_train_neg_sample_args(self) -> None:
         with _recbole_refusals():
@@ -336,17 +296,17 @@ def _learns_from_negatives(model_class: type[Any], loss_type: str | None) -> boo
 
 
 def let_gpu_memory_grow() -> None:
-    """Have torch lengthen the blocks of GPU memory that it holds, unless told how it should.
+    """Have torch extend its blocks of GPU memory, unless the user configured the allocator.
 
-    Batches differ in length: of blocks that stay as they are, few fit again. Where it is too late,
-    the GPU being in use, nothing changes.
+    Batches differ in length, so that blocks of a fixed size can rarely be used again. Without
+    effect once the GPU is in use.
     """
     if sys.platform == "linux" and "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def _plain(value: Any) -> Any:
-    """``value`` in the types that JSON gives back."""
+    """``value`` in types that JSON has."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -356,7 +316,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _recbole_refusals() -> Iterator[None]:
-    """What RecBole says against a value, as a one-line :class:`SettingError`."""
+    """Turn RecBole's errors about values into one-line :class:`SettingError`."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

@@ -1,7 +1,7 @@
-"""The first of two stages in which some models are trained.
+"""Interfaces of the first of two training stages, which some models have.
 
-A model has one as its attribute ``first_stage``. It says when the stage is needed and what it
-trains; how a model is trained is handed in, so that models know nothing of trainers.
+A model with a first stage has it as its attribute ``first_stage``. The run passes a function that
+trains, because models do not depend on trainers.
 """
 
 from __future__ import annotations
@@ -23,28 +23,23 @@ class StageRun(Protocol):
 
     @property
     def folder(self) -> Path:
-        """The folder that the run writes."""
+        """The folder of the run."""
 
     def fit(self, config: Any, model: Any, train_data: Any, file: Path | None = None) -> Any:
-        """Train ``model``, which stops at a loss that is no number.
+        """Train ``model`` with RecBole's loader ``train_data``, and return the trainer.
 
         Args:
-            config: of the stage.
-            model: a recommender that RecBole's trainers can train.
-            train_data: RecBole's loader.
-            file: validate every epoch, and leave the model with the weights of the best one,
-                whose checkpoint this is; None: the last epoch counts, without validation.
-
-        Returns:
-            The trainer, after it has trained.
+            config: the configuration of the stage.
+            file: the checkpoint of the best epoch on validation, which the model ends with; None:
+                the last epoch counts, without validation.
         """
 
 
 class FirstStage(Protocol):
-    """What a model's attribute ``first_stage`` does."""
+    """The first stage of a model."""
 
     def is_needed(self, config: Any) -> bool:
-        """Whether the settings ask for the stage."""
+        """Whether the settings require the stage."""
 
     def train(self, run: StageRun) -> None:
-        """Train the stage, and set ``run.config`` to the second one."""
+        """Train the stage, and change ``run.config`` to the second stage."""

@@ -1,8 +1,7 @@
-"""Models of a user's own: a class becomes a name that runs, tuning, tables and ``load`` know."""
+"""Models that a user defines: their names become known to runs, tuning, tables and ``load``."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -13,20 +12,21 @@ from recbole_idiomoe.models.registry import Entry
 
 Model = TypeVar("Model", bound=type[Any])
 
-_LANGUAGE = "recbole_idiomoe.models.language"
 _ABSTRACT = {
-    f"{_LANGUAGE}.recommender:LanguageModelRecommender": registry.MODELS["IDIOMoE"]._replace(
-        options=f"{_LANGUAGE}.options:LanguageModelOptions"
+    "recbole_idiomoe.models.language.recommender:LanguageModelRecommender": Entry(
+        "",
+        "recbole_idiomoe.models.language.options:LanguageModelOptions",
+        dataset=registry.MODELS["IDIOMoE"].dataset,
     ),
-    "recbole_idiomoe.models.counting.untrained:UntrainedRecommender": registry.MODELS[
-        "Popularity"
-    ]._replace(options=Options),
+    "recbole_idiomoe.models.counting.model:UntrainedRecommender": Entry(
+        "", Options, dataset=registry.MODELS["Popularity"].dataset
+    ),
     "recbole_idiomoe.models.next_item:NextItemRecommender": Entry("", Options),
     "recbole.model.abstract_recommender:SequentialRecommender": Entry(
         "", Options, dataset="recbole.data.dataset:SequentialDataset"
     ),
 }
-"""How models are run that derive from no model with a name of its own."""
+"""Entries for classes that derive from no model with a name, by their abstract base."""
 
 _registered: set[str] = set()
 
@@ -38,37 +38,38 @@ def register_model(
     trainer: type[Any] | None = None,
     dataset: type[Any] | None = None,
 ) -> Model:
-    """Make the name of ``model_class`` a model's, in this process, as ``--model`` takes it.
+    """Make ``model_class`` a model that ``--model`` takes by its name, in this process.
 
-    What is left out is as for the model that the class derives from. A leaderboard knows a model
-    by its name and its options: give a class whose code has changed another name there.
+    Arguments that are left out are those of the model that the class derives from. A leaderboard
+    identifies a model by its name and its options: rename a class there after changing its code.
 
     Args:
-        model_class: one of RecBole's ``SequentialRecommender``s, or derived from a model that can
-            be run.
+        model_class: a subclass of RecBole's ``SequentialRecommender``.
         options: a frozen dataclass that derives from :class:`~recbole_idiomoe.base.options.Options`
-            and declares the settings that the class reads beside RecBole's own, as
-            ``hidden_size: int = option(64, "width of the states", low=1)``.
+            and declares the settings that the class reads in addition to RecBole's, as
+            ``hidden_size: PositiveInt = 64``. ``--help`` shows the docstring below each of them.
         trainer: a subclass of RecBole's ``Trainer``.
         dataset: the class of the training data, a subclass of RecBole's ``Dataset``.
 
     Returns:
-        ``model_class``, so that this can stand as a decorator.
+        ``model_class``, so that the function can be used as a decorator.
 
     Raises:
         SettingError: the class is no sequential recommender, its name is taken, or ``options`` is
-            no frozen dataclass of options.
+            not a frozen dataclass that derives from ``Options``.
     """
     from recbole.model.abstract_recommender import SequentialRecommender
 
     name = getattr(model_class, "__name__", repr(model_class))
     if not isinstance(model_class, type) or not issubclass(model_class, SequentialRecommender):
         raise SettingError(f"{name} cannot be registered: it is no SequentialRecommender.")
-    if name not in _registered and (
-        name in registry.MODELS or name in registry.sequential_models()
-    ):
+    if name not in _registered and name in [*registry.MODELS, *registry.sequential_models()]:
         raise SettingError(f"{name} cannot be registered: a model has this name; give another.")
-    if options is not None and not _are_options(options):
+    if options is not None and not (
+        isinstance(options, type)
+        and issubclass(options, Options)
+        and "__dataclass_params__" in vars(options)
+    ):
         raise SettingError(
             f"{name} cannot be registered: its options must be a class that derives from Options, "
             "under @dataclass(frozen=True)."
@@ -80,10 +81,10 @@ def register_model(
 
 
 def places_of(models: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Where another process finds those of ``models`` that were registered, for :func:`restore`.
+    """Where another process finds the classes of registered ``models``, for :func:`restore`.
 
     Raises:
-        SettingError: one was not defined at the top of a module that can be imported.
+        SettingError: a class was not defined at the top of a module that can be imported.
     """
     return {
         name: {
@@ -97,7 +98,7 @@ def places_of(models: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def restore(places: Mapping[str, Mapping[str, str]]) -> None:
-    """Register what :func:`places_of` gave in another process."""
+    """Register the models that :func:`places_of` found in another process."""
     for name, parts in places.items():
         _enter(name, Entry(**parts))
 
@@ -114,7 +115,7 @@ def _enter(name: str, entry: Entry) -> None:
 
 
 def _inherited(model_class: type[Any]) -> Entry:
-    """The entry of the nearest model, or kind of model, that ``model_class`` derives from."""
+    """The entry of the nearest base class that has one."""
     for base in model_class.__mro__[1:]:
         if (name := registry.name_of(base)) in registry.MODELS:
             return registry.MODELS[name]
@@ -123,15 +124,6 @@ def _inherited(model_class: type[Any]) -> Entry:
         if (place := f"{base.__module__}:{base.__name__}") in _ABSTRACT:
             return _ABSTRACT[place]
     raise AssertionError(f"{model_class} is no SequentialRecommender.")
-
-
-def _are_options(options: Any) -> bool:
-    return (
-        isinstance(options, type)
-        and issubclass(options, Options)
-        and dataclasses.is_dataclass(options)
-        and "__dataclass_params__" in vars(options)
-    )
 
 
 def _place(model: str, kind: registry.Place) -> str:

@@ -1,9 +1,12 @@
-"""Which class, options, trainer and dataset belong to a model's name.
+"""The class, options, trainer and dataset of each model, by its name.
 
-The models of this package are in the tables below, a line each; models of a user's own are added
-by :func:`recbole_idiomoe.models.registration.register_model`; any other name is one of RecBole's.
-Nothing heavy is imported before a class is asked for, and RecBole's names are read out of its
-source files: importing all its models needs torch, and lightgbm for some.
+The models of this package are in the tables below, and
+:func:`recbole_idiomoe.models.registration.register_model` adds a user's own. All other names are
+RecBole's. They are read from its source files, because importing its models takes torch and, for
+some, lightgbm. A class is imported only when it is asked for.
+
+Functions that take a model's name raise a :class:`SettingError` if no model has exactly this name,
+or if it is a model of RecBole's that is not sequential.
 """
 
 from __future__ import annotations
@@ -26,10 +29,9 @@ Place = str | type[Any]
 
 
 class Entry(NamedTuple):
-    """A model: its class, its options, and the dataset and trainer that it is run with.
+    """The classes that belong to a model.
 
-    Unless an entry says otherwise, a row of the dataset is a training window, and the trainer is
-    the one that fits the class, see :func:`recbole_idiomoe.training.trainers.get_trainer`.
+    Without a ``trainer``, :func:`recbole_idiomoe.training.trainers.get_trainer` chooses one.
     """
 
     model: Place
@@ -38,85 +40,59 @@ class Entry(NamedTuple):
     dataset: Place = "recbole_idiomoe.data.windows:WindowDataset"
 
 
-def _language_model(model: str, options: str) -> Entry:
-    return Entry(
-        f"recbole_idiomoe.models.{model}",
-        f"recbole_idiomoe.models.{options}",
-        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
-    )
+def _entries(folder: str, dataset: str, *names: str, options: str = "") -> dict[str, Entry]:
+    """The models ``names`` of a folder. The options of X are ``options``, or else XOptions."""
+    place = f"recbole_idiomoe.models.{folder}"
+    return {
+        name: Entry(
+            f"{place}.model:{name}",
+            f"{place}.options:{options or f'{name}Options'}",
+            dataset=f"recbole_idiomoe.data.{dataset}",
+        )
+        for name in names
+    }
 
 
-def _baseline(model: str, options: str, **others: str) -> Entry:
-    return Entry(f"recbole_idiomoe.models.{model}", f"recbole_idiomoe.models.{options}", **others)
-
-
-def _untrained(model: str, options: str) -> Entry:
-    return _baseline(
-        model,
-        options,
-        dataset="recbole_idiomoe.data.dataset:HistoryDataset",
-    )
-
-
-_CONTROLS = {
-    "ItemLLM": "IDIOMoEOptions",
-    "IDTransformer": "IDTransformerOptions",
-    "TextAttrLLM": "IDIOMoEOptions",
-    "TitleLLM": "TitleLLMOptions",
-    "IAM": "IDIOMoEOptions",
-    "WideFFN": "IDIOMoEOptions",
-    "AppendBlocks": "BlockOptions",
-    "PrependBlocks": "BlockOptions",
-    "LoRALLM": "LoRALLMOptions",
-    "MoA": "IDIOMoEOptions",
-    "MoT": "IDIOMoEOptions",
-    "SwitchRouting": "SwitchRoutingOptions",
-}
-"""Classes of ``controls/model.py``, each with its options in ``controls/options.py``."""
+_HISTORIES, _WINDOWS = "dataset:HistoryDataset", "windows:WindowDataset"
 
 LANGUAGE_MODELS: dict[str, Entry] = {
-    "IDIOMoE": _language_model("language.recommender:IDIOMoE", "language.options:IDIOMoEOptions"),
-    **{
-        name: _language_model(f"controls.model:{name}", f"controls.options:{options}")
-        for name, options in _CONTROLS.items()
-    },
-    "E4SRec": _language_model("e4srec.model:E4SRec", "e4srec.options:E4SRecOptions"),
-    "CoVE": _language_model("cove.model:CoVE", "cove.options:CoVEOptions"),
-}
-"""Language models with a catalogue: a run's folder is all that they need to be loaded."""
-
-BASELINES: dict[str, Entry] = {
-    "Popularity": _untrained(
-        "counting.popularity:Popularity", "counting.options:PopularityOptions"
-    ),
-    "TransitionCounter": _untrained(
-        "counting.transition_counter:TransitionCounter", "counting.options:TransitionCounterOptions"
-    ),
-    "SASRecCE": _baseline("sasrec.model:SASRecCE", "sasrec.options:SASRecCEOptions"),
-    "SASRecSS": _baseline("sasrec.model:SASRecSS", "sasrec.options:SASRecSSOptions"),
-    "HSTU": _baseline("hstu.model:HSTU", "hstu.options:HSTUOptions"),
-    "TIGER": _baseline(
-        "tiger.model:TIGER",
-        "tiger.options:TIGEROptions",
+    "IDIOMoE": Entry(
+        "recbole_idiomoe.models.language.recommender:IDIOMoE",
+        "recbole_idiomoe.models.language.options:IDIOMoEOptions",
         dataset="recbole_idiomoe.data.dataset:HistoryDataset",
     ),
+    **_entries("controls", _HISTORIES, "ItemLLM", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "IDTransformer"),
+    **_entries("controls", _HISTORIES, "TextAttrLLM", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "TitleLLM"),
+    **_entries("controls", _HISTORIES, "IAM", "WideFFN", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "AppendBlocks", "PrependBlocks", options="BlockOptions"),
+    **_entries("controls", _HISTORIES, "LoRALLM"),
+    **_entries("controls", _HISTORIES, "MoA", "MoT", options="IDIOMoEOptions"),
+    **_entries("controls", _HISTORIES, "SwitchRouting"),
+    **_entries("e4srec", _HISTORIES, "E4SRec"),
+    **_entries("cove", _HISTORIES, "CoVE"),
 }
-"""Models that run, are saved and are loaded as RecBole's models are."""
+"""Language models with a catalogue. They are loaded from a run's folder alone."""
+
+BASELINES: dict[str, Entry] = {
+    **_entries("counting", _HISTORIES, "Popularity", "TransitionCounter"),
+    **_entries("sasrec", _WINDOWS, "SASRecCE", "SASRecSS"),
+    **_entries("hstu", _WINDOWS, "HSTU"),
+    **_entries("tiger", _HISTORIES, "TIGER"),
+}
+"""Other models of this package. They run, are saved and are loaded like RecBole's models."""
 
 MODELS: dict[str, Entry] = LANGUAGE_MODELS | BASELINES
 
-RECBOLE_FIRST_STAGES = {"S3Rec": "s3rec.first_stage:PretrainingStage"}
-"""Models of RecBole's that have a first stage here; a model of ours has it as an attribute."""
+RECBOLE_FIRST_STAGES = {"S3Rec": "s3rec.pretraining:PretrainingStage"}
+"""First stages of RecBole's models; this package's own models have theirs as an attribute."""
 
 _LANGUAGE_OPTIONS = tuple(dict.fromkeys(entry.options for entry in LANGUAGE_MODELS.values()))
 
 
 def get_model(name: str) -> type[Any]:
-    """The recommender called ``name``.
-
-    Raises:
-        SettingError: no model has exactly this name, or RecBole's is not sequential.
-    """
+    """The recommender called ``name``."""
     check_model(name)
     if name in MODELS:
         return load_place(MODELS[name].model)
@@ -124,22 +100,14 @@ def get_model(name: str) -> type[Any]:
 
 
 def get_first_stage(name: str) -> Any:
-    """The :class:`~recbole_idiomoe.models.first_stage.FirstStage` of model ``name``, or None.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The :class:`~recbole_idiomoe.models.first_stage.FirstStage` of model ``name``, or None."""
     if name in RECBOLE_FIRST_STAGES:
         return load_place(f"recbole_idiomoe.models.{RECBOLE_FIRST_STAGES[name]}")()
     return getattr(get_model(name), "first_stage", None)
 
 
 def get_dataset_class(name: str) -> type[Any]:
-    """The dataset class for model ``name``; RecBole's choice is that of its ``create_dataset``.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The dataset class for model ``name``; RecBole's models get that of ``create_dataset``."""
     check_model(name)
     if name in MODELS:
         return load_place(MODELS[name].dataset)
@@ -149,32 +117,28 @@ def get_dataset_class(name: str) -> type[Any]:
 
 
 def get_options(name: str) -> type[Options]:
-    """The class of the options that model ``name`` has; that of RecBole's models has none.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The options class of model ``name``; RecBole's models have no options of this package."""
     check_model(name)
     return load_place(MODELS[name].options) if name in MODELS else Options
 
 
 def language_options() -> list[type[Options]]:
-    """The options of this package's language models, without models that a user registered."""
+    """The options classes of this package's language models."""
     return [load_place(place) for place in _LANGUAGE_OPTIONS]
 
 
 def reads_text(name: str) -> bool:
-    """Whether model ``name`` reads items' text as the text options make it; RecBole's do not."""
+    """Whether model ``name`` reads the items' text; RecBole's models do not."""
     return name in MODELS and issubclass(get_options(name), TextOptions)
 
 
 def is_of_family(name: str) -> bool:
-    """Whether model ``name`` is IDIOMoE or a control of it; any other is a baseline to them."""
+    """Whether model ``name`` is IDIOMoE or one of its controls, not a baseline."""
     return issubclass(get_options(name), IDIOMoEOptions)
 
 
 def name_of(model_class: type[Any]) -> str | None:
-    """The name under which a class can be run; None: it is no model, or an abstract one."""
+    """The name under which a class can be run; None if it cannot."""
     name, module = model_class.__name__, model_class.__module__
     if module.startswith(f"{_RECBOLE}."):
         return name if name in sequential_models() else None
@@ -183,11 +147,7 @@ def name_of(model_class: type[Any]) -> str | None:
 
 
 def family(name: str) -> list[str]:
-    """Model ``name``, after the models that its class derives from; RecBole's stand alone.
-
-    Raises:
-        SettingError: as :func:`get_model`.
-    """
+    """The models that model ``name`` derives from, and ``name`` last; RecBole's have no bases."""
     if name not in MODELS:
         check_model(name)
         return [name]
@@ -206,12 +166,9 @@ def check_model(name: str) -> None:
             f"{name} is one of RecBole's {others[name]} models; only sequential models can be "
             "run here (--list_models names them)."
         )
-    near = nearest(name, runnable)
-    advice = (
-        f"did you mean {near!r}?"
-        if near
-        else "--list_models names them all, and register_model adds a class of your own."
-    )
+    advice = "--list_models names them all, and register_model adds a class of your own."
+    if near := nearest(name, runnable):
+        advice = f"did you mean {near!r}?"
     raise SettingError(f"unknown model {name!r}; {advice}")
 
 
@@ -222,7 +179,7 @@ def sequential_models() -> list[str]:
 
 @cache
 def _recbole_models() -> dict[str, str]:
-    """Every model of RecBole and its kind, read out of the imports of its model packages."""
+    """RecBole's models and their kinds, read from the imports of its model packages."""
     models: dict[str, str] = {}
     for package in sorted((recbole_folder() / "model").glob("*_recommender/__init__.py")):
         kind = package.parent.name.removesuffix("_recommender").replace("_", "-")

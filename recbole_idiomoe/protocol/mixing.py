@@ -24,7 +24,7 @@ from recbole.utils import calculate_valid_score
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.models.counting.untrained import UntrainedRecommender
+from recbole_idiomoe.models.counting.model import UntrainedRecommender
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch, plain_metrics
 from recbole_idiomoe.protocol.ranks import RankRecorder

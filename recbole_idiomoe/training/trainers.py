@@ -7,7 +7,7 @@ from typing import Any
 
 import recbole.trainer
 
-from recbole_idiomoe.models.counting.untrained import UntrainedRecommender
+from recbole_idiomoe.models.counting.model import UntrainedRecommender
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model, load_place
 from recbole_idiomoe.training.observed import ObservedTrainer
 from recbole_idiomoe.training.recbole_trainer import RecBoleTrainer, ResumableTrainer

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,8 +47,9 @@ def allowed(kind: str, segments: list[int], is_item: list[int], row: int, column
 
 
 def test_settings_and_configuration_know_the_same_patterns() -> None:
-    [field] = [f for f in fields(LanguageModelOptions) if f.name == "attention"]
-    assert field.metadata["choices"] == ATTENTIONS == ("causal", *PATTERNS)
+    assert (
+        LanguageModelOptions.options()["attention"].choices == ATTENTIONS == ("causal", *PATTERNS)
+    )
 
 
 @pytest.mark.parametrize("kind", ["intra", "inter", "own_text"])

@@ -108,10 +108,10 @@ def test_who_cannot_read_says_so(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_long_query_is_cut_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = build()
-    assert len(model.encode_query("many words " * 9)) > 18 and "token alone" not in caplog.text
+    assert len(model.encode_query("many words " * 9)) > 18 and "only the first" not in caplog.text
     prompt = len(model.encode_query("x")) - 1
     assert len(model.encode_query("many words " * 99)) - prompt <= MAX_QUERY_TOKENS
-    assert "read to its 64th token alone" in caplog.text
+    assert "only the first 64 tokens of a query are read" in caplog.text
 
 
 def test_a_run_that_asks_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 
 from recbole_idiomoe import api, cli, load, register_model, tuning
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.base.options import Options, option
+from recbole_idiomoe.base.options import NonNegativeFloat, Options, Range
 from recbole_idiomoe.base.run_folder import RANKS_FILE
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.models import registration, registry
@@ -29,9 +29,12 @@ from tests.training.cycle import TINY, write_cycle
 
 @dataclass(frozen=True)
 class LastItemOptions(Options):
-    state_size: int = option(16, "width of item vectors", low=1, high=64, section="section 7")
-    squash: str = option("tanh", "what states go through", choices=("tanh", "none"))
-    dropout: float = option(0.1, "of the states; a language model has this name too", high=0.5)
+    state_size: Annotated[int, Range(1, 64)] = 16
+    """Width of item vectors [section 7]."""
+    squash: Literal["tanh", "none"] = "tanh"
+    """What states go through."""
+    dropout: Annotated[float, Range(high=0.5)] = 0.1
+    """Of the states; a language model has this name too."""
 
     recipe: ClassVar[Mapping[str, Any]] = {"epochs": 3, "train_batch_size": 64}
     search_space: ClassVar[Mapping[str, Any] | None] = {
@@ -74,7 +77,8 @@ class MoreNegatives(SASRecSS):
 
 @dataclass(frozen=True)
 class ScaledOptions(IDIOMoEOptions):
-    loudness: float = option(2.0, "what scores are multiplied with", low=0.0)
+    loudness: NonNegativeFloat = 2.0
+    """What scores are multiplied with."""
 
     recipe: ClassVar[Mapping[str, Any]] = {"expert_width": 0.5}
 
@@ -197,7 +201,7 @@ def test_help_and_the_list_name_it(capsys: pytest.CaptureFixture[str]) -> None:
     register_model(LastItem, options=LastItemOptions)
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "LastItem (--model=LastItem):\n  --state_size=16\n      width of item vectors [" in text
+    assert "LastItem (--model=LastItem):\n  --state_size=16\n      Width of item vectors [" in text
     assert "  LastItem:\n      epochs=3, train_batch_size=64" in text
     assert cli.main(["--list_models"]) == 0
     assert "LastItem" in capsys.readouterr().out.splitlines()

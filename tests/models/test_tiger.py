@@ -16,8 +16,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.lm.prefix_tree import PrefixTree
 from recbole_idiomoe.models import registry
 from recbole_idiomoe.models.tiger import t5_ranking
-from recbole_idiomoe.models.tiger.codes import CodeTable
-from recbole_idiomoe.models.tiger.model import TIGER
+from recbole_idiomoe.models.tiger.model import TIGER, CodeTable
 from recbole_idiomoe.models.tiger.t5_packing import encode, pack
 from recbole_idiomoe.models.tiger.t5_ranking import code_tree, rank_leaves
 from tests.models.tiny_baselines import ITEMS, SMALL, build, interaction

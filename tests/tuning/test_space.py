@@ -48,7 +48,9 @@ def test_every_model_has_a_space_that_holds_its_default(model: str) -> None:
 
 
 def test_the_controls_are_searched_as_idiomoe_is() -> None:
-    others = [name for name in ("IDIOMoE", *registry._CONTROLS) if name != "TitleLLM"]
+    others = [
+        name for name in registry.MODELS if registry.is_of_family(name) and name != "TitleLLM"
+    ]
     spaces = [read_search_space(name, "ml-100k") for name in others]
     assert "MoT" in others and all(space == spaces[0] for space in spaces)
 

@@ -1,8 +1,8 @@
-"""The paper's controls as RecBole recommenders: IDIOMoE in all but what each is about.
+"""The paper's controls as RecBole recommenders. Each differs from IDIOMoE in one respect.
 
-They share its loader, trainer, evaluation, checkpoints and settings, those that fit one data
-set included. Where a control has fewer or more experts than IDIOMoE, or none,
-``expert_layers`` and ``expert_width`` say which IDIOMoE it is compared to.
+They share IDIOMoE's loader, trainer, evaluation, checkpoints and settings. In a control without
+IDIOMoE's experts, ``expert_layers`` and ``expert_width`` describe the IDIOMoE that it is compared
+with.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from recbole_idiomoe.models.language.recommender import IDIOMoE
 
 
 class ItemLLM(IDIOMoE):
-    """The vocabulary extended by items, explicit text, one FFN for both."""
+    """Items as tokens of the vocabulary, explicit text, one FFN for both."""
 
     architecture = "dense"
 
 
 class IDTransformer(ItemLLM):
-    """A decoder of the backbone's sizes with random weights, on item tokens alone."""
+    """A decoder with the backbone's sizes and random weights, on item tokens alone."""
 
     pretrained = False
     forced_settings: ClassVar[dict[str, Any]] = {"use_text": False}
@@ -36,7 +36,7 @@ class TextAttrLLM(ItemLLM):
 
 
 class TitleLLM(ItemLLM):
-    """Text alone: items are their titles, and ranked by the probability of the whole title."""
+    """Text alone: items are their titles, ranked by the probability of the whole title."""
 
     forced_settings: ClassVar[dict[str, Any]] = {
         "item_tokens": "title",
@@ -54,37 +54,37 @@ class IAM(ItemLLM):
 
 
 class WideFFN(IDIOMoE):
-    """IDIOMoE's parameters as more neurons in each FFN."""
+    """More neurons in each FFN, with as many parameters as IDIOMoE."""
 
     architecture = "wide_ffn"
 
 
 class AppendBlocks(IDIOMoE):
-    """IDIOMoE's parameters as decoder blocks after the last."""
+    """Decoder blocks after the last one, with as many parameters as IDIOMoE."""
 
     architecture = "append_blocks"
 
 
 class PrependBlocks(IDIOMoE):
-    """IDIOMoE's parameters as decoder blocks before the first."""
+    """Decoder blocks before the first one, with as many parameters as IDIOMoE."""
 
     architecture = "prepend_blocks"
 
 
 class LoRALLM(IDIOMoE):
-    """IDIOMoE's parameters as low-rank adapters on all linear layers."""
+    """Low-rank adapters on all linear layers, with as many parameters as IDIOMoE."""
 
     architecture = "lora"
 
 
 class MoA(IDIOMoE):
-    """Mixture of attention: q, k, v, o per token type, one FFN."""
+    """Mixture of attention: separate q, k, v, o for each token type, one FFN."""
 
     architecture = "moa"
 
 
 class MoT(IDIOMoE):
-    """Mixture of transformers: q, k, v, o, norms and FFN per token type."""
+    """Mixture of transformers: separate q, k, v, o, norms and FFN for each token type."""
 
     architecture = "mot"
 

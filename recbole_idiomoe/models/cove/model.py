@@ -1,22 +1,23 @@
-"""CoVE: items as new tokens of a language model, their embeddings compressed by hashing.
+"""CoVE: items as new tokens of a language model, with embeddings that are compressed by hashing.
 
 "CoVE: Compressed Vocabulary Expansion Makes Better LLM-based Recommender Systems" (Zhang et al.,
-ACL 2025, Findings); code at github.com/HaochenZhang717/CoVE-official-Repo, which is where the
-functions, sizes and rates are from. A history reads ``<|it-1|>: "title", <|it-2|>: "title",``; the
-next token of every position is learnt, text and items alike, by one softmax over the vocabulary
-and the catalogue; the next item is the likeliest item token behind the last comma. Low-rank
-adapters on all linear layers and two hashed item tables train, the language model is frozen.
+ACL 2025, Findings). Functions, sizes and rates are from the authors' code,
+github.com/HaochenZhang717/CoVE-official-Repo. A history reads
+``<|it-1|>: "title", <|it-2|>: "title",``. One softmax over the vocabulary and the catalogue learns
+the next token at every position, text and items alike. The next item is the likeliest item token
+after the last comma. Low-rank adapters on all linear layers and two hashed item tables are trained;
+the language model is frozen.
 
-Published by its authors are Beauty, Toys and Sports (``properties/published.yaml``), but not
-under this protocol: their code predicts the last item but one, from models trained without it,
-and does not mask what the user has had.
+The authors publish figures for Beauty, Toys and Sports (``properties/published.yaml``), but with
+another protocol: their code predicts the last item but one, from models trained without it, and
+does not mask items that the user had.
 
-What differs here, for all or for want of a reason to differ:
+Differences from the authors' code:
 
-- the protocol: the last item tests, the one before validates and picks the epoch;
-- any decoder; theirs is Llama 3.2 of 3B;
-- a shorter instruction; the last item of a training window is learnt, its title behind it not;
-- rows start normal, as large to the decoder as ``item_scale`` says, where theirs start by Xavier;
+- the protocol: the last item is the test item, and the one before picks the epoch in validation;
+- the decoder can be any; theirs is Llama 3.2 of 3B parameters;
+- the instruction is shorter; the last item of a training window is learnt without its title;
+- item rows start from a normal distribution of the size ``item_scale``, theirs from Xavier's;
 - padding is not an item, and hash functions draw other numbers.
 """
 
@@ -39,14 +40,14 @@ class CausalCatalogLM(CatalogLM):
     """A :class:`CatalogLM` that learns every token of its sequences, item or text."""
 
     def loss(self, batch: SequenceBatch) -> torch.Tensor:
-        """This batch's share of its step's mean cross entropy over all tokens but the first.
+        """This batch's share of its step's mean cross entropy over all tokens except the first.
 
-        Every token is one of the vocabulary and the catalogue together; each sequence has the item
-        to be predicted at its end as its last target. Soft are the targets of items behind others.
+        The classes are the vocabulary and the catalogue together. The last target of a sequence is
+        the item to predict. Soft targets apply to items that follow other items.
         """
         following = F.pad(batch.input_ids[:, 1:], (0, 1))
         following = following.where(batch.is_real, IGNORED).flatten()
-        # Within a sequence they are the next tokens already; at its end, what it leads to.
+        # Within a sequence these are the next tokens; its end gets the item to predict.
         targets = following.index_copy(0, batch.predict_at, batch.targets)
         with self.autocast():
             states = hidden_states(self.lm, batch)
@@ -61,7 +62,7 @@ class CausalCatalogLM(CatalogLM):
     def _token_scores(
         self, hidden_states: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (n, vocabulary and items) and the tokens, whose columns are their numbers."""
+        """Scores (n, vocabulary + items), and ``tokens`` as the columns of the targets."""
         items = self.lm.item_logits(hidden_states)
         if len(self.untrained):
             items = items.index_fill(-1, self.untrained, -torch.inf)
@@ -69,7 +70,7 @@ class CausalCatalogLM(CatalogLM):
 
 
 class CoVE(LanguageModelRecommender):
-    """Items as hashed tokens among their titles, learnt as language is."""
+    """Items as hashed tokens among their titles, learnt as the next tokens of a text."""
 
     architecture = "cove"
     catalog_lm_class = CausalCatalogLM

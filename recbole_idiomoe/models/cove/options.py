@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated
 
-from recbole_idiomoe.base.options import option
+from recbole_idiomoe.base.options import PositiveInt, Range
 from recbole_idiomoe.models.language.options import AdapterOptions
 
 
@@ -14,26 +13,19 @@ from recbole_idiomoe.models.language.options import AdapterOptions
 class CoVEOptions(AdapterOptions):
     """Options of CoVE."""
 
-    item_hashes: int = option(4, "rows whose mean is an item's vector", low=1, high=16)
-    item_compression: int = option(  # 2 is what its authors print as their best; they try up to 64
-        2, "items for each row of the item table (1: a row for each)", low=1
-    )
+    item_hashes: Annotated[int, Range(1, 16)] = 4
+    """Rows whose mean is an item's vector."""
+    item_compression: PositiveInt = 2
+    """Items for each row of the item table (1: a row for each)."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {
+    recipe = {
         "lora_rank": 8,
         "item_template": ': "{title}",',
-        "learner": "adamw",
         "learning_rate": 0.0001,
-        "weight_decay": 0.0,
-        "clip_grad_norm": {"max_norm": 1.0},
-        "item_warmup": 0.0,  # text from the first epoch on
-        "text_ramp": 0.0,
         "epochs": 14,
         "train_batch_size": 32,
-        "eval_batch_size": 1024,
-        "stopping_step": 5,
     }
-    search_space: ClassVar[Mapping[str, Any] | None] = {
+    search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.01, "log": True},
         "dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
         "item_compression": {"choices": [1, 2, 4, 8]},

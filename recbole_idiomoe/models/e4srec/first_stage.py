@@ -21,8 +21,8 @@ ID_VECTORS_FILE = "id_vectors.npz"
 class IdEncoderStage:
     """Trains a SASRecCE and keeps its item vectors as ``ID_VECTORS_FILE`` in the run's folder.
 
-    It has the data, seed and protocol of the run, and settings of its own for everything that the
-    recipe of either model speaks of. As in a run of its own, the epoch that validates best counts.
+    It has the data, seed and protocol of the run, and its own values for all settings in the recipe
+    of either model. Its best epoch on validation counts.
     """
 
     def is_needed(self, config: Any) -> bool:
@@ -34,7 +34,7 @@ class IdEncoderStage:
         file = run.folder / ID_VECTORS_FILE
 
         def train() -> None:
-            if not file.exists():  # else of a run that is resumed
+            if not file.exists():  # a resumed run has it already
                 _train_id_encoder(run)
 
         distributed.from_main(train)
@@ -42,7 +42,7 @@ class IdEncoderStage:
 
 
 def id_encoder_config(config: Any) -> Any:
-    """The configuration that a run of the encoder by itself would have, from that of E4SRec."""
+    """The configuration of the encoder, made from the configuration of E4SRec."""
     return config.of_other_model(ID_ENCODER, config["id_encoder"] or {})
 
 

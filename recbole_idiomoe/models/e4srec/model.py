@@ -1,24 +1,24 @@
 """E4SRec: a frozen language model that reads the item vectors of a SASRec.
 
 "E4SRec: An Elegant Effective Efficient Extensible Solution of Large Language Models for Sequential
-Recommendation" (Li et al., 2023, arXiv 2312.02443); code at github.com/HestiaSky/E4SRec, which is
-where ranks and rates are from. A sequential recommender is trained first. Its item vectors, frozen,
-enter the language model through a linear map behind an instruction in words; another linear map
-turns the last hidden state into a score of every item, which cross entropy over the catalogue
-trains, together with low-rank adapters in the feed-forward networks.
+Recommendation" (Li et al., 2023, arXiv 2312.02443). Ranks and rates are from the authors' code,
+github.com/HestiaSky/E4SRec. A sequential recommender is trained first. A linear map takes its
+frozen item vectors into the language model, after an instruction in words. Another linear map turns
+the last hidden state into scores of all items. Cross entropy over the catalogue trains both maps
+and low-rank adapters in the feed-forward networks.
 
-Published figures that the paper's Table 2 copies are in ``properties/published.yaml``.
+Published figures, as the paper's Table 2 copies them, are in ``properties/published.yaml``.
 
-What differs here, for all or for want of a reason to differ:
+Differences from the paper:
 
 - the protocol: the whole catalogue is ranked; both stages learn from training interactions alone,
   and validation picks the epoch of each;
-- every position predicts the item after it, as in all language models of this package; theirs
-  makes each prefix a row, and has a second piece of instruction behind it;
+- every position predicts the item after it, as in all language models of this package. In the paper
+  each prefix is a row, with a second piece of instruction after it;
 - the first stage is ``SASRecCE`` (``id_encoder`` changes it, ``id_vectors`` replaces it);
-- any decoder; theirs is a Llama 2 of 70B, in 8 bits;
-- items start as large to the decoder as ``item_scale`` says, and ``dropout`` is that of all
-  language models here, where theirs is on the adapters' inputs.
+- the decoder can be any; in the paper it is a Llama 2 of 70B parameters in 8 bits;
+- ``item_scale`` sets the starting size of items, and ``dropout`` is that of all language models
+  here. In the paper dropout is on the adapters' inputs.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
 
 
 class E4SRec(LanguageModelRecommender):
-    """Item vectors of ``id_vectors`` in, scores of a head of its own out, the decoder frozen.
+    """A frozen decoder that reads item vectors from ``id_vectors``, with its own head for scores.
 
     Raises:
-        SettingError: ``id_vectors`` is missing (its first stage sets it), or does not do.
+        SettingError: ``id_vectors``, which the first stage sets, is missing or unusable.
     """
 
     architecture = "e4srec"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from recbole_idiomoe.base.options import option
 from recbole_idiomoe.models.language.options import AdapterOptions
 
 
@@ -14,32 +12,19 @@ from recbole_idiomoe.models.language.options import AdapterOptions
 class E4SRecOptions(AdapterOptions):
     """Options of E4SRec."""
 
-    id_vectors: str | None = option(
-        None,
-        "a .npz file of item_ids and vectors to read items by; null: the vectors of a SASRecCE "
-        "that is trained first",
-        none=True,
-    )
-    id_encoder: dict[str, Any] | None = option(
-        None,
-        "settings in which that SASRecCE differs from its own, as {hidden_size: 128}",
-        none=True,
-    )
+    id_vectors: str | None = None
+    """A .npz file of item_ids and vectors to read items by; null: the vectors of a SASRecCE that is
+    trained first."""
+    id_encoder: dict[str, Any] | None = None
+    """Settings in which that SASRecCE differs from its own, as {hidden_size: 128}."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {
-        "learner": "adamw",
+    recipe = {
         "learning_rate": 0.0003,
-        "weight_decay": 0.0,
-        "clip_grad_norm": {"max_norm": 1.0},
         "dropout": 0.05,
-        "item_warmup": 0.0,  # there is no text to begin without
-        "text_ramp": 0.0,
         "epochs": 20,  # of windows; as many steps as its authors' 3 of prefixes on Amazon
         "train_batch_size": 16,
-        "eval_batch_size": 1024,
-        "stopping_step": 5,
     }
-    search_space: ClassVar[Mapping[str, Any] | None] = {
+    search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.01, "log": True},
         "weight_decay": {"choices": [0.0, 0.01, 0.1]},
         "dropout": {"low": 0.0, "high": 0.5, "step": 0.05},

@@ -1,16 +1,16 @@
 """HSTU: the sequential transduction unit of generative recommenders.
 
 "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
-Recommendations" (Zhai et al., ICML 2024), sections 3 and 4.1; code at
-github.com/meta-recsys/generative-recommenders, which is where sizes and starts are from.
+Recommendations" (Zhai et al., ICML 2024), sections 3 and 4.1. Sizes and starting weights are from
+the authors' code, github.com/meta-recsys/generative-recommenders.
 
-Published by its authors are MovieLens and Books, on other splits of other data. Under the
-protocol of this package github.com/blondered/transformer_benchmark has HR@10/NDCG@10 Toys
+The authors publish figures for MovieLens and Books, on other splits of other data. With the
+protocol of this package, github.com/blondered/transformer_benchmark has HR@10/NDCG@10 Toys
 .0778/.0450, Beauty .0788/.0439, Sports .0437/.0243.
 
-What differs here: the time bias knows no more than the history. The authors' measures how long
-before the *target* an item was, and so tells the model when the user will come back; no other
-model of a table is told. RecBole keeps times as float32, that is to two minutes or so.
+Difference from the authors' code: their time bias measures how long before the *target* an item
+was, which tells the model when the user will come back. Here it depends on the history alone, as in
+the other models of a table. RecBole keeps times as float32, precise to about two minutes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from recbole_idiomoe.models.hstu.options import HSTUOptions
 from recbole_idiomoe.models.next_item import NextItemRecommender, sampled_softmax
 
 _BUCKETS = 128
-_BUCKET_WIDTH = 0.301  # natural logarithms: 35% more time is the next bucket
-_START = 0.02  # standard deviation of most weights at the start
+_BUCKET_WIDTH = 0.301  # of the natural logarithm: 35% more time is the next bucket
+_START = 0.02  # standard deviation of most starting weights
 
 
 class HSTU(NextItemRecommender):
     """Layers of pointwise gated attention, trained with a sampled softmax of cosines.
 
-    Each position's target is compared with ``negatives`` uniform draws of its own, all vectors
-    of length 1 and products divided by ``temperature``.
+    Each position's target is compared with ``negatives`` uniform draws. Cosines are divided by
+    ``temperature``.
 
-    Without ``use_time`` the bias on attention is that of position alone. With it, histories
-    that come without times, as in ``recommend``, have none of its time part either, and a
-    warning says so.
+    With ``use_time``, attention has a bias by time in addition to its bias by position. Histories
+    without times, as in ``recommend``, are scored without it, with a warning.
     """
 
     def __init__(self, config: Config, dataset: Any) -> None:
@@ -55,14 +54,7 @@ class HSTU(NextItemRecommender):
         self.positions = nn.Embedding(self.max_seq_length, width)
         self.dropout = nn.Dropout(options.dropout_prob)
         self.layers = nn.ModuleList(
-            Unit(
-                width,
-                options.n_heads,
-                options.dropout_prob,
-                longest=self.max_seq_length,
-                with_time=self.use_time,
-            )
-            for _ in range(options.n_layers)
+            Unit(options, longest=self.max_seq_length) for _ in range(options.n_layers)
         )
         nn.init.trunc_normal_(self.items.weight, std=_START)
         nn.init.zeros_(self.items.weight[0])
@@ -75,12 +67,12 @@ class HSTU(NextItemRecommender):
         items = self.histories(interaction)
         length = items.shape[1]
         buckets = self._buckets(interaction, length) if self.use_time else None
-        # Items start small beside positions: by the authors' factor they weigh as much.
+        # Item vectors start smaller than position vectors; this factor of the authors corrects it.
         scaled = self.items(items) * math.sqrt(self.items.embedding_dim)
         hidden = self.dropout(scaled + self.positions.weight[:length])
         for layer in self.layers:
             hidden = layer(hidden, buckets)
-        # Divided here, not in the loss: what ranks items are logits too, whose softmax others mix.
+        # Divided here, not in the loss, so that the scores of items are logits too.
         return functional.normalize(hidden, dim=-1) / self.temperature
 
     def item_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -97,28 +89,25 @@ class Unit(nn.Module):
     """One layer (equations 1 to 3): projection, attention without softmax, gated output.
 
     Args:
-        longest: most items in a history; attention is divided by it, however many there are.
-        with_time: whether attention has a bias by time, too.
+        longest: largest number of items in a history, which attention is divided by.
     """
 
-    def __init__(
-        self, width: int, heads: int, dropout: float, *, longest: int, with_time: bool
-    ) -> None:
+    def __init__(self, options: HSTUOptions, longest: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"hidden_size={width} is no multiple of n_heads={heads}.")
-        self.heads, self.longest = heads, longest
+        width, self.heads, self.longest = options.hidden_size, options.n_heads, longest
+        if width % self.heads:
+            raise ValueError(f"hidden_size={width} is no multiple of n_heads={self.heads}.")
         self.uvqk = nn.Linear(width, 4 * width, bias=False)
         self.output = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(options.dropout_prob)
         self.position_bias = nn.Parameter(torch.empty(longest).normal_(std=_START))
-        if with_time:
+        if options.use_time:
             self.time_bias = nn.Parameter(torch.empty(_BUCKETS + 1).normal_(std=_START))
         nn.init.normal_(self.uvqk.weight, std=_START)
         nn.init.xavier_uniform_(self.output.weight)
 
     def forward(self, hidden: torch.Tensor, buckets: torch.Tensor | None) -> torch.Tensor:
-        """Args: hidden ``(rows, length, width)``, buckets ``(rows, length, length)``."""
+        """New states; hidden ``(rows, length, width)``, buckets ``(rows, length, length)``."""
         rows, length, width = hidden.shape
         gate, *parts = functional.silu(self.uvqk(_normed(hidden))).chunk(4, dim=-1)
         value, query, key = (
@@ -130,25 +119,25 @@ class Unit(nn.Module):
         return hidden + self.output(self.dropout(gate * _normed(mixed)))
 
     def _bias(self, length: int, buckets: torch.Tensor | None) -> torch.Tensor:
-        """Added before the activation; heads share it, shape ``(rows or 1, 1, length, length)``."""
+        """The bias of all heads before the activation, ``(rows or 1, 1, length, length)``."""
         position = torch.arange(length, device=self.position_bias.device)
-        distance = (position.unsqueeze(1) - position).clamp(min=0)  # later items play no part
+        distance = (position.unsqueeze(1) - position).clamp(min=0)  # later items are masked
         bias = self.position_bias[distance].unsqueeze(0)
         if buckets is not None:
-            # Most pairs share a few buckets. What indexing adds up backwards for one bucket, a GPU
-            # adds one after the other; an embedding's gradient is summed in parallel.
+            # Most pairs share a few buckets. A GPU sums the gradient of an embedding in parallel,
+            # but the gradient of indexing one by one.
             bias = bias + functional.embedding(buckets, self.time_bias.unsqueeze(1)).squeeze(-1)
         return bias.unsqueeze(1)
 
 
 def time_buckets(times: torch.Tensor) -> torch.Tensor:
-    """Which bias belongs to the time between two items, by its logarithm.
+    """The bucket of the time between two items, by its logarithm.
 
     Args:
         times: of each item in seconds, ``(rows, length)``.
 
     Returns:
-        ``(rows, length, length)``: how long item ``[:, :, j]`` was before ``[:, i]``, 0 for less
+        ``(rows, length, length)``: at ``[:, i, j]`` for the time from item j to item i, 0 for less
         than 1.35 seconds.
     """
     elapsed = (times.unsqueeze(2) - times.unsqueeze(1)).clamp(min=1)

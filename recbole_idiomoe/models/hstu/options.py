@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from recbole_idiomoe.base.options import Options, option
+from recbole_idiomoe.base.options import NonNegativeFloat, Options, PositiveInt, Share
 
 
 @dataclass(frozen=True)
 class HSTUOptions(Options):
     """Options of HSTU; the sections are those of its own paper."""
 
-    hidden_size: int = option(64, "width of item vectors and states", low=1)
-    n_layers: int = option(2, "layers", low=1)
-    n_heads: int = option(1, "attention heads; hidden_size is a multiple of them", low=1)
-    dropout_prob: float = option(0.2, "dropout of inputs and layers", low=0.0, high=1.0)
-    use_time: bool = option(
-        True,
-        "bias attention by the time between items, beside their positions",
-        section="section 3",
-    )
-    negatives: int = option(
-        128, "uniform draws that each position's target is compared with", low=1
-    )
-    temperature: float = option(0.05, "what cosines are divided by, above 0", low=0.0)
+    hidden_size: PositiveInt = 64
+    """Width of item vectors and states."""
+    n_layers: PositiveInt = 2
+    """Layers."""
+    n_heads: PositiveInt = 1
+    """Attention heads; hidden_size is a multiple of them."""
+    dropout_prob: Share = 0.2
+    """Dropout of inputs and layers."""
+    use_time: bool = True
+    """Bias attention by the time between items, beside their positions [section 3]."""
+    negatives: PositiveInt = 128
+    """Uniform draws that each position's target is compared with."""
+    temperature: NonNegativeFloat = 0.05
+    """What cosines are divided by, above 0."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {
+    recipe = {
         "learning_rate": 0.001,
         "train_batch_size": 128,  # training windows
         "epochs": 200,
         "stopping_step": 10,
     }
-    search_space: ClassVar[Mapping[str, Any] | None] = {
+    search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.005, "log": True},
         "hidden_size": {"choices": [64, 128, 256]},
         "n_layers": {"low": 1, "high": 3},

@@ -1,4 +1,4 @@
-"""A language model together with the catalogue of the items that it predicts."""
+"""A language model with the catalogue of the items that it predicts."""
 
 from __future__ import annotations
 
@@ -35,28 +35,27 @@ from recbole_idiomoe.lm.embedding import TextAttributeTable
 from recbole_idiomoe.lm.item_shard import ItemTableShard
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCodes
-from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
+from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES, starting_vectors
 from recbole_idiomoe.models.language.options import BackboneOptions, LanguageModelOptions
 from recbole_idiomoe.models.language.soft_targets import Followers, SoftTargets, make_soft_targets
-from recbole_idiomoe.models.language.text_vectors import starting_vectors
 
 logger = logging.getLogger(__name__)
 
 MAX_QUERY_TOKENS = 64
 
-# A pass over fewer tokens is not faster: a GPU then waits for the host to launch its kernels.
+# A forward pass over fewer tokens is not faster: a GPU waits for the host to launch its kernels.
 BUSY_TOKENS = {"cpu": 1024, "cuda": 8192}
+
+_DECODER_SETTINGS = ["item_embedding_dim", "expert_layers", "expert_width", "expert_init"]
+_DECODER_SETTINGS += ["attention", "item_scale", "dropout", "softmax"]
 
 
 class CatalogLM(nn.Module):
     """Computes a loss, or scores of the whole catalogue, from histories of item rows.
 
     Args:
-        lm: the language model.
-        tokenizer: its tokenizer, item tokens included.
-        catalog: the items.
-        item_codes: the tokens of each item.
-        settings: how a history becomes a sequence.
+        tokenizer: the tokenizer of ``lm``, item tokens included.
+        item_codes: the tokens of each item of ``catalog``.
 
     Raises:
         CheckpointError: the model does not have as many item tokens as the catalogue needs.
@@ -83,10 +82,10 @@ class CatalogLM(nn.Module):
         self.tokenizer = tokenizer
         self.settings = settings
         self.soft_targets: SoftTargets | None = None
-        """What softens the targets in training; None: targets are single items. Not saved."""
-        self.passes_of_all: Callable[[int], int] | None = None
-        """Maps the number of this process's forward passes to the largest number of any process.
-        Set where all processes must do equally many."""
+        """Softens the targets in training; not saved."""
+        self.passes_of_all: Callable[[int], int] = lambda passes: passes
+        """Maps this process's number of forward passes to the largest number of any process. To be
+        set if all processes must do equally many."""
         self.pad_token_id = tokenizer.pad_token_id or 0
         self.set_catalog(catalog, item_codes)
 
@@ -94,12 +93,12 @@ class CatalogLM(nn.Module):
         """Use ``catalog``, whose item tokens the language model and the tokenizer already have.
 
         Raises:
-            SettingError: ``max_tokens`` has no room for two items. Nothing is changed then.
+            SettingError: ``max_tokens`` has no room for two items. Nothing has changed then.
         """
         self.builder = self._sequence_builder(catalog, item_codes)
         self.catalog = catalog
         self.item_codes = item_codes
-        self._described: set[Path] = set()  # folders that tokenizer and items are saved in
+        self._described: set[Path] = set()  # folders that already hold tokenizer and items
         rows = item_codes.untrained_rows(catalog)
         untrained = torch.tensor(rows, dtype=torch.int64, device=self.lm.device)
         self.register_buffer("untrained", untrained, persistent=False)
@@ -116,15 +115,13 @@ class CatalogLM(nn.Module):
         pretrained: bool = True,
         followers: Followers | None = None,
     ) -> CatalogLM:
-        """A new model for ``catalog``: a backbone, item experts, item tokens, an item table.
+        """A new model for ``catalog``, on the CPU: a backbone with item experts and an item table.
 
         Args:
-            seed: seed of everything random.
-            device: where item texts are encoded; the model itself is on the CPU.
-            architecture: name in :data:`~recbole_idiomoe.lm.variants.ARCHITECTURES` of what
-                is added to the backbone.
+            device: where item texts are encoded.
+            architecture: name in :data:`~recbole_idiomoe.lm.variants.ARCHITECTURES`.
             pretrained: keep the backbone's weights; otherwise only its sizes.
-            followers: the items around each item in the training split; needed for
+            followers: the items around each item in the training split, for
                 ``transition_smoothing``.
 
         Raises:
@@ -133,7 +130,7 @@ class CatalogLM(nn.Module):
         """
         backbone, tokenizer = untouched_backbone(settings, seed)
         vectors = starting_vectors(catalog, settings, (backbone, tokenizer), device, seed)
-        if not pretrained:  # only now: new items' texts are encoded by its own weights too
+        if not pretrained:  # not earlier: texts are always encoded with the pretrained weights
             backbone = with_random_weights(backbone, seed)
         context = CodeContext(catalog, tokenizer, backbone.config.vocab_size, settings)
         item_codes = ITEM_CODES[settings.item_tokens].make(context, vectors, seed)
@@ -142,25 +139,19 @@ class CatalogLM(nn.Module):
         lm = IdiomoeForCausalLM.from_backbone(
             backbone,
             len(item_codes.names),
-            item_embedding_dim=settings.item_embedding_dim,
             item_text_size=text_size,
-            expert_layers=settings.expert_layers,
-            expert_width=settings.expert_width,
-            expert_init=settings.expert_init,
-            attention=settings.attention,
-            item_scale=settings.item_scale,
-            dropout=settings.dropout,
-            softmax=settings.softmax,
+            **{name: getattr(settings, name) for name in _DECODER_SETTINGS},
             seed=seed,
             architecture=architecture,
             architecture_args={
                 name: getattr(settings, name) for name in ARCHITECTURES[architecture].options
             },
         )
-        if vectors is not None and settings.item_init == "text":
-            lm.item_table.load_vectors(vectors, seed=seed)
-        if vectors is not None and isinstance(lm.item_table, TextAttributeTable):
-            lm.item_table.load_text(vectors)
+        if vectors is not None:
+            if settings.item_init == "text":
+                lm.item_table.load_vectors(vectors, seed=seed)
+            if isinstance(lm.item_table, TextAttributeTable):
+                lm.item_table.load_text(vectors)
         lm.freeze(settings.freeze)
         add_item_tokens(tokenizer, item_codes.names, lm.config.item_token_offset)
         model = cls(lm, tokenizer, catalog, item_codes, settings)
@@ -174,22 +165,22 @@ class CatalogLM(nn.Module):
         """The batch's part of the mean loss of its step, a scalar; the parts of a step add up.
 
         The loss is the cross entropy of the items' tokens over all item tokens (over the text
-        vocabulary if items are written as titles) with soft targets if the settings ask for them,
+        vocabulary if items are written as titles), with soft targets if the settings ask for them,
         plus ``text_loss_weight`` times the cross entropy of the text between the items, plus the
         architecture's auxiliary loss.
         """
         with self.autocast():
             states = hidden_states(self.lm, batch)
-            share = len(batch.targets) / batch.item_count
-            loss = share * self._item_loss(states[batch.predict_at], batch)
+            item_share = len(batch.targets) / batch.item_count
+            loss = item_share * self._item_loss(states[batch.predict_at], batch)
             if self.settings.text_loss_weight and len(batch.predict_text_at):
                 next_tokens = batch.input_ids.flatten()[batch.predict_text_at + 1]
                 text_loss = self.lm.text_loss(states[batch.predict_text_at], next_tokens)
-                share = len(next_tokens) / batch.text_count
-                loss = loss + self.settings.text_loss_weight * share * text_loss
+                text_share = len(next_tokens) / batch.text_count
+                loss = loss + self.settings.text_loss_weight * text_share * text_loss
             auxiliary_loss = self.lm.auxiliary_loss(batch.token_types, batch.is_real)
             if auxiliary_loss is not None:
-                loss = loss + len(batch.targets) / batch.item_count * auxiliary_loss
+                loss = loss + item_share * auxiliary_loss
         return loss
 
     @torch.no_grad()
@@ -197,9 +188,9 @@ class CatalogLM(nn.Module):
         """Scores of every item as the next one, shape ``(len(histories), item_num)``, float32.
 
         Args:
-            histories: item rows, oldest first, each of shape ``(n,)``. The most recent items that
-                fit are read.
-            query: what the user asks for, in words. It is read after the history.
+            histories: item rows, oldest first, each of shape ``(n,)``. The model reads the most
+                recent items that fit.
+            query: what the user asks for, in words. The model reads it after the history.
 
         Raises:
             DataError: a history is empty and there is no query.
@@ -208,9 +199,9 @@ class CatalogLM(nn.Module):
         lengths = [len(s.input_ids) + self.item_codes.ranking_tokens for s in sequences]
         busy_tokens = BUSY_TOKENS["cpu" if self.lm.device.type == "cpu" else "cuda"]
         groups = token_groups(lengths, self.settings.max_batch_tokens, busy_tokens)
-        passes = self.passes_of_all(len(groups)) if self.passes_of_all else len(groups)
+        spare_passes = self.passes_of_all(len(groups)) - len(groups)
         found = []
-        for group in groups + groups[-1:] * (passes - len(groups)):
+        for group in groups + groups[-1:] * spare_passes:
             batch = collate([sequences[i] for i in group], self.pad_token_id)
             with self.autocast():
                 found.append(self.item_codes.batch_outputs(self.lm, batch.to(self.lm.device)))
@@ -239,7 +230,7 @@ class CatalogLM(nn.Module):
             self.tokenizer, [self.settings.query_prompt or "", f" {query.strip()}"]
         )
         if len(words) > MAX_QUERY_TOKENS:
-            logger.warning("a query is read to its %dth token alone", MAX_QUERY_TOKENS)
+            logger.warning("only the first %d tokens of a query are read", MAX_QUERY_TOKENS)
         return np.array([*prompt, *words[:MAX_QUERY_TOKENS]], dtype=np.int64)
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
@@ -249,13 +240,12 @@ class CatalogLM(nn.Module):
         two saves, so an earlier model stays complete until a later one replaces it.
 
         Args:
-            weights: weights to write in place of the language model's own; needed if its own are
-                distributed over processes.
+            weights: written in place of the model's own if these are distributed over processes.
         """
         with atomic_folder_update(folder) as aside:
             with no_progress_bars():
                 self.lm.save_pretrained(aside, state_dict=weights)
-            if folder not in self._described:  # they are large, and do not change
+            if folder not in self._described:  # these files are large, and do not change
                 self.tokenizer.save_pretrained(aside)
                 self.catalog.save(folder)
                 self.item_codes.save(folder)
@@ -269,11 +259,11 @@ class CatalogLM(nn.Module):
 
         Raises:
             CheckpointError: the folder is incomplete or its parts do not belong together.
-            MissingLibraryError: its model needs one that is not installed.
+            MissingLibraryError: the model needs a library that is not installed.
         """
         catalog = Catalog.load(folder)
         try:
-            # Without this file transformers would build its default, a model of 7B parameters.
+            # Without this file transformers would build its default model of 7B parameters.
             (folder / CONFIG_NAME).read_bytes()
             with no_progress_bars():
                 lm = IdiomoeForCausalLM.from_pretrained(folder)
@@ -290,15 +280,15 @@ class CatalogLM(nn.Module):
         return cls(lm.to(device).eval(), tokenizer, catalog, item_codes, settings)
 
     def code_context(self, catalog: Catalog) -> CodeContext:
-        """What the item codes of ``catalog`` are made from."""
+        """The input of the item codes of ``catalog``."""
         return CodeContext(catalog, self.tokenizer, self.lm.config.item_token_offset, self.settings)
 
     def load_item_codes(self, folder: Path) -> None:
-        """Replace the item codes by the ones that are saved in a run's folder.
+        """Replace the item codes by the ones in a run's folder.
 
         Raises:
-            CheckpointError: the codes are missing, broken, of another catalogue, or have more or
-                fewer tokens than the model.
+            CheckpointError: the codes are missing, broken, of another catalogue, or have another
+                number of tokens than the model.
         """
         codes = self.item_codes.load(self.code_context(self.catalog), folder)
         if len(codes.names) != self.lm.config.item_num:
@@ -315,13 +305,13 @@ class CatalogLM(nn.Module):
         self.lm.load_state_dict(saved.state_dict())
 
     def _item_loss(self, states: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
-        """Mean cross entropy of the batch's targets; ``states`` (N, d) are what predicts them."""
+        """Mean cross entropy of the batch's targets, which ``states`` (N, d) predict."""
         if isinstance(self.lm.item_table, ItemTableShard):
             rows = batch.targets - self.lm.config.item_token_offset
             items, weights = rows.unsqueeze(1), torch.ones(len(rows), 1, device=rows.device)
             if self.soft_targets is not None:
                 items, weights = self.soft_targets(rows, batch.previous)
-                weights[:, 0] += 1  # from changes of probability to probabilities
+                weights[:, 0] += 1  # makes probabilities of changes of probability
             return self.lm.item_table.cross_entropy(states, items, weights).mean()
         loss = self.item_codes.loss(self.lm, states, batch.targets, self.untrained)
         if self.soft_targets is not None:
@@ -332,7 +322,7 @@ class CatalogLM(nn.Module):
     def _softening(
         self, soft_targets: SoftTargets, states: torch.Tensor, batch: SequenceBatch
     ) -> torch.Tensor:
-        """What soft targets add to the summed cross entropy of the batch's targets, a scalar."""
+        """The part that soft targets add to the batch's summed cross entropy, a scalar."""
         rows = batch.targets - self.lm.config.item_token_offset
         items, gained = soft_targets(rows, batch.previous)
         return -self.lm.item_table.mixed_logits(states, items, gained).sum()
@@ -362,13 +352,12 @@ class CatalogLM(nn.Module):
                 context,
             )
             max_tokens = context
-        (instruction,) = encode_text(self.tokenizer, [settings.instruction or ""])
         most = settings.max_item_text_tokens
         return SequenceBuilder(
             text_tokens(self.tokenizer, catalog.texts, most, settings.token_cache),
             item_codes.codes,
             self.lm.config.item_token_offset,
-            instruction=instruction,
+            instruction=encode_text(self.tokenizer, [settings.instruction or ""])[0],
             item_first=settings.segment_order == "ID text",
             max_tokens=max_tokens,
         )
@@ -380,10 +369,10 @@ def computes_in_bf16(settings: LanguageModelOptions, device: torch.device) -> bo
 
 
 def untouched_backbone(settings: BackboneOptions, seed: int) -> tuple[Any, Any]:
-    """The decoder that the setting ``backbone`` names, before any training here, and its tokenizer.
+    """The decoder that the setting ``backbone`` names, as it was loaded, and its tokenizer.
 
     Args:
-        seed: seed of the weights if the backbone is an untrained one.
+        seed: seed of the weights if the backbone is untrained.
 
     Raises:
         BackboneError: the backbone cannot be loaded.

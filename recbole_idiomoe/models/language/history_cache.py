@@ -1,4 +1,4 @@
-"""Scores for a history that grows, computed without reading any of its tokens twice."""
+"""Scores for a growing history, computed without reading any of its tokens twice."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from recbole_idiomoe.models.language.forward import ATTENTION_KERNELS
 class HistoryCache:
     """Keys and values of one user's history, kept from one call of :meth:`scores` to the next.
 
-    A token attends only to the tokens before it, so the tokens that two sequences have in common
-    at their start have the same keys and values in both and are not computed again. A further
-    item or another query changes only the end. If the start changes too, because the oldest item
-    no longer fits or texts are shortened, everything after the change is computed again.
+    A token attends only to the tokens before it, so the common start of two sequences has the same
+    keys and values in both and is computed once. A further item or another query changes only the
+    end. If the start changes, because the oldest item no longer fits or texts are shortened,
+    everything after the change is computed again.
 
     Args:
         model: a model for which :meth:`serves` is true and whose weights do not change.
@@ -29,21 +29,21 @@ class HistoryCache:
     def __init__(self, model: CatalogLM) -> None:
         self.model = model
         self._tokens = NOTHING
-        # The cache is made without the backbone's configuration: layers with a sliding window
-        # would drop keys that a shorter sequence needs again. Attention masks hide these anyway.
+        # Made without the backbone's configuration, with which layers with a sliding window would
+        # drop keys that a shorter sequence needs again. Attention masks hide these keys.
         self._cache = DynamicCache()
 
     @staticmethod
     def serves(model: CatalogLM) -> bool:
-        """Whether ``model`` can be used: causal attention, and a token of its own for each item."""
+        """Whether ``model`` can be used: it needs causal attention, and one token for each item."""
         return model.item_codes.one_token_each and model.lm.item_attention is None
 
     @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")  # a cache would have every layer compiled by itself
+    @torch.compiler.set_stance("force_eager")  # with a cache, every layer would compile separately
     def scores(self, histories: Sequence[np.ndarray], query: str | None = None) -> torch.Tensor:
-        """Scores of every item after the one given history, ``(1, item_num)``, float32.
+        """Scores of every item after a single history, ``(1, item_num)``, float32.
 
-        The arguments and errors are the same as for :meth:`CatalogLM.scores`.
+        Arguments and errors are those of :meth:`CatalogLM.scores`.
         """
         model, lm = self.model, self.model.lm
         (sequence,) = model.sequences(histories, query)

@@ -1,9 +1,9 @@
-"""Items that a model was not trained on get a place among the trained items by their text.
+"""Places for untrained items among the trained ones, found by their text.
 
-If every item has a token of its own, a ridge regression is fitted on the trained items: it maps an
-item's text vector to the item's row. The other items get the rows that it predicts. Semantic IDs
-and titles need no regression, because they follow from the text alone. Used for a cold start,
-where the catalogue holds the unseen items already, and for items added to a trained model.
+If every item has a token of its own, a ridge regression that is fitted on the trained items maps an
+item's text vector to its row, and predicts the rows of the other items. Semantic IDs and titles
+need no regression, because they follow from the text alone. Used for a cold start, where the
+catalogue already holds the unseen items, and for items that are added to a trained model.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ ALPHAS = np.logspace(-3, 3, 13)
 
 
 def place_unseen_items(model: CatalogLM, seed: int) -> None:
-    """Give the untrained items of the catalogue the rows that their text suggests.
+    """Give the untrained items of the catalogue rows that are predicted from their text.
 
-    Does nothing if items do not have a token each.
+    Without effect if items share tokens.
 
     Args:
-        seed: the seed of the run, with which its text encoder was made.
+        seed: the seed of the run, which its text encoder depends on.
 
     Raises:
         DataError: there are too few items to learn from.
@@ -59,15 +59,15 @@ def place_unseen_items(model: CatalogLM, seed: int) -> None:
 def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -> None:
     """Add new items after the items of a trained model, in place.
 
-    Scores of the old items stay the same, with one exception: an old item whose semantic ID is
-    now a new item's too gets a further token that tells them apart.
+    Scores of old items stay the same, except that an old item gets a further token if a new item
+    has the same semantic ID.
 
     Args:
         items: for each item its ``item_id`` and its text by the roles of ``item_text_fields``.
-        seed: as in :func:`place_unseen_items`.
+        seed: the seed of the run, which its text encoder depends on.
 
     Raises:
-        DataError: an item cannot be added. Nothing is changed then.
+        DataError: an item cannot be added. Nothing has changed then.
         SettingError: the text encoder's file has no vector of an item.
         CheckpointError: the text encoder gives other vectors than in training.
     """
@@ -76,12 +76,19 @@ def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -
     if catalog.item_num == before.item_num:
         return
     added = torch.arange(before.item_num, catalog.item_num)
+    encoder, table = model.settings.text_encoder, model.lm.item_table
     if model.item_codes.one_token_each:
-        _add_rows(model, catalog, added, seed)
+        directions = _directions(model, catalog, seed)
+        _report_unread(catalog, added, directions, encoder)
+        parts = parts_from_text(table, directions, catalog.untrained, added)
+        table.grow(catalog.item_num)
+        table.place(added, *parts)
+        model.lm.config.item_num = catalog.item_num
+        append_item_tokens(model.tokenizer, item_tokens(catalog.item_ids)[before.item_num :])
 
     def vectors() -> np.ndarray:
         found = _vectors(model, catalog, seed)
-        _report_unread(catalog, added, torch.from_numpy(found), model.settings.text_encoder)
+        _report_unread(catalog, added, torch.from_numpy(found), encoder)
         return found
 
     codes = model.item_codes.with_items(model.code_context(catalog), vectors)
@@ -92,16 +99,16 @@ def add_items(model: CatalogLM, items: Sequence[Mapping[str, str]], seed: int) -
 def parts_from_text(
     table: ItemTable, directions: torch.Tensor, untrained: Sequence[int], wanted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (m, d) and text vectors (m, k) of the items ``wanted`` (m,), for ItemTable.place.
+    """Rows (m, d) and text vectors (m, k) of the items ``wanted`` (m,), for ``ItemTable.place``.
 
     The ridge penalty is the one with the smallest leave-one-out error. Predictions of a regression
     lie nearer to the mean than the rows that it was fitted on, and an item near the mean is never
-    ranked first. So predictions are moved away from the mean by a factor, which is chosen so that
-    cross-validated predictions for trained items are as far from it as their own vectors.
+    ranked first. So predictions are moved away from the mean by a factor, with which
+    cross-validated predictions for trained items are as far from the mean as their own vectors.
 
     Args:
-        directions: (n, k), text vectors from :func:`text_directions`, zero for items without
-            text; n may be larger than the table.
+        directions: (n, k), from :func:`text_directions`, zero for items without text; n may be
+            larger than the table.
         untrained: items that are left out of the fit.
 
     Raises:
@@ -117,7 +124,7 @@ def parts_from_text(
     learnt = table.rows.detach().cpu().double()[trained[: table.item_num]]
     text, new_text = directions[trained].double(), directions[wanted].double()
     regression = RidgeCV(ALPHAS).fit(text.numpy(), learnt.numpy())
-    # Rows predicted for each trained item by a regression that was fitted without it.
+    # The row of each trained item, predicted by a regression that was fitted without it.
     folds = min(5, len(text))
     again = cross_val_predict(Ridge(regression.alpha_), text.numpy(), learnt.numpy(), cv=folds)
 
@@ -134,36 +141,22 @@ def parts_from_text(
     return away(rows, learnt), away(new_text, text)
 
 
-def _add_rows(model: CatalogLM, catalog: Catalog, added: torch.Tensor, seed: int) -> None:
-    """Give the items ``added`` rows in the item table and tokens in the tokenizer."""
-    directions = _directions(model, catalog, seed)
-    _report_unread(catalog, added, directions, model.settings.text_encoder)
-    table = model.lm.item_table
-    parts = parts_from_text(table, directions, catalog.untrained, added)
-    table.grow(catalog.item_num)
-    table.place(added, *parts)
-    model.lm.config.item_num = catalog.item_num
-    append_item_tokens(model.tokenizer, item_tokens(catalog.item_ids)[int(added[0]) :])
-
-
 def _vectors(model: CatalogLM, catalog: Catalog, seed: int) -> np.ndarray:
     """Text vectors of ``catalog``, ``(item_num, k)``, from the encoder used in training."""
     settings, config = model.settings, model.lm.config
-    backbone = None
-    if settings.text_encoder == "backbone":  # the model's own decoder has been trained since
-        backbone = untouched_backbone(settings, seed)
+    needs_backbone = settings.text_encoder == "backbone"  # as it was before training
     return item_vectors(
         catalog,
         settings.text_encoder,
         dim=config.item_embedding_dim or config.hidden_size,
-        backbone=backbone,
+        backbone=untouched_backbone(settings, seed) if needs_backbone else None,
         device=model.lm.device,
         seed=seed,
     )
 
 
 def _directions(model: CatalogLM, catalog: Catalog, seed: int) -> torch.Tensor:
-    """Text vectors of ``catalog`` as :func:`text_directions` centres them, ``(item_num, k)``.
+    """Text vectors of ``catalog``, centred by :func:`text_directions`, ``(item_num, k)``.
 
     Raises:
         CheckpointError: they differ from the text vectors that the item table was trained with.
@@ -184,7 +177,7 @@ def _directions(model: CatalogLM, catalog: Catalog, seed: int) -> torch.Tensor:
 def _report_unread(
     catalog: Catalog, items: torch.Tensor, directions: torch.Tensor, encoder: str = ""
 ) -> None:
-    """Log which of ``items`` have no usable text and so get no better place than the average.
+    """Log the ``items`` without usable text, whose place is an average one.
 
     Raises:
         SettingError: ``encoder`` is a file of vectors, to which the missing ones can be added.
@@ -201,36 +194,35 @@ def _report_unread(
 def _extended(
     catalog: Catalog, items: Sequence[Mapping[str, str]], settings: LanguageModelOptions
 ) -> Catalog:
-    """``catalog`` with ``items`` after its own; it raises what :func:`add_items` documents."""
+    """``catalog`` with ``items`` after its own.
+
+    Raises:
+        DataError: an item cannot be added.
+    """
     roles = list(text_fields(settings))
     template = Template(settings.item_template, roles)
     if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
         raise DataError(f"items={items!r:.60} is no list; give one of {_example(roles)}.")
-    taken = set(catalog.item_ids)
-    item_ids, titles, texts = [], [], []
+    known = set(catalog.item_ids)
+    titles, texts = list(catalog.titles), list(catalog.texts)
+    item_ids = list(catalog.item_ids)
     for number, item in enumerate(items):
         item_id, fields = _checked(number, item, roles)
-        if item_id in taken:
+        if item_id in known:
             raise DataError(f"items[{number}]: the catalogue has an item {item_id!r} already.")
         text = template(fields)
         if not text:
             raise DataError(f"items[{number}] ({item_id!r}) has no text; give {_example(roles)}.")
-        taken.add(item_id)
+        known.add(item_id)
         item_ids.append(item_id)
         titles.append(clean(fields[roles[0]]))
         texts.append(text)
-    return replace(
-        catalog,
-        item_ids=catalog.item_ids + item_ids,
-        titles=catalog.titles + titles,
-        texts=catalog.texts + texts,
-        untrained=catalog.untrained
-        + list(range(catalog.item_num, catalog.item_num + len(item_ids))),
-    )
+    untrained = [*catalog.untrained, *range(catalog.item_num, len(item_ids))]
+    return replace(catalog, item_ids=item_ids, titles=titles, texts=texts, untrained=untrained)
 
 
 def _checked(number: int, item: Any, roles: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The id and the text by role of ``items[number]``; a text that is not given is empty.
+    """The ID and the text by role of ``items[number]``; a missing text is empty.
 
     Raises:
         DataError: the item is malformed.

@@ -1,224 +1,135 @@
 """Options of the language models: the backbone, the experts, the item table, the training.
 
-The sections are those of the IDIOMoE paper. The options of a single control or baseline are
-beside it, in its own folder.
+Sections are those of the IDIOMoE paper. Options of a single control or baseline are in its folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from recbole_idiomoe.base.backbones import BUNDLED, UNTRAINED
+from recbole_idiomoe.base.backbones import BUNDLED
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.base.options import Options, option
+from recbole_idiomoe.base.options import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    Options,
+    PositiveInt,
+    Range,
+    Share,
+)
 from recbole_idiomoe.data.options import TextOptions
 
 
 @dataclass(frozen=True)
 class BackboneOptions(Options):
-    """Which pretrained decoder is read, and how it computes attention."""
+    """The pretrained decoder, and how it computes attention."""
 
-    group: ClassVar[str] = "model"
+    group = "model"
 
-    backbone: str = option(
-        BUNDLED,
-        f"decoder to start from: {BUNDLED!r} (idiom-mini, small and pretrained), {UNTRAINED!r} "
-        "(the same with random weights), a hub name such as Qwen/Qwen2.5-0.5B, or a folder",
-    )
-    backbone_args: dict[str, Any] | None = option(
-        None,
-        f"sizes in which the {UNTRAINED} decoder differs from the bundled one, as in "
-        "transformers.Qwen2Config (hidden_size, num_hidden_layers ...); other backbones bring "
-        "their own",
-        none=True,
-    )
-    trust_remote_code: bool = option(False, "run model code that comes with a hub backbone")
-    attn_implementation: str = option(
-        "sdpa",
-        "attention by PyTorch's fused kernels, or eager: plain products, for odd machines",
-        choices=("sdpa", "eager"),
-    )
+    backbone: str = BUNDLED
+    """Decoder to start from: 'bundled' (idiom-mini, small and pretrained), 'untrained' (the same
+    with random weights), a hub name such as Qwen/Qwen2.5-0.5B, or a folder."""
+    backbone_args: dict[str, Any] | None = None
+    """Sizes in which the untrained decoder differs from the bundled one, as in
+    transformers.Qwen2Config (hidden_size, num_hidden_layers ...); other backbones bring their
+    own."""
+    trust_remote_code: bool = False
+    """Run model code that comes with a hub backbone."""
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    """Kind of attention: PyTorch's fused kernels (sdpa), or plain matrix products (eager) for
+    machines where these fail."""
 
 
 @dataclass(frozen=True)
 class DecoderOptions(Options):
     """How the decoder is extended by items: experts, attention, item table, item loss."""
 
-    group: ClassVar[str] = "model"
+    group = "model"
 
-    expert_width: float = option(
-        1.0,
-        "width of the item expert relative to the text expert (paper: 1, 1/2, 1/4, 1/8)",
-        low=0.01,
-        high=1.0,
-        section="section 4.2.2",
-    )
-    expert_init: str = option(
-        "copy",
-        "start of the item expert: copy of the text expert (its strongest neurons when "
-        "narrower) or random",
-        choices=("copy", "random"),
-    )
-    expert_layers: str | list[int] = option(
-        "all",
-        "layers with an item expert: all, none, first:k, middle:k, last:k, every:n or a list "
-        "of indices",
-        section="section 4.2.3",
-    )
-    item_embedding_dim: int | None = option(
-        None,
-        "width of the factorised item table E = W_l W_u; null: one table of full width",
-        low=1,
-        none=True,
-        section="section B.5, item 7",
-    )
-    attention: str = option(
-        "causal",
-        "causal: as in the backbone; intra_inter: layers attend within items and between items "
-        "in turn (IAM); own_text: text attends to its own item alone, item tokens to each other",
-        choices=("causal", "intra_inter", "own_text"),
-    )
-    item_scale: float = option(
-        8.0,
-        "how long an item's vector is on entering the decoder, in lengths of a text token's",
-        low=0.001,
-    )
-    item_init: str = option(
-        "text",
-        "start of the item table: vectors of the items' text, or random",
-        choices=("text", "random"),
-    )
-    item_text_added: bool = option(
-        False,
-        "add a projection of an item's text vector to its embedding, for good (Text-Attr LLM)",
-        section="section B.1",
-    )
-    softmax: str = option(
-        "item",
-        "candidates of the item loss: the catalogue, or catalogue and vocabulary together",
-        choices=("item", "hybrid"),
-        section="section 3.2.1",
-    )
-    dropout: float = option(
-        0.0,
-        "dropout on embeddings, expert outputs and final states while training",
-        low=0.0,
-        high=0.99,
-    )
+    expert_width: Annotated[float, Range(0.01, 1.0)] = 1.0
+    """Width of the item expert relative to the text expert (paper: 1, 1/2, 1/4, 1/8)
+    [section 4.2.2]."""
+    expert_init: Literal["copy", "random"] = "copy"
+    """Start of the item expert: a copy of the text expert (its strongest neurons if it is narrower)
+    or random."""
+    expert_layers: str | list[int] = "all"
+    """Layers with an item expert: all, none, first:k, middle:k, last:k, every:n or a list of
+    indices [section 4.2.3]."""
+    item_embedding_dim: PositiveInt | None = None
+    """Width of the factorised item table E = W_l W_u; null: one table of full width
+    [section B.5, item 7]."""
+    attention: Literal["causal", "intra_inter", "own_text"] = "causal"
+    """Kind of attention mask. causal: as in the backbone; intra_inter: layers attend within items
+    and between items in turn (IAM); own_text: text attends to its own item alone, item tokens to
+    each other."""
+    item_scale: Annotated[float, Range(low=0.001)] = 8.0
+    """Length of an item's vector when it enters the decoder, relative to a text token's vector."""
+    item_init: Literal["text", "random"] = "text"
+    """Start of the item table: vectors of the items' text, or random."""
+    item_text_added: bool = False
+    """Add a projection of an item's text vector to its embedding, also after training
+    (Text-Attr LLM) [section B.1]."""
+    softmax: Literal["item", "hybrid"] = "item"
+    """Candidates of the item loss: the catalogue, or catalogue and vocabulary together
+    [section 3.2.1]."""
+    dropout: Annotated[float, Range(0.0, 0.99)] = 0.0
+    """Dropout on embeddings, expert outputs and final states while training."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
     """How a language model is trained."""
 
-    group: ClassVar[str] = "training"
+    group = "training"
 
-    freeze: str = option(
-        "none",
-        "pretrained weights that stay as they are",
-        choices=("none", "backbone", "text_expert", "attention"),
-        section="section B.5, item 6",
-    )
-    text_loss_weight: float = option(
-        0.0,
-        "weight of the next-token loss on the sequences' text, the items' and the instruction",
-        low=0.0,
-    )
-    text_smoothing: float = option(
-        0.0,
-        "share of each target's probability that goes to the 20 items that read most like it, by "
-        "text_encoder; what is learnt of an item is then learnt of those too",
-        low=0.0,
-        high=0.99,
-    )
-    transition_smoothing: float = option(
-        0.0,
-        "share of each target's probability that goes to the items that training histories have "
-        "around the item before it, by how often they do, popular ones held back",
-        low=0.0,
-        high=0.99,
-    )
-    item_warmup: float = option(
-        0.2,
-        "share of the epochs trained on item tokens alone (paper: 0.2)",
-        low=0.0,
-        high=1.0,
-        section="section B.5, item 8",
-    )
-    text_ramp: float = option(
-        1.0,
-        "share of the epochs by whose end every sequence carries text; it rises linearly from "
-        "item_warmup; until then nothing stops early (stopping_step)",
-        low=0.0,
-        high=1.0,
-        section="section B.5, item 8",
-    )
-    backbone_learning_rate: float | None = option(
-        None,
-        "learning rate of the pretrained weights; null: learning_rate",
-        low=0.0,
-        none=True,
-    )
-    adam_betas: list[float] = option(
-        [0.9, 0.999], "AdamW betas (paper: 0.9, 0.9999)", section="section B.4"
-    )
-    ema_decay: float = option(
-        0.0,
-        "after every optimizer step a running mean of the trained weights moves by 1 - ema_decay "
-        "towards them; the mean is what is validated, saved and tested (0: the weights "
-        "themselves)",
-        low=0.0,
-        high=0.99999,
-    )
-    keep_last: int = option(
-        0,
-        "beside a language model's best epoch, keep the models of its last keep_last epochs, each "
-        "in a folder epoch-N of the run's",
-        low=0,
-    )
-    warmup_steps: int = option(
-        100,
-        "optimizer steps of linear learning-rate warm-up (paper: 3000)",
-        low=0,
-        section="section B.4",
-    )
-    max_batch_tokens: int = option(
-        32768,
-        "most tokens, padding included, in one forward pass; a batch with more accumulates its "
-        "gradient over several, with the same result; lowered where training runs out of memory",
-        low=8,
-    )
-    compile: bool | None = option(
-        None,
-        "on a GPU, compile the decoder's blocks for training and its evaluations, which then run "
-        "both experts in fused kernels: half a minute once, then faster, with the same result but "
-        "for rounding; null: with a backbone of width 512 or more",
-        none=True,
-    )
-    sharding: str = option(
-        "ddp",
-        "in several processes (torchrun, accelerate launch): ddp, each has the whole model; fsdp2, "
-        "each has a part of its weights, gradients and optimizer state, for backbones that do not "
-        "fit; the result is the same but for rounding",
-        choices=("ddp", "fsdp2"),
-    )
-    shard_items: bool = option(
-        False,
-        "in several processes, with ddp: each has a part of the item table's rows, their gradient "
-        "and their optimizer state, and scores those, for catalogues of millions; the result is "
-        "the same but for rounding",
-    )
-    activation_checkpointing: bool = option(
-        False, "compute every block again in the backward pass: less memory, a third more time"
-    )
-    precision: str = option(
-        "auto",
-        "auto: bf16 on a GPU, fp32 on a CPU",
-        choices=("auto", "fp32", "bf16"),
-        section="section B.4",
-    )
+    freeze: Literal["none", "backbone", "text_expert", "attention"] = "none"
+    """Pretrained weights that are not trained [section B.5, item 6]."""
+    text_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the next-token loss on the text of the sequences, of items and instruction."""
+    text_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.0
+    """Share of each target's probability that goes to the 20 items with the most similar text, by
+    text_encoder, so that these learn from it too."""
+    transition_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.0
+    """Share of each target's probability that goes to the items around the item before it in
+    training histories, by damped counts that hold back popular items."""
+    item_warmup: Share = 0.2
+    """Share of the epochs trained on item tokens alone (paper: 0.2) [section B.5, item 8]."""
+    text_ramp: Share = 1.0
+    """Share of the epochs after which every sequence has text; the share of sequences with text
+    rises linearly from item_warmup on, and training does not stop early (stopping_step) before
+    [section B.5, item 8]."""
+    backbone_learning_rate: NonNegativeFloat | None = None
+    """Learning rate of the pretrained weights; null: learning_rate."""
+    adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Betas of AdamW (paper: 0.9, 0.9999) [section B.4]."""
+    ema_decay: Annotated[float, Range(0.0, 0.99999)] = 0.0
+    """Decay of a running mean of the weights, which moves by 1 - ema_decay towards them in every
+    optimizer step and is validated, saved and tested in their place (0: no mean)."""
+    keep_last: NonNegativeInt = 0
+    """Number of last epochs whose models are kept in addition to the best epoch's, each in a folder
+    epoch-N of the run."""
+    warmup_steps: NonNegativeInt = 100
+    """Optimizer steps of linear learning-rate warm-up (paper: 3000) [section B.4]."""
+    max_batch_tokens: Annotated[int, Range(low=8)] = 32768
+    """Most tokens, padding included, in one forward pass; a batch with more accumulates its
+    gradient over several, with the same result; lowered where training runs out of memory."""
+    compile: bool | None = None
+    """On a GPU, compile the decoder's blocks for training and its evaluations, which then run both
+    experts in fused kernels: half a minute once, then faster, with the same result but for
+    rounding; null: with a backbone of width 512 or more."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """In several processes (torchrun, accelerate launch): ddp, each has the whole model; fsdp2,
+    each has a part of its weights, gradients and optimizer state, for backbones that do not fit;
+    the result is the same but for rounding."""
+    shard_items: bool = False
+    """In several processes, with ddp: each has a part of the item table's rows, their gradient and
+    their optimizer state, and scores those, for catalogues of millions; the result is the same but
+    for rounding."""
+    activation_checkpointing: bool = False
+    """Compute every block again in the backward pass, with less memory and a third more time."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the decoder; auto: bf16 on a GPU, fp32 on a CPU [section B.4]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,15 +147,13 @@ class TrainingOptions(Options):
 
 @dataclass(frozen=True)
 class LanguageModelOptions(TrainingOptions, DecoderOptions, BackboneOptions, TextOptions):
-    """What every language model with a catalogue can be told."""
+    """Options of every language model with a catalogue."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.item_tokens != "atomic":
-            self._check_codes()
-
-    def _check_codes(self) -> None:
-        """Refuse what does not go with items of several tokens."""
+        if self.item_tokens == "atomic":
+            return
+        # Some options need a single token for each item.
         if self.attention != "causal":
             raise SettingError(
                 f"item_tokens={self.item_tokens!r} does not go with attention={self.attention!r}; "
@@ -277,15 +186,27 @@ class LanguageModelOptions(TrainingOptions, DecoderOptions, BackboneOptions, Tex
 class AdapterOptions(LanguageModelOptions):
     """Low-rank adapters of a frozen decoder, as E4SRec and CoVE train them."""
 
-    lora_rank: int = option(16, "rank of the adapters", low=1)
-    lora_alpha: int = option(16, "the adapters count lora_alpha / lora_rank times", low=1)
+    lora_rank: PositiveInt = 16
+    """Rank of the adapters."""
+    lora_alpha: PositiveInt = 16
+    """The adapters count lora_alpha / lora_rank times."""
+
+    recipe = {
+        "learner": "adamw",
+        "weight_decay": 0.0,
+        "clip_grad_norm": {"max_norm": 1.0},
+        "item_warmup": 0.0,  # text from the first epoch on, if there is any
+        "text_ramp": 0.0,
+        "eval_batch_size": 1024,
+        "stopping_step": 5,
+    }
 
 
 @dataclass(frozen=True)
 class IDIOMoEOptions(LanguageModelOptions):
-    """IDIOMoE's recipe, from which its controls start too."""
+    """IDIOMoE's recipe, which its controls start from too."""
 
-    recipe: ClassVar[Mapping[str, Any]] = {
+    recipe = {
         "learner": "adamw",
         "learning_rate": 0.001,
         "weight_decay": 0.01,  # section B.4
@@ -293,11 +214,11 @@ class IDIOMoEOptions(LanguageModelOptions):
         "dropout": 0.2,  # chosen with an untrained backbone, which overfits quickly
         "epochs": 20,
         "train_batch_size": 128,  # histories in an optimizer step (section B.4)
-        "eval_batch_size": 1024,  # histories whose scores are held at once, at most
+        "eval_batch_size": 1024,  # most histories whose scores are in memory at once
         "stopping_step": 5,
     }
-    # For the controls too: one space, so that none has more to choose from.
-    search_space: ClassVar[Mapping[str, Any] | None] = {
+    # The controls have the same space, so that none has more to choose from.
+    search_space = {
         "learning_rate": {"low": 0.0001, "high": 0.003, "log": True},
         "weight_decay": {"low": 0.001, "high": 0.3, "log": True},
         "dropout": {"low": 0.0, "high": 0.5, "step": 0.1},

@@ -8,31 +8,29 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.lm import TWO_EXPERT
+from recbole_idiomoe.models.full_sort import FullSortRecommender
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.language.soft_targets import training_followers
 
 
-class LanguageModelRecommender(SequentialRecommender):
+class LanguageModelRecommender(FullSortRecommender):
     """A decoder language model with a catalogue.
 
     It trains on :class:`SequenceBatch`, one history per user, and is evaluated on RecBole's
-    ordinary interactions, so RecBole's loaders and evaluator serve it as they serve SASRec.
+    ordinary interactions, as SASRec is.
 
     Attributes:
-        architecture: what is done to the decoder.
-        catalog_lm_class: what turns histories into a loss and scores.
-        pretrained: whether the decoder keeps the weights that it came with.
-        forced_settings: settings that make the model what it is, whatever a user gives.
+        architecture: name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`.
+        catalog_lm_class: computes losses and scores from histories.
+        pretrained: whether the decoder keeps its pretrained weights.
+        forced_settings: settings that define the model; a user cannot change them.
     """
 
-    input_type = InputType.POINTWISE
     architecture: ClassVar[str]
     catalog_lm_class: ClassVar[type[CatalogLM]] = CatalogLM
     pretrained: ClassVar[bool] = True
@@ -69,11 +67,6 @@ class LanguageModelRecommender(SequentialRecommender):
         lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
         histories = [row[:length] for row, length in zip(items, lengths, strict=True)]
         return self.catalog_lm.scores(histories)
-
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Scores of the interactions' own items, shape ``(batch,)``."""
-        items = interaction[self.ITEM_ID].to(self.device)
-        return self.full_sort_predict(interaction).gather(1, items.unsqueeze(1)).squeeze(1)
 
 
 class IDIOMoE(LanguageModelRecommender):

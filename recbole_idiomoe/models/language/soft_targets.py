@@ -1,13 +1,13 @@
-"""Soft targets: a part of each target's probability goes to items that were as likely to come.
+"""Soft targets: part of each target's probability goes to items that were as likely to come.
 
 A user takes one item where several would have done, and most items are taken rarely. Two sources
-say which others: the items' text (``text_smoothing``) and what training histories have around the
-item in front (``transition_smoothing``). They are tables, made once before training from the
-catalogue and the training split; nothing that validates or tests enters them.
+name the others: the items' text (``text_smoothing``) and the items that training histories have
+around the item before the target (``transition_smoothing``). Both are tables that are made before
+training from the catalogue and the training split alone.
 
-The cross entropy with targets ``q`` is ``logsumexp(scores) - sum_j q_j score_j``. So it is that
-with the one target that came, less ``sum_j d_j score_j`` where ``d`` is ``q`` minus that target:
-sparse, and summing to 0.
+The cross entropy with targets ``q`` is ``logsumexp(scores) - sum_j q_j score_j``. It is the cross
+entropy with the single target minus ``sum_j d_j score_j``, where ``d`` is ``q`` minus the single
+target. ``d`` is sparse and sums to 0.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 TEXT_NEIGHBOURS = 20
-TEMPERATURE = 0.05  # that cosines are divided by before their softmax
-# Of the transitions: steps between two items, and what the others count next to one of one step.
-DECAYS = 0.7 ** np.arange(3)
+TEMPERATURE = 0.05  # of the softmax over cosines
+DECAYS = 0.7 ** np.arange(3)  # weights of transitions over 1, 2 and 3 steps
 REVERSE_WEIGHT = 0.5
 POPULARITY_DAMPING = 0.5
-MOST_FOLLOWERS = 64  # an item's strongest; all of them for five of six items of amazon-toys
-CHUNK_BYTES = 256 * 2**20  # of cosines held at once
+MOST_FOLLOWERS = 64  # of an item; five of six items of amazon-toys have fewer
+CHUNK_BYTES = 256 * 2**20  # of cosines in memory at once
 
 
 class Neighbours(NamedTuple):
-    """Other items for each item, as many columns as any has; past its own, item 0 of weight 0."""
+    """Other items for each item; rows are padded with item 0 of weight 0."""
 
     items: Tensor
     """``(item_num, k)``, int32."""
@@ -43,20 +42,20 @@ class Neighbours(NamedTuple):
 
 
 class Followers(NamedTuple):
-    """What stands around each item in the training histories."""
+    """The items around each item in the training histories."""
 
     around: Neighbours
-    """The weights are counts, damped."""
+    """The weights are damped counts."""
     single: Tensor
-    """What a single step to an item counts, damped, ``(item_num,)``, float32."""
+    """The damped count of a single step to each item, ``(item_num,)``, float32."""
 
 
 class SoftTargets(nn.Module):
-    """What to add to targets of one item each; buffers that are not saved with a model.
+    """Changes single targets to soft targets; the buffers are not saved with a model.
 
     Args:
-        text_share: probability for the neighbours of the target, ``similar``, in [0, 1).
-        transition_share: probability, of all, for the ``followers`` of the item in front.
+        transition_share: share of the probability for the followers of the item before the target.
+        text_share: share of the rest for the neighbours of the target, in [0, 1).
     """
 
     similar: Tensor
@@ -75,21 +74,26 @@ class SoftTargets(nn.Module):
         super().__init__()
         self.text_share = text_share
         self.transition_share = transition_share
-        self.register_buffer("similar", similar.items, persistent=False)
-        self.register_buffer("similar_weights", similar.weights, persistent=False)
-        self.register_buffer("around", followers.around.items, persistent=False)
-        self.register_buffer("around_weights", followers.around.weights, persistent=False)
-        self.register_buffer("single", followers.single, persistent=False)
+        buffers = {
+            "similar": similar.items,
+            "similar_weights": similar.weights,
+            "around": followers.around.items,
+            "around_weights": followers.around.weights,
+            "single": followers.single,
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, targets: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft less hard targets, of rows of the catalogue (N,) and those in front of them.
+        """The differences between soft and single targets.
 
-        The transition from ``previous`` to the target that is just learnt is left out of the
-        counts, else a pair that was seen once would name itself. Where nothing else was counted,
-        or nothing reads like the target, that share stays with it.
+        The transition from ``previous`` to the target is subtracted from the counts, because a pair
+        that occurs once would otherwise name itself. A share without any neighbours stays with the
+        target.
 
         Args:
-            previous: (N,), 0 for none.
+            targets: rows of the catalogue, (N,).
+            previous: the items before the targets, (N,), 0 for none.
 
         Returns:
             Items (N, k), the target first, and the probability that each gains; a row sums to 0.
@@ -114,12 +118,11 @@ def make_soft_targets(
     followers: Followers | None,
     device: torch.device,
 ) -> SoftTargets:
-    """Those that ``settings`` ask for.
+    """The soft targets that ``settings`` ask for.
 
     Args:
-        vectors: (item_num, k), of the items' text, zero for an item that was not trained on;
-            wanted for ``text_smoothing``.
-        followers: wanted for ``transition_smoothing``.
+        vectors: text vectors (item_num, k), zero for an untrained item; for ``text_smoothing``.
+        followers: for ``transition_smoothing``.
         device: where to compute.
     """
     nobody = Neighbours(torch.zeros(item_num, 0, dtype=torch.int32), torch.zeros(item_num, 0))
@@ -134,12 +137,12 @@ def make_soft_targets(
 
 
 def similar_items(directions: Tensor, device: torch.device) -> Neighbours:
-    """The items nearest to each in text, weights a softmax of cosines that sums to 1.
+    """The items nearest to each in text; weights are a softmax of cosines.
 
     Args:
-        directions: (item_num, k) of length 1, as
-            :func:`~recbole_idiomoe.lm.embedding.text_directions` gives them; items whose row is
-            zero have no neighbours and are none.
+        directions: (item_num, k), of length 1, from
+            :func:`~recbole_idiomoe.lm.embedding.text_directions`. Items with a zero row have no
+            neighbours and are no neighbours.
         device: where to compute.
     """
     directions = directions.to(device)
@@ -152,7 +155,7 @@ def similar_items(directions: Tensor, device: torch.device) -> Neighbours:
         cosines[:, ~described] = -torch.inf
         cosines.scatter_(1, rows.unsqueeze(1), -torch.inf)  # the item itself
         nearest = cosines.topk(most)
-        # Of an item that is alone it is 0 / 0.
+        # An item without any neighbour has weights 0 / 0.
         weights = (nearest.values / TEMPERATURE).softmax(dim=1).nan_to_num(0.0)
         weights *= described[rows].unsqueeze(1)
         parts.append((nearest.indices.masked_fill(weights == 0, 0).int().cpu(), weights.cpu()))
@@ -161,11 +164,7 @@ def similar_items(directions: Tensor, device: torch.device) -> Neighbours:
 
 
 def training_followers(dataset: Any) -> Followers:
-    """What a training split has around each item.
-
-    Args:
-        dataset: the split, a :class:`~recbole_idiomoe.data.dataset.HistoryDataset`.
-    """
+    """The items around each item in a training split, which is a ``HistoryDataset``."""
     damping = popularity_damping(dataset, POPULARITY_DAMPING)
     counts = count_transitions(dataset, DECAYS, REVERSE_WEIGHT) @ diags_array(damping)
     around = _strongest(csr_array(counts), MOST_FOLLOWERS)
@@ -173,7 +172,7 @@ def training_followers(dataset: Any) -> Followers:
 
 
 def _strongest(counts: csr_array, most: int) -> Neighbours:
-    """The largest of each row, among equals the first."""
+    """The ``most`` largest counts of each row; of equal counts the first."""
     sizes = np.diff(counts.indptr)
     rows = np.repeat(np.arange(len(sizes)), sizes)
     order = np.lexsort((counts.indices, -counts.data, rows))

@@ -1,14 +1,14 @@
-"""SASRec as published, with a softmax over the catalogue or over sampled items.
+"""SASRec as published, but with a softmax over the catalogue or over sampled items.
 
-"Self-Attentive Sequential Recommendation" (Kang and McAuley, ICDM 2018) trains with one
-negative and binary cross entropy, which is what keeps it low in many tables; "Turning Dross
-Into Gold Loss" (Klenitskiy and Vasilev, RecSys 2023) and "gSASRec" (Petrov and Macdonald, RecSys
-2023) show what it reaches with a softmax.
+"Self-Attentive Sequential Recommendation" (Kang and McAuley, ICDM 2018) trains with one negative
+and binary cross entropy, which is why many tables show low figures. "Turning Dross Into Gold Loss"
+(Klenitskiy and Vasilev, RecSys 2023) and "gSASRec" (Petrov and Macdonald, RecSys 2023) show what it
+reaches with a softmax.
 
-Published with a sampled softmax (github.com/blondered/transformer_benchmark; leave one out, full
-ranking, seen items masked, as here), HR@10/NDCG@10: Toys .0970/.0580, Beauty .0921/.0531, Sports
-.0569/.0314. RecBole's own ``SASRec`` learns a row's last position alone, from every prefix as a
-row, with post-norm layers as in BERT.
+With a sampled softmax and the protocol of this package, github.com/blondered/transformer_benchmark
+has HR@10/NDCG@10 Toys .0970/.0580, Beauty .0921/.0531, Sports .0569/.0314. RecBole's own ``SASRec``
+learns only the last position of a row, with a row for every prefix, and has post-norm layers as
+BERT has.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from recbole_idiomoe.models.sasrec.options import SASRecCEOptions, SASRecSSOptio
 class SASRecCE(NextItemRecommender):
     """SASRec with cross entropy over the whole catalogue at every position.
 
-    As in the paper: learned positions, counted back from the last item (there, histories are
-    padded in front); layers of causal attention whose queries alone are normalised, and a
-    feed-forward network of the model's width with ReLU, each added to its normalised input
-    (section III.B and the authors' code); a last norm; one item table for input and output.
+    As in the paper: learned positions, counted back from the last item; layers of causal attention
+    whose queries alone are normalised, and a feed-forward network of the model's width with ReLU,
+    each added to its normalised input (section III.B and the authors' code); a last norm; one item
+    table for input and output.
     """
 
     def __init__(self, config: Config, dataset: Any) -> None:
@@ -58,9 +58,9 @@ class SASRecCE(NextItemRecommender):
         items, lengths = self.histories(interaction), interaction[self.ITEM_SEQ_LEN]
         length = items.shape[1]
         from_start = torch.arange(length, device=items.device)
-        # Past the end it is negative; what stands there is never read.
+        # Negative past a history's end, where states are never read.
         from_end = (lengths.unsqueeze(1) - 1 - from_start).clamp(min=0)
-        # Item vectors start small beside positions: by the authors' factor they weigh as much.
+        # Item vectors start smaller than position vectors; this factor of the authors corrects it.
         scaled = self.items(items) * math.sqrt(self.items.embedding_dim)
         hidden = self.dropout(scaled + self.positions(from_end))
         for layer in self.layers:
@@ -73,7 +73,7 @@ class SASRecCE(NextItemRecommender):
 
 
 class SASRecSS(SASRecCE):
-    """SASRec with a softmax over each position's target and its own uniformly drawn negatives."""
+    """SASRec with a softmax over each position's target and uniformly drawn negatives."""
 
     def __init__(self, config: Config, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -84,7 +84,7 @@ class SASRecSS(SASRecCE):
 
 
 class _Layer(nn.Module):
-    """Attention and feed-forward network; what follows a history causal attention never sees."""
+    """Causal attention, which needs no padding mask, and a feed-forward network."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -113,11 +113,8 @@ class _Layer(nn.Module):
             part.view(rows, length, self.heads, -1).transpose(1, 2)
             for part in (self.query(queries), *self.key_value(hidden).chunk(2, dim=-1))
         )
+        dropout = self.attention_dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=True,
+            query, key, value, dropout_p=dropout, is_causal=True
         )
         return self.attention_out(mixed.transpose(1, 2).reshape(rows, length, width))

@@ -1,8 +1,8 @@
-"""A T5 encoder that reads several short rows as one sequence, so that little of it is padding.
+"""A T5 encoder that reads several short rows as one sequence, with little padding.
 
-T5 knows of distances alone, not of places, so that a row may begin anywhere: its states are those
-that it has by itself, as long as it attends to nothing of the others. One pass over packed rows
-launches as many kernels as one over padded rows; a pass for each length would launch them anew.
+T5 knows distances between positions but no absolute positions, so a row may begin anywhere. Its
+states do not change as long as it does not attend to other rows. A pass over packed rows launches
+as many kernels as one over padded rows; a pass for each length would launch more.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from transformers import T5ForConditionalGeneration
 
 
 def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """The encoder's states of every row, (B, T, d); where ``mask`` is false, they mean nothing.
+    """The encoder's states of every row, (B, T, d); without meaning where ``mask`` is false.
 
     Args:
         input_ids: (B, T), padded on the right.
-        mask: (B, T), bool: which of it is there. There may be gaps, which count as distance.
+        mask: (B, T), bool, false at padding. There may be gaps, which count as distance.
     """
     rows, width = mask.shape
     places = torch.arange(width, device=mask.device)
     starts, sequences = pack(row_lengths(mask).tolist(), width)
     at = torch.tensor(starts, device=mask.device).unsqueeze(1) + places
     end = sequences * width
-    # What is not there is written behind the end, and cut off.
+    # Padding is written after the end, and cut off.
     target = at.masked_fill(~mask, end).flatten()
     tokens = input_ids.new_zeros(end + 1).scatter_(0, target, input_ids.flatten())
     numbers = torch.arange(1, rows + 1, device=mask.device).repeat_interleave(width)
     row = numbers.new_zeros(end + 1).scatter_(0, target, numbers)[:-1].view(sequences, width)
-    # Padding attends to padding: softmax over nothing would not be a number.
+    # Padding attends to padding, because a softmax over nothing would be NaN.
     seen = row.unsqueeze(1) == row.unsqueeze(2)
     states = t5.encoder(
         input_ids=tokens[:-1].view(sequences, width), attention_mask=additive(seen.unsqueeze(1))
@@ -40,22 +40,24 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, mask: Tensor) -> T
 
 
 def row_lengths(mask: Tensor) -> Tensor:
-    """Places of each row up to the last that is there, gaps among them: (B, T) to (B,)."""
+    """Lengths (B,) of the rows of ``mask`` (B, T) up to the last true value, with gaps."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
 
 
 def pack(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
-    """Where rows begin in sequences of ``width`` that follow each other, and how many those are.
+    """Starts of rows in consecutive sequences of ``width``, and the number of sequences.
 
-    Longest first, a row goes where it leaves least room; none crosses from one sequence into the
-    next.
+    Longest first, each row goes where it leaves the least room. No row crosses into the next
+    sequence.
 
     Args:
-        lengths: of the rows, at most ``width``.
+        lengths: lengths of the rows, at most ``width``.
     """
     starts = [0] * len(lengths)
     count = 0
-    ends: list[list[int]] = [[] for _ in range(width + 1)]  # of begun sequences, by their room
+    ends: list[list[int]] = [
+        [] for _ in range(width + 1)
+    ]  # ends of the rows in open sequences, by free room
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         length = lengths[row]
         room = next((room for room in range(length, width) if ends[room]), width)
@@ -69,9 +71,9 @@ def pack(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
 
 
 def additive(seen: Tensor) -> Tensor:
-    """What is added to attention's scores: every kind of attention takes such a mask.
+    """The mask ``seen`` as a tensor that is added to attention scores, for every kind of attention.
 
-    Under autocast it has the type that those are cast to, in which the least number is finite.
+    Under autocast it has the type of the scores, so that its lowest number stays finite.
     """
     device = seen.device
     autocast = torch.is_autocast_enabled(device.type)

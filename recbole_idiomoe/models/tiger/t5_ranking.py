@@ -1,8 +1,8 @@
 """Exact ranking by a T5: the log-probability of every item's whole code after a history.
 
-As :func:`~recbole_idiomoe.lm.prefix_tree.rank_leaves` does it for decoders: the beginnings that
-codes share are computed once, piece by piece of their prefix tree. The decoder's start token is
-the tree's root, so that a piece holds all that its nodes attend to.
+:func:`~recbole_idiomoe.lm.prefix_tree.rank_leaves` does the same for decoders: shared beginnings of
+codes are computed once, piece by piece of their prefix tree. The decoder's start token is the root
+of the tree, so that a piece holds everything that its nodes attend to.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGene
 from recbole_idiomoe.lm.prefix_tree import Piece, PrefixTree, edge_log_probs
 from recbole_idiomoe.models.tiger.t5_packing import additive, row_lengths
 
-# Elements of the widest states held at once: 1 GiB in float32. A GPU wants few and large kernels.
+# Elements of the widest states in memory at once: 1 GiB in float32. Few large kernels suit a GPU.
 STATES = 2**28
 
 
 def code_tree(codes: Sequence[np.ndarray], start: int, device: torch.device) -> PrefixTree:
-    """The tree of item codes whose root is the decoder's token ``start``.
+    """The prefix tree of item codes with the decoder's token ``start`` as its root.
 
     Raises:
-        ValueError: a code begins another, which then could not be told from it.
+        ValueError: a code begins another one.
     """
     return PrefixTree([np.concatenate(([start], code)) for code in codes], device)
 
 
 def rows_at_once(t5: T5ForConditionalGeneration, tree: PrefixTree, length: int) -> int:
-    """How many histories of ``length`` tokens are ranked together at most: one at least."""
+    """The largest number of histories of ``length`` tokens that are ranked together."""
     config = t5.config
     nodes = max(len(piece.nodes) for piece in tree.pieces)
     widest = max(config.d_ff, config.num_heads * max(config.d_kv, nodes, length))
@@ -43,16 +43,13 @@ def rows_at_once(t5: T5ForConditionalGeneration, tree: PrefixTree, length: int) 
 def rank_leaves(
     t5: T5ForConditionalGeneration, tree: PrefixTree, input_ids: Tensor, mask: Tensor
 ) -> Tensor:
-    """Log-probability of every item of ``tree`` as what follows each history.
+    """Log-probability of every item of ``tree`` as the next one, (B, items), float32.
 
     Args:
-        t5: out of training mode.
+        t5: in evaluation mode.
         tree: from :func:`code_tree`.
-        input_ids: (B, T), what the encoder reads.
-        mask: (B, T), bool: which of it is there.
-
-    Returns:
-        (B, items), float32.
+        input_ids: (B, T), tokens of the encoder.
+        mask: (B, T), bool, false at padding.
     """
     parts = -(-len(mask) // rows_at_once(t5, tree, mask.shape[1]))
     lengths = row_lengths(mask)
@@ -69,7 +66,7 @@ def _rank(
 ) -> Tensor:
     encoded = t5.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
     history_mask = additive(mask[:, None, None])
-    # Of every history, computed for the first piece and read by all others.
+    # Computed for the first piece, and read by all others.
     history_keys = DynamicCache()
     edges = torch.zeros(len(input_ids), len(tree), device=input_ids.device)
     for piece in tree.pieces:
@@ -88,37 +85,29 @@ def _states(
     history_mask: Tensor,
     history_keys: DynamicCache,
 ) -> Tensor:
-    """What the decoder makes of each node of a piece, ready for its head: (B, P, d).
+    """The decoder's states of each node of a piece, ready for its head: (B, P, d).
 
-    It is the decoder's own forward pass, but that a node attends to its path alone, from as far
-    as it is long.
+    Computed as in the decoder's own forward pass, except that a node attends only to its path.
     """
     decoder: Any = t5.decoder
     hidden = decoder.embed_tokens(tree.tokens[piece.nodes]).expand(len(encoded), -1, -1)
     depths = tree.depths[piece.nodes]
-    # Inner nodes are less deep than the tree is high.
+    # The depth of inner nodes is below the height of the tree.
     distance_bias = decoder.block[0].layer[0].SelfAttention.compute_bias(tree.height, tree.height)
     path_bias = distance_bias[:, :, depths][:, :, :, depths]
     path_mask = additive(tree.sees(piece.nodes)[None, None])
     keys = EncoderDecoderCache(_NoCache(), history_keys)
-    # Of all heads and nodes the same, so that attention's mask stays one row a history.
+    # The same for all heads and nodes, so that the mask of attention stays one row per history.
     history_bias = history_mask.new_zeros(1)
     for block in decoder.block:
-        hidden, _, _ = block(
-            hidden,
-            path_mask,
-            path_bias,
-            encoded,
-            history_mask,
-            history_bias,
-            past_key_values=keys,
-        )
+        masks = (path_mask, path_bias, encoded, history_mask, history_bias)
+        hidden, _, _ = block(hidden, *masks, past_key_values=keys)
     hidden = decoder.final_layer_norm(hidden)
     return hidden * t5.model_dim**-0.5 if t5.config.scale_decoder_outputs else hidden
 
 
 class _NoCache(DynamicCache):
-    """Of a piece's own keys and values, which no other reads: kept, they would be copied."""
+    """Keeps no keys and values of a piece: no other piece reads them, and keeping copies them."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

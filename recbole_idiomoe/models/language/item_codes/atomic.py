@@ -18,9 +18,9 @@ from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
 class AtomicCodes(ItemCodes):
-    """Every item is a single token of its own, and a product with the item table ranks them all.
+    """A single token for each item; a product with the item table ranks all items.
 
-    The codes of new items are theirs alone too; the caller gives them rows in the item table.
+    The caller gives new items rows in the item table.
     """
 
     one_token_each = True
@@ -34,7 +34,7 @@ class AtomicCodes(ItemCodes):
         return cls(codes, item_tokens(context.catalog.item_ids))
 
     def token_vectors(self, vectors: np.ndarray | None, catalog: Catalog) -> np.ndarray | None:
-        """The items' text vectors, with zeros for untrained items, whose text training ignores."""
+        """The items' text vectors, zero for untrained items."""
         if vectors is None:
             return None
         known = vectors.copy()
@@ -45,7 +45,7 @@ class AtomicCodes(ItemCodes):
         return catalog.untrained
 
     def ranks_untrained(self, settings: LanguageModelOptions) -> bool:
-        """Only if an item's row comes from its text: it has no other source without training."""
+        """Whether an item's row comes from its text; without training it has no other source."""
         return settings.item_init == "text" or settings.item_text_added
 
     def batch_outputs(self, lm: IdiomoeForCausalLM, batch: SequenceBatch) -> Tensor:
@@ -53,5 +53,5 @@ class AtomicCodes(ItemCodes):
         return hidden_states(lm, batch)[batch.predict_at]
 
     def scores(self, lm: IdiomoeForCausalLM, outputs: Tensor) -> Tensor:
-        # One product for all batches, so that the scores are held in memory once.
+        # One product for all batches, so that the scores are in memory only once.
         return lm.item_logits(outputs)

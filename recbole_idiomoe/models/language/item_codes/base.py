@@ -1,4 +1,4 @@
-"""The common interface of all ways to write an item in tokens."""
+"""The common interface of all kinds of item codes."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ class CodeContext(NamedTuple):
 class ItemCodes(ABC):
     """The code of every item: the tokens that stand for it in a sequence.
 
-    A subclass decides what the tokens are. By default items are ranked by the log-probability of
-    their whole code, which is computed for all items at once on the prefix tree of the codes, and
-    the tokens are item tokens, each with a row in the item table.
+    A subclass decides what the tokens are. By default they are item tokens, each with a row in the
+    item table, and items are ranked by the log-probability of their whole code, which is computed
+    for all items at once on the prefix tree of the codes.
 
     Args:
         codes: token ids of each item, one array per catalogue row. Each has at least one token,
-            and no code begins another one; row 0, the padding item's, is not ranked.
+            and no code begins another one. Row 0, the padding item's, is not ranked.
         names: names of the item tokens in the tokenizer, one per row of the item table.
     """
 
     one_token_each: ClassVar[bool] = False
-    """Whether every item is a single token of its own, so that the item table has a row per item
-    and a new item needs a new row. Otherwise items share tokens."""
+    """Whether each item has a single token of its own, so that a new item needs a new row of the
+    item table. Otherwise items share tokens."""
     in_text: ClassVar[bool] = False
     """Whether codes are made of text tokens instead of item tokens."""
     from_vectors: ClassVar[bool] = False
     """Whether :meth:`make` needs the vectors of the items' texts."""
     ranking_tokens: ClassVar[int] = PIECE_SIZE
-    """Tokens that ranking reads behind each history."""
+    """Number of tokens that ranking reads after each history."""
 
     def __init__(self, codes: Sequence[np.ndarray], names: list[str]) -> None:
         self.codes = codes
@@ -66,8 +66,7 @@ class ItemCodes(ABC):
         """The codes of a new model.
 
         Args:
-            vectors: ``(item_num, k)``, vectors of the items' texts; read if ``from_vectors``.
-            seed: seed of everything random.
+            vectors: ``(item_num, k)``, vectors of the items' texts, for codes ``from_vectors``.
 
         Raises:
             DataError: the catalogue lacks what the codes are made from.
@@ -89,9 +88,9 @@ class ItemCodes(ABC):
         """The codes of a catalogue that has new items after the items of this one.
 
         Args:
-            context: with the extended catalogue.
-            vectors: computes ``(item_num, k)``, the text vectors of the extended catalogue. It is
-                called only if the codes are made from them.
+            context: has the extended catalogue.
+            vectors: computes ``(item_num, k)``, the text vectors of the extended catalogue; called
+                only by codes ``from_vectors``.
 
         Raises:
             CheckpointError: the vectors differ from the ones that the codes were made from.
@@ -103,12 +102,12 @@ class ItemCodes(ABC):
         """The vectors that the rows of the item table start from, ``(len(names), k)``.
 
         Args:
-            vectors: ``(item_num, k)``, vectors of the items' texts; None where nothing needs them.
+            vectors: ``(item_num, k)``, vectors of the items' texts, if any setting needs them.
         """
         return None
 
     def untrained_rows(self, catalog: Catalog) -> list[int]:
-        """Rows of the item table that training never sees: tokens of untrained items alone."""
+        """Rows of the item table that occur only in codes of untrained items."""
         return []
 
     def ranks_untrained(self, settings: LanguageModelOptions) -> bool:
@@ -128,31 +127,24 @@ class ItemCodes(ABC):
         return lm.item_loss(hidden_states, targets - lm.config.item_token_offset, excluded)
 
     def batch_outputs(self, lm: IdiomoeForCausalLM, batch: SequenceBatch) -> Tensor:
-        """What :meth:`scores` needs of each sequence of a batch, ``(B, ...)``."""
+        """The outputs of the model that :meth:`scores` needs, ``(B, ...)``."""
         device = batch.input_ids.device
         if self._tree is None or self._tree.tokens.device != device:
             self._tree = PrefixTree(self.codes[1:], device)
         logits, first_token = self._token_logits(lm)
         with sdpa_kernel(ATTENTION_KERNELS):
-            scores = rank_leaves(
-                lm,
-                self._tree,
-                batch.input_ids,
-                batch.token_types,
-                batch.lengths,
-                logits,
-                first_token,
-            )
+            histories = (batch.input_ids, batch.token_types, batch.lengths)
+            scores = rank_leaves(lm, self._tree, *histories, logits, first_token)
         return F.pad(scores, (1, 0), value=-torch.inf)
 
     def scores(self, lm: IdiomoeForCausalLM, outputs: Tensor) -> Tensor:
-        """Scores of all items after each sequence, ``(n, item_num)``, float32, padding -inf.
+        """Scores of all items from the ``outputs`` of one or more batches.
 
-        Args:
-            outputs: ``(n, ...)``, from :meth:`batch_outputs`, of one or more batches.
+        Returns:
+            ``(n, item_num)``, float32; the padding item has -inf.
         """
         return outputs
 
     def _token_logits(self, lm: IdiomoeForCausalLM) -> tuple[Callable[[Tensor], Tensor], int]:
-        """The logits of the tokens that codes are made of, and the token id of their column 0."""
+        """Computes the logits of the codes' tokens; and the token id of their column 0."""
         return lm.item_logits, lm.config.item_token_offset

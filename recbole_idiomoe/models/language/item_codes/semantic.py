@@ -18,18 +18,13 @@ from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCod
 
 logger = logging.getLogger(__name__)
 
-# Share of the items whose codes may come out differently when their text is encoded again: the
-# last bit of a vector may decide between two codes.
+# Share of the items whose codes may change when their text is encoded again: rounding of a vector
+# may decide between two codes.
 _TOLERATED = 0.001
 
 
 class SemanticCodes(ItemCodes):
-    """One item token per level of an item's semantic ID, and one more where items share all levels.
-
-    Args:
-        semantic_ids: what the codes are made from.
-        item_token_offset: token id of the first item token.
-    """
+    """One item token per level of the semantic ID, and another one if items share all levels."""
 
     from_vectors = True
 
@@ -59,7 +54,7 @@ class SemanticCodes(ItemCodes):
         self.semantic_ids.save(folder)
 
     def with_items(self, context: CodeContext, vectors: Callable[[], np.ndarray]) -> Self:
-        """A new item's code is the nearest one to its text vector.
+        """Each new item gets the code nearest to its text vector.
 
         An old item gets a further token if a new item has the same code.
         """
@@ -79,7 +74,7 @@ class SemanticCodes(ItemCodes):
 def semantic_ids_of(
     catalog: Catalog, settings: TextOptions, vectors: np.ndarray, seed: int
 ) -> SemanticIds:
-    """Semantic IDs of all items; only trained items decide what a code means.
+    """Semantic IDs of all items, with codebooks that are fitted on trained items.
 
     Args:
         vectors: ``(item_num, k)``, vectors of the items' texts.

@@ -17,7 +17,7 @@ from recbole_idiomoe.models.language.item_codes.base import CodeContext, ItemCod
 class TitleCodes(ItemCodes):
     """The text tokens of each item's title and an end token.
 
-    Items with the same title have the same code. There is no item token but the padding item's.
+    Items with the same title have the same code. Only the padding item has an item token.
     """
 
     in_text = True
@@ -36,10 +36,8 @@ class TitleCodes(ItemCodes):
                 "item_tokens='title' needs a backbone whose tokenizer has an end token."
             )
         most = context.settings.max_item_text_tokens
-        codes = [
-            np.array([*title[:most], end], dtype=np.int64)
-            for title in encode_text(tokenizer, titles)
-        ]
+        tokens = encode_text(tokenizer, titles)
+        codes = [np.array([*title[:most], end], dtype=np.int64) for title in tokens]
         return cls(codes, [item_token(PADDING_ITEM)])
 
     def loss(
