@@ -25,7 +25,7 @@ class LanguageModelRecommender(FullSortRecommender):
     ordinary interactions, as SASRec is.
 
     Attributes:
-        architecture: name in :data:`~recbole_idiomoe.lm.architectures.ARCHITECTURES`.
+        architecture: name in :data:`~recbole_idiomoe.lm.variants.ARCHITECTURES`.
         catalog_lm_class: computes losses and scores from histories.
         pretrained: whether the decoder keeps its pretrained weights.
         forced_settings: settings that define the model; a user cannot change them.
