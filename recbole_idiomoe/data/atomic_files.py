@@ -6,7 +6,6 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -43,11 +42,9 @@ class AtomicFile:
     """
 
     def __init__(self, path: Path, separator: str, encoding: str | None) -> None:
-        self.path = path
-        self.separator = separator
-        self.encoding = encoding or "utf-8"
-        _, begin = next(self._blocks(), (1, ""))
-        header = begin.partition("\n")[0]
+        self.path, self.separator, self.encoding = path, separator, encoding or "utf-8"
+        _, beginning = next(self._blocks(), (1, ""))
+        header = beginning.partition("\n")[0]
         if not header:
             raise DataError(f"{path} is empty; its first line must name columns as name:type.")
         self.columns: dict[str, str] = {}
@@ -57,53 +54,57 @@ class AtomicFile:
                 raise DataError(f"{path}: column {name!r:.60} is there twice; rename one.")
             self.columns[name] = kind
 
-    def check_columns(
-        self, needed: Sequence[str], load_col: Mapping[str, Any] | None, part: str
+    def check(
+        self,
+        ids: Sequence[str],
+        time: str | None,
+        columns: Sequence[str],
+        loaded: Sequence[str] | None,
+        seq_separator: str,
     ) -> None:
-        """Check that the columns in ``needed`` and ``load_col[part]`` exist and are loaded.
+        """Check header and rows.
+
+        Args:
+            ids: columns of tokens in which every row needs a value.
+            time: a column of floats in which every row needs a number.
+            columns: more columns that are needed.
+            loaded: the columns that RecBole loads; None: all.
+            seq_separator: the separator of the entries of a list.
 
         Raises:
-            DataError: a column does not exist or is not loaded.
+            DataError: a column does not exist, is not loaded or has another type, or as
+                :meth:`check_rows`.
         """
-        loaded = None if load_col is None else load_col.get(part, [])
-        listed = [] if loaded is None or loaded == "*" else list(loaded)
-        for name in [*needed, *listed]:
-            if name not in self.columns:
-                raise DataError(
-                    f"{self.path} has no column {name!r}, only {self._named()}; "
-                    "fix the settings that name it, or the file."
-                )
-        for name in needed:
-            if loaded is not None and loaded != "*" and name not in listed:
-                raise DataError(
-                    f"{self.path}: column {name!r} is needed but not loaded; add it to "
-                    f"load_col: {{{part}: [{', '.join([*listed, name])}]}}."
-                )
-
-    def loaded_numbers(
-        self, load_col: Mapping[str, Any] | None, part: str, seq_separator: str
-    ) -> dict[str, str | None]:
-        """The loaded columns of numbers: the separator of a list, None for a single number."""
-        loaded = "*" if load_col is None else load_col.get(part, [])
-        return {
-            name: seq_separator if kind == "float_seq" else None
-            for name, kind in self.columns.items()
-            if kind in ("float", "float_seq") and (loaded == "*" or name in (loaded or []))
-        }
-
-    def check_types(self, names: Sequence[str], kind: str) -> None:
-        """Check that the columns ``names`` have the type ``kind``.
-
-        RecBole would replace timestamps of type ``token`` by consecutive ids.
-
-        Raises:
-            DataError: a column has another type.
-        """
-        for name in names:
+        times = [] if time is None else [time]
+        self._check_columns([*ids, *times, *columns], loaded)
+        # RecBole would replace timestamps of type token by consecutive ids.
+        for name, kind in (dict.fromkeys(ids, "token") | dict.fromkeys(times, "float")).items():
             if self.columns[name] != kind:
                 raise DataError(
                     f"{self.path}: {name}:{self.columns[name]} in the header must be "
                     f"{name}:{kind}; fix the header."
+                )
+        numbers = {
+            name: seq_separator if kind == "float_seq" else None
+            for name, kind in self.columns.items()
+            if kind in ("float", "float_seq") and (loaded is None or name in loaded)
+        }
+        self.check_rows(ids, time, numbers)
+
+    def _check_columns(self, needed: Sequence[str], loaded: Sequence[str] | None) -> None:
+        for name in [*needed, *(loaded or [])]:
+            if name not in self.columns:
+                first = [n[:60] if n.isprintable() else f"{n!r:.60}" for n in self.columns][:10]
+                more = ", ..." if len(self.columns) > 10 else ""
+                raise DataError(
+                    f"{self.path} has no column {name!r}, only {', '.join(first)}{more}; "
+                    "fix the settings that name it, or the file."
+                )
+        for name in needed:
+            if loaded is not None and name not in loaded:
+                raise DataError(
+                    f"{self.path}: column {name!r} is needed but not loaded; add it to "
+                    f"load_col: {{{self.path.suffix[1:]}: [{', '.join([*loaded, name])}]}}."
                 )
 
     def check_rows(
@@ -143,29 +144,26 @@ class AtomicFile:
         self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
     ) -> Callable[[str], str]:
         """A function that returns what is wrong with a row, or an empty text."""
-        names = list(self.columns)
-        id_columns = [names.index(name) for name in ids]
-        column = None if number is None else names.index(number)
-        separators = {names.index(name): by for name, by in numbers.items()}
 
         def fault_of(line: str) -> str:
-            row = line.split(self.separator)
-            if len(row) != len(names):
-                return f"{len(row)} fields, but the header names {len(names)}"
-            if column is not None and (wrong := _wrong_number(row[column])):
-                return f"{number} is {row[column][:60]!r}, {wrong}"
+            values = line.split(self.separator)
+            if len(values) != len(self.columns):
+                return f"{len(values)} fields, but the header names {len(self.columns)}"
+            row = dict(zip(self.columns, values, strict=True))
+            if number is not None and (wrong := _wrong_number(row[number])):
+                return f"{number} is {row[number][:60]!r}, {wrong}"
             if "\0" in line:
                 return "a NUL character, at which pandas ends the field"
-            if len(line) > csv.field_size_limit() < max(map(len, row)):
+            if len(line) > csv.field_size_limit() < max(map(len, values)):
                 return f"a field of more than {csv.field_size_limit()} characters"
             fault = ""
-            for i in id_columns:
-                if row[i] in MISSING:
-                    fault = f"{names[i]} is {row[i]!r}, which RecBole takes for missing"
-            for i, separator in separators.items():
-                for part in [row[i]] if separator is None else row[i].split(separator):
+            for name in ids:
+                if row[name] in MISSING:
+                    fault = f"{name} is {row[name]!r}, which RecBole takes for missing"
+            for name, separator in numbers.items():
+                for part in [row[name]] if separator is None else row[name].split(separator):
                     if part not in MISSING and (wrong := _wrong_number(part)):
-                        fault = f"column {names[i]!r:.60} is {part[:60]!r}, {wrong}"
+                        fault = f"column {name!r:.60} is {part[:60]!r}, {wrong}"
             return fault
 
         return fault_of
@@ -181,11 +179,8 @@ class AtomicFile:
         missing = "|".join(map(re.escape, sorted(MISSING)))
         plain_number = r"[+-]?\d{1,30}(?:\.\d{1,30})?"
         plain = dict.fromkeys(self.columns, anything)
-        for name, by in numbers.items():
-            if by is None:
-                plain[name] = f"(?:{plain_number})?"
-            else:
-                plain[name] = ""  # every list of numbers is checked
+        for name, by in numbers.items():  # every list of numbers is checked
+            plain[name] = f"(?:{plain_number})?" if by is None else ""
         for name in ids:
             plain[name] = rf"(?!(?:{missing})(?:{separator}|$)){anything}"
         if number is not None:
@@ -193,11 +188,7 @@ class AtomicFile:
         return re.compile(f"^(?!{separator.join(plain.values())}$)", re.MULTILINE | re.ASCII)
 
     def _blocks(self) -> Iterator[tuple[int, str]]:
-        """Blocks of whole lines, each with the number of its first line, from 1.
-
-        Raises:
-            DataError: the file cannot be read or decoded, or has too long a line.
-        """
+        """Blocks of whole lines, each with the number of its first line, from 1."""
         at = 1
         try:
             with open(self.path, encoding=self.encoding) as file:
@@ -219,12 +210,6 @@ class AtomicFile:
         except (OSError, LookupError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"Cannot read {self.path}: {reason}.") from error
-
-    def _named(self) -> str:
-        """The names of the first columns on one line, escaped if they are not printable."""
-        first = list(self.columns)[:10]
-        names = [name[:60] if name.isprintable() else f"{name!r:.60}" for name in first]
-        return ", ".join(names) + (", ..." if len(self.columns) > 10 else "")
 
     def _undecodable_line(self) -> int:
         content = self.path.read_bytes()

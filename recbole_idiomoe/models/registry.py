@@ -36,7 +36,7 @@ class Entry(NamedTuple):
     model: Place
     options: Place
     trainer: Place | None = None
-    dataset: Place = "recbole_idiomoe.data.windows:WindowDataset"
+    dataset: Place = "recbole_idiomoe.data.dataset:WindowDataset"
 
 
 def _language_model(model: str, options: str) -> Entry:

@@ -229,7 +229,7 @@ class IdiomoeTrainer(ObservedTrainer):
             self.optimizer.zero_grad,
             kept_here=lambda: self.accelerator.no_sync(self.engine),
         )
-        users = train_data._dataset.training_window_users(*limits)
+        users = train_data._dataset.history_users[windows.starts]
         self.loss_watch = LossWatch(self.folder, train_data._dataset, users, self.loader.sampler)
 
     def _make_fast(self) -> None:

@@ -12,7 +12,6 @@ from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
-from recbole_idiomoe.data.amazon.fetching import fetch
 from recbole_idiomoe.data.amazon.writing import convert
 
 
@@ -37,8 +36,7 @@ def _run(given: argparse.Namespace) -> str:
     if given.reviews:
         reviews, metadata = Path(given.reviews), Path(given.metadata)
     elif dumps:
-        where = folder.with_name(f"{folder.name}-dumps")
-        reviews, metadata = (fetch(source, where) for source in (dumps.reviews, dumps.metadata))
+        reviews, metadata = dumps.fetch(folder.with_name(f"{folder.name}-dumps"))
     else:
         raise SettingError(
             f"nobody knows where the dumps of {given.dataset} are; give --reviews and --metadata."

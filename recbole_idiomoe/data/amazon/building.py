@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Dumps:
     metadata: Source
     lines: int | None = None
     """Number of reviews according to the publishers."""
-    table_8: tuple[int, int] | None = None
+    table_8: Sequence[int] | None = None
     """Sequences and items in the paper's Table 8, as printed."""
 
     @classmethod
@@ -46,13 +46,16 @@ class Dumps:
                 "dumps must be {reviews: {urls: [...]}, metadata: {urls: [...]}}, with lines and "
                 f"table_8 where known; not {value!r}."
             )
-        table = value.get("table_8")
         return cls(
             Source.from_setting(value["reviews"], "dumps.reviews"),
             Source.from_setting(value["metadata"], "dumps.metadata"),
             value.get("lines"),
-            None if table is None else (table[0], table[1]),
+            value.get("table_8"),
         )
+
+    def fetch(self, folder: Path) -> tuple[Path, Path]:
+        """Download both dumps into ``folder``; raises as :func:`fetching.fetch`."""
+        return fetch(self.reviews, folder), fetch(self.metadata, folder)
 
 
 def build(name: str, root: Path, dumps: Dumps) -> None:
@@ -65,30 +68,39 @@ def build(name: str, root: Path, dumps: Dumps) -> None:
         DataError: the dumps cannot be converted.
     """
     folder = root / f"{name}-dumps"
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
-    try:
-        with FileLock(lock):
-            if (root / name / f"{name}.inter").is_file():
-                return
-            reviews, metadata = (
-                fetch(source, folder) for source in (dumps.reviews, dumps.metadata)
+    with new_folder(folder):
+        try:
+            with FileLock(lock):
+                if (root / name / f"{name}.inter").is_file():
+                    return
+                reviews, metadata = dumps.fetch(folder)
+                try:
+                    summary = convert(reviews, metadata, root / name, CORE, MAX_MALFORMED)
+                except BrokenDump as error:
+                    for path in (reviews, metadata):
+                        if str(path) in str(error):
+                            path.unlink()
+                    raise
+            logger.info(
+                f"{report(summary, dumps)}\n  the dumps in {folder} are not needed any more"
             )
-            try:
-                summary = convert(reviews, metadata, root / name, CORE, MAX_MALFORMED)
-            except BrokenDump as error:
-                for path in (reviews, metadata):
-                    if str(path) in str(error):
-                        path.unlink()
-                raise
-        logger.info(f"{report(summary, dumps)}\n  the dumps in {folder} are not needed any more")
+        finally:
+            if set(folder.iterdir()) <= {lock}:
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` with its parents; after the block, remove the new ones that are empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
     finally:
-        if set(folder.iterdir()) <= {lock}:
-            lock.unlink(missing_ok=True)
-            with suppress(OSError):
-                for path in new_folders:
-                    path.rmdir()
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
 
 
 def report(summary: Summary, dumps: Dumps | None) -> str:
