@@ -38,6 +38,7 @@ from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.loading import load_dataset
+from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.models.registry import get_model
@@ -100,7 +101,7 @@ def ours(given: Namespace) -> Epoch:
     spent = seconds(lambda: trainer._train_epoch(train_data, 1), given.device, 1, warmup=0)
 
     tokens = int(torch.cat(timed.lengths).sum())
-    lengths = np.array([loader.builder.length(window) for window in loader.windows])
+    lengths = loader.builder.lengths(loader.windows)
     return Epoch(
         seconds=spent * lengths.sum() / tokens,
         lengths=lengths,
@@ -184,8 +185,8 @@ def naive(given: Namespace) -> Epoch:
     rows, step = next(those_that_fit(attempt, (8,) if given.tiny else (64, 32, 16, 8)))
     inter = dataset.inter_feat
     histories = zip(inter["item_id_list"].numpy(), inter["item_length"].tolist(), strict=True)
-    # ``length`` does not count the last item, so any item is appended.
-    lengths = np.array([builder.length(np.r_[items[:n], 1]) for items, n in histories])
+    # ``lengths`` does not count the last item, so any item is appended.
+    lengths = builder.lengths(RaggedArray.of(np.r_[items[:n], 1] for items, n in histories))
     return Epoch(
         seconds=step * len(lengths) / rows,
         lengths=lengths,
@@ -205,7 +206,7 @@ def hf_trainer(given: Namespace) -> Epoch:
     windows = dataset.training_windows(
         config["MAX_ITEM_LIST_LENGTH"], builder.code_lengths, builder.room
     )
-    lengths = np.array([builder.length(window) + 1 for window in windows])
+    lengths = builder.lengths(windows) + 1
     in_step = config["train_batch_size"]
     number = (given.steps or OTHERS_STEPS) * in_step
     chosen = np.random.default_rng(0).permutation(len(windows))[:number]

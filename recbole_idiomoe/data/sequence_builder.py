@@ -48,12 +48,9 @@ class SequenceBuilder:
         max_tokens: int = 1024,
     ) -> None:
         self.item_token_offset = item_token_offset
-        self.item_first = item_first
-        self.max_tokens = max_tokens
-        self._texts = RaggedArray.of(item_texts)
-        self._codes = RaggedArray.of(item_codes)
-        self._text_lengths = self._texts.lengths
-        self.code_lengths = self._codes.lengths
+        self.item_first, self.max_tokens = item_first, max_tokens
+        self._texts, self._codes = RaggedArray.of(item_texts), RaggedArray.of(item_codes)
+        self._text_lengths, self.code_lengths = self._texts.lengths, self._codes.lengths
         longest = int(self.code_lengths.max())
         # Any item may come next: its tokens but the last are read too, and need room at the end.
         self._tail = longest - 1
@@ -70,12 +67,11 @@ class SequenceBuilder:
         """Most tokens of a history's segments in a sequence without a query."""
         return self.max_tokens - len(self.instruction) - self._tail
 
-    def length(self, window: np.ndarray, with_text: bool = True) -> int:
-        """Number of tokens of :meth:`build_training` without a query, computed without building."""
-        return int(self.lengths(RaggedArray.of([window]), with_text)[0])
-
     def lengths(self, windows: RaggedArray, with_text: bool = True) -> np.ndarray:
-        """The :meth:`length` of each window, shape ``(windows,)``."""
+        """Number of tokens that :meth:`build_training` gives each window without a query.
+
+        They are computed without building the sequences; the shape is ``(windows,)``.
+        """
         last = windows.values[windows.stops - 1]
         before_last = windows.starts, windows.stops - 1
         tokens = _range_sums(self.code_lengths[windows.values], *before_last)
@@ -86,8 +82,7 @@ class SequenceBuilder:
         for i in np.flatnonzero(~is_whole).tolist():
             items, text_lengths = self._fit(windows[i][:-1], with_text, self.room)
             tokens[i] = self.code_lengths[items].sum() + text_lengths.sum()
-        lengths: np.ndarray = len(self.instruction) + tokens + self.code_lengths[last] - 1
-        return lengths
+        return len(self.instruction) + tokens + self.code_lengths[last] - 1
 
     def build(
         self, items: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
@@ -156,8 +151,7 @@ class SequenceBuilder:
     ) -> _JoinedSequences:
         """Build the concatenated tokens of all sequences, without targets.
 
-        Args:
-            following: one more item row per sequence, whose tokens but the last are at the end.
+        All tokens but the last of the item ``following[i]`` are at the end of sequence ``i``.
         """
         query_lengths = np.minimum([len(query) for query in queries], self._prompt_room)
         instruction_lengths = np.minimum(len(self.instruction), self._prompt_room - query_lengths)
@@ -208,7 +202,7 @@ class SequenceBuilder:
     def _fit_all(
         self, histories: Sequence[np.ndarray], with_text: np.ndarray, room: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Run :meth:`_fit` for each history; return both results concatenated, and item counts."""
+        """The concatenated results of :meth:`_fit` for each history, and the numbers of items."""
         item_num = np.array([len(history) for history in histories])
         items = np.concatenate(histories)
         text_lengths = self._text_lengths[items] * np.repeat(with_text, item_num)
@@ -222,7 +216,7 @@ class SequenceBuilder:
         return items, text_lengths, np.array([len(each) for each, _ in kept])
 
     def _fit(self, items: np.ndarray, with_text: bool, room: int) -> tuple[np.ndarray, np.ndarray]:
-        """The items that fit in ``room`` tokens, and how many tokens of each one's text do."""
+        """The newest items that fit in ``room`` tokens, and how much text of each fits too."""
         newest_first = np.cumsum(self.code_lengths[items][::-1])[::-1]
         items = items[newest_first <= room]
         if not with_text:
@@ -238,20 +232,13 @@ class SequenceBuilder:
 
 @dataclass(frozen=True)
 class _JoinedSequences:
-    """Several sequences, concatenated."""
-
-    input_ids: np.ndarray
-    """Shape ``(tokens,)``, as ``token_types`` and ``segments``."""
+    input_ids: np.ndarray  # shape ``(tokens,)``, as ``token_types`` and ``segments``
     token_types: np.ndarray
     segments: np.ndarray
-    lengths: np.ndarray
-    """Number of tokens of each sequence, shape ``(sequences,)``."""
-    items: np.ndarray
-    """Rows of the items in all sequences, shape ``(items,)``."""
-    item_num: np.ndarray
-    """Number of items of each sequence, shape ``(sequences,)``."""
-    ends: np.ndarray
-    """Position, in its own sequence, of each segment's last token, shape ``(items,)``."""
+    lengths: np.ndarray  # number of tokens of each sequence, shape ``(sequences,)``
+    item_num: np.ndarray  # number of items of each sequence, shape ``(sequences,)``
+    items: np.ndarray  # rows of the items in all sequences, shape ``(items,)``
+    ends: np.ndarray  # position of each segment's last token in its sequence, shape ``(items,)``
 
     def split(
         self,
@@ -262,37 +249,27 @@ class _JoinedSequences:
     ) -> list[TokenSequence]:
         """Separate the sequences, and give each its ``predicted_num`` predictions."""
         target_num = predicted_num if len(targets) else np.zeros_like(predicted_num)
-        per_token = self.input_ids, self.token_types, self.segments
-        parts = [
-            *(RaggedArray.from_lengths(values, self.lengths) for values in per_token),
-            RaggedArray.from_lengths(predict_at, predicted_num),
-            *(RaggedArray.from_lengths(values, target_num) for values in (targets, previous)),
-        ]
+        columns = self.input_ids, self.token_types, self.segments, predict_at, targets, previous
+        lengths = *[self.lengths] * 3, predicted_num, target_num, target_num
+        parts = map(RaggedArray.from_lengths, columns, lengths)
         return [TokenSequence(*arrays) for arrays in zip(*parts, strict=True)]
 
 
 def _offsets(lengths: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-    """The sum of the sizes in front of each element in its group.
-
-    Args:
-        lengths: number of elements of each group.
-        sizes: the elements' sizes, group by group; None: all 1, which gives 0, 1, ... per group.
-    """
+    """The sum of the sizes before each element in its group; without sizes, 0, 1, ... per group."""
     steps = np.ones(lengths.sum(), dtype=np.int64) if sizes is None else sizes
     before = np.cumsum(steps) - steps
     firsts = np.cumsum(lengths) - lengths
-    found: np.ndarray = before - np.repeat(np.r_[before, 0][firsts], lengths)
-    return found
+    return before - np.repeat(np.r_[before, 0][firsts], lengths)
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The ranges ``start, start + 1, ..., start + length - 1``, concatenated."""
-    found: np.ndarray = np.repeat(starts, lengths) + _offsets(lengths)
-    return found
+    return np.repeat(starts, lengths) + _offsets(lengths)
 
 
 def _group_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The sum of each group of consecutive ``values``, with these group lengths."""
+    """The sum of each group of consecutive ``values``; ``lengths`` are the sizes of the groups."""
     stops = np.cumsum(lengths)
     return _range_sums(values, stops - lengths, stops)
 
@@ -300,8 +277,7 @@ def _group_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def _range_sums(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """The sums of ``values[start:stop]``."""
     sums = np.r_[0, np.cumsum(values)]
-    found: np.ndarray = sums[stops] - sums[starts]
-    return found
+    return sums[stops] - sums[starts]
 
 
 def _even_cap(lengths: np.ndarray, room: int) -> int:

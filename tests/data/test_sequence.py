@@ -27,6 +27,10 @@ def builder(**kwargs: Any) -> SequenceBuilder:
     return atomic(TEXTS, instruction=[50, 51], **kwargs)
 
 
+def length(built: SequenceBuilder, window: np.ndarray, with_text: bool = True) -> int:
+    return int(built.lengths(RaggedArray.of([window]), with_text)[0])
+
+
 def test_text_before_item() -> None:
     sequence = builder().build(np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 103, 4, 102]
@@ -88,7 +92,7 @@ def test_a_sequence_never_exceeds_its_budget(
     sequence = built.build(items, with_text)
     assert len(sequence.input_ids) <= max_tokens
     # The last item of a window is its target alone; of one token, it takes no room.
-    assert len(sequence.input_ids) == built.length(np.r_[items, 1], with_text)
+    assert len(sequence.input_ids) == length(built, np.r_[items, 1], with_text)
     kept = sequence.input_ids[sequence.token_types == ITEM] - OFFSET
     assert kept.tolist() == items[len(items) - len(kept) :].tolist()  # the most recent, in order
     assert len(kept) == min(len(items), built.room)
@@ -123,7 +127,7 @@ def test_an_item_of_several_tokens_is_predicted_one_by_one() -> None:
     assert sequence.predict_at.tolist() == [2, 3, 4, 5]
     assert sequence.targets.tolist() == [106, 103, 104, 105]
     assert sequence.previous.tolist() == [1, 3, 3, 3]
-    assert len(sequence.input_ids) == built.length(np.array([1, 3, 2]))
+    assert len(sequence.input_ids) == length(built, np.array([1, 3, 2]))
 
 
 def test_an_items_tokens_stand_before_its_text_where_they_are_several() -> None:
@@ -205,7 +209,7 @@ def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
         fits = window[-built.room // 3 - 1 :]  # three tokens are the most
         whole = built.build_training(np.array(fits))
         assert len(whole.targets) == sum(len(SPELT[item]) for item in fits[1:])
-        assert len(whole.input_ids) == built.length(np.array(fits))
+        assert len(whole.input_ids) == length(built, np.array(fits))
 
 
 def test_the_example_of_the_reference_is_right() -> None:

@@ -14,6 +14,7 @@ from recbole_idiomoe.base.errors import CheckpointError, DataError
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import WindowLoader
+from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.forward import hidden_states
@@ -309,9 +310,10 @@ def test_the_order_decides_what_a_segment_ends_on() -> None:
 
 def test_long_titles_are_cut() -> None:
     cut, whole = build(max_item_text_tokens=2), build()
-    assert cut.builder.length(np.array([1, 2, 3])) < whole.builder.length(np.array([1, 2, 3]))
+    windows = RaggedArray.of([[1, 2, 3]])
+    assert cut.builder.lengths(windows)[0] < whole.builder.lengths(windows)[0]
     start = len(whole.builder.instruction)
-    assert cut.builder.length(np.array([1, 2, 3])) == start + 2 * (2 + 1)
+    assert cut.builder.lengths(windows)[0] == start + 2 * (2 + 1)
 
 
 def test_max_tokens_is_shortened_to_the_backbones_context(

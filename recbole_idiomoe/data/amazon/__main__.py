@@ -11,8 +11,8 @@ from pathlib import Path
 from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
-from recbole_idiomoe.data.amazon.writing import convert
+from recbole_idiomoe.data.amazon.building import Dumps, report
+from recbole_idiomoe.data.amazon.writing import CORE, MAX_MALFORMED, convert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,9 @@ def _run(given: argparse.Namespace) -> str:
     if bool(given.reviews) != bool(given.metadata):
         raise SettingError("--reviews and --metadata go together; give both, or neither to fetch.")
     folder = Path(given.data_path) / given.dataset
-    dumps = _known_dumps(given.dataset)
+    file = yaml_files.properties_path() / "dataset" / f"{given.dataset}.yaml"
+    entry = yaml_files.read_settings(file).get("dumps") if file.is_file() else None
+    dumps = Dumps.from_setting(entry) if entry else None
     if given.reviews:
         reviews, metadata = Path(given.reviews), Path(given.metadata)
     elif dumps:
@@ -42,12 +44,6 @@ def _run(given: argparse.Namespace) -> str:
             f"nobody knows where the dumps of {given.dataset} are; give --reviews and --metadata."
         )
     return report(convert(reviews, metadata, folder, given.core, given.max_malformed), dumps)
-
-
-def _known_dumps(dataset: str) -> Dumps | None:
-    file = yaml_files.properties_path() / "dataset" / f"{dataset}.yaml"
-    entry = yaml_files.read_settings(file).get("dumps") if file.is_file() else None
-    return Dumps.from_setting(entry) if entry else None
 
 
 def _parser() -> Parser:

@@ -16,9 +16,6 @@ from recbole_idiomoe.data.amazon.fetching import Source, fetch
 from recbole_idiomoe.data.amazon.reading import BrokenDump
 from recbole_idiomoe.data.amazon.writing import Summary, convert
 
-CORE = 5
-MAX_MALFORMED = 0.01
-
 logger = logging.getLogger(__name__)
 
 
@@ -28,10 +25,8 @@ class Dumps:
 
     reviews: Source
     metadata: Source
-    lines: int | None = None
-    """Number of reviews according to the publishers."""
-    table_8: Sequence[int] | None = None
-    """Sequences and items in the paper's Table 8, as printed."""
+    lines: int | None = None  # reviews, according to the publishers
+    table_8: Sequence[int] | None = None  # sequences and items in the paper's Table 8, as printed
 
     @classmethod
     def from_setting(cls, value: Any) -> Dumps:
@@ -76,7 +71,7 @@ def build(name: str, root: Path, dumps: Dumps) -> None:
                     return
                 reviews, metadata = dumps.fetch(folder)
                 try:
-                    summary = convert(reviews, metadata, root / name, CORE, MAX_MALFORMED)
+                    summary = convert(reviews, metadata, root / name)
                 except BrokenDump as error:
                     for path in (reviews, metadata):
                         if str(path) in str(error):
@@ -105,18 +100,16 @@ def new_folder(folder: Path) -> Iterator[None]:
 
 def report(summary: Summary, dumps: Dumps | None) -> str:
     """The summary, compared with the numbers of the publishers and of the paper."""
-    lines = [summary.text()]
+    text = summary.text()
     if dumps and dumps.lines is not None:
-        known, read = dumps.lines, summary.lines
-        lines.append(f"  published: {known:,} reviews{_difference(read - known)}")
+        text += f"\n  published: {_compared(dumps.lines, 'reviews', summary.lines)}"
     if dumps and dumps.table_8 is not None:
         users, items = dumps.table_8
-        lines.append(
-            f"  the paper's Table 8: {users:,} sequences{_difference(summary.users - users)}, "
-            f"{items:,} items{_difference(summary.items - items)}"
-        )
-    return "\n".join(lines)
+        text += f"\n  the paper's Table 8: {_compared(users, 'sequences', summary.users)}, "
+        text += _compared(items, "items", summary.items)
+    return text
 
 
-def _difference(here: int) -> str:
-    return f" ({here:+,} here)" if here else " (the same here)"
+def _compared(published: int, what: str, here: int) -> str:
+    difference = f"{here - published:+,} here" if here != published else "the same here"
+    return f"{published:,} {what} ({difference})"

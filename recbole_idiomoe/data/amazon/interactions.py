@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,12 +16,9 @@ from recbole_idiomoe.data.amazon.reading import Review
 class Interactions:
     """Rows of ``(user, item, time)``, and the ids of users and items; 16 bytes for each row."""
 
-    user: np.ndarray
-    """Index into ``users``, int32, shape ``(n,)``."""
-    item: np.ndarray
-    """Index into ``items``, int32, shape ``(n,)``."""
-    time: np.ndarray
-    """Seconds since 1970, float64, shape ``(n,)``."""
+    user: np.ndarray  # index into ``users``, int32, shape ``(n,)``
+    item: np.ndarray  # index into ``items``, int32, shape ``(n,)``
+    time: np.ndarray  # seconds since 1970, float64, shape ``(n,)``
     users: list[str]
     items: list[str]
 
@@ -32,18 +30,13 @@ class Interactions:
         """The interactions of ``reviews``, in their order."""
         users: dict[str, int] = {}
         items: dict[str, int] = {}
-        user_column, item_column, time_column = array("i"), array("i"), array("d")
+        columns = array("i"), array("i"), array("d")
         for user, item, time in reviews:
-            user_column.append(users.setdefault(user, len(users)))
-            item_column.append(items.setdefault(item, len(items)))
-            time_column.append(time)
-        return cls(
-            np.frombuffer(user_column, dtype=np.int32),
-            np.frombuffer(item_column, dtype=np.int32),
-            np.frombuffer(time_column, dtype=np.float64),
-            list(users),
-            list(items),
-        )
+            columns[0].append(users.setdefault(user, len(users)))
+            columns[1].append(items.setdefault(item, len(items)))
+            columns[2].append(time)
+        user_column, item_column, time_column = map(np.asarray, columns)
+        return cls(user_column, item_column, time_column, list(users), list(items))
 
     def each_pair_once(self) -> Interactions:
         """Keep the earliest interaction of each user and item, as in the benchmark of 2023.
@@ -52,9 +45,8 @@ class Interactions:
         """
         order = np.lexsort((self.time, self.item, self.user))
         user, item = self.user[order], self.item[order]
-        new = np.ones(len(order), dtype=bool)
-        new[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-        return self._rows(np.sort(order[new]))
+        repeated = (user[1:] == user[:-1]) & (item[1:] == item[:-1])
+        return self._rows(np.sort(np.delete(order, np.flatnonzero(repeated) + 1)))
 
     def k_core(self, k: int) -> Interactions:
         """The k-core: users and items with fewer than ``k`` rows are removed until none is left."""
@@ -78,8 +70,8 @@ class Interactions:
 
 
 def _renumbered(values: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """``values`` renumbered without gaps, and the names of the ones that occur."""
-    there = np.zeros(len(names), dtype=bool)
-    there[values] = True
-    numbers = np.cumsum(there, dtype=np.int32) - 1
-    return numbers[values].astype(np.int32), [names[i] for i in np.flatnonzero(there)]
+    """``values`` renumbered without gaps, and the names of those that occur."""
+    occurs = np.zeros(len(names), dtype=bool)
+    occurs[values] = True
+    numbers = np.cumsum(occurs, dtype=np.int32) - 1
+    return numbers[values].astype(np.int32), list(itertools.compress(names, occurs))

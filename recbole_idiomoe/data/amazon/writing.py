@@ -15,12 +15,15 @@ from recbole_idiomoe.data.amazon.reading import Dump, Item
 INTER_HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ITEM_HEADER = "item_id:token\ttitle:token\tcategories:token_seq\tbrand:token\n"
 
-_CHUNK = 1 << 16
+CORE = 5
+MAX_MALFORMED = 0.01
+
+_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Numbers of what was read, and of what is left after preprocessing."""
+    """Counts of what was read, and of what is left after preprocessing."""
 
     dataset: str
     reviews: str
@@ -30,39 +33,31 @@ class Summary:
     malformed: dict[str, int]
     metadata_lines: int
     metadata_malformed: dict[str, int]
-    repeated: int
-    """Number of reviews of an item by a user who has already reviewed it."""
+    repeated: int  # reviews of an item by a user who has already reviewed it
     users: int
     items: int
     interactions: int
-    without_metadata: int
+    without_metadata: int  # counts of items; one without metadata has no title and no categories
     without_title: int
-    """Number of items without a title, or without metadata."""
     without_categories: int
 
     def text(self) -> str:
         """The summary as text of several lines."""
         left_out = self.lines - sum(self.malformed.values()) - self.repeated - self.interactions
-        return "\n".join(
-            [
-                f"{self.dataset}: {self.users:,} users, {self.items:,} items, "
-                f"{self.interactions:,} interactions ({self.interactions / self.users:.2f} a user)",
-                f"  reviews: {self.lines:,} lines of {self.reviews}; {_counted(self.malformed)}, "
-                f"{self.repeated:,} repeated, {left_out:,} outside the {self.core}-core",
-                f"  metadata: {self.metadata_lines:,} lines of {self.metadata}; "
-                f"{_counted(self.metadata_malformed)}",
-                f"  items without metadata {self.without_metadata:,}, without a title "
-                f"{self.without_title:,}, without categories {self.without_categories:,}",
-            ]
+        return (
+            f"{self.dataset}: {self.users:,} users, {self.items:,} items, "
+            f"{self.interactions:,} interactions ({self.interactions / self.users:.2f} a user)\n"
+            f"  reviews: {self.lines:,} lines of {self.reviews}; {_counted(self.malformed)}, "
+            f"{self.repeated:,} repeated, {left_out:,} outside the {self.core}-core\n"
+            f"  metadata: {self.metadata_lines:,} lines of {self.metadata}; "
+            f"{_counted(self.metadata_malformed)}\n"
+            f"  items without metadata {self.without_metadata:,}, without a title "
+            f"{self.without_title:,}, without categories {self.without_categories:,}"
         )
 
 
 def convert(
-    reviews: Path,
-    metadata: Path,
-    folder: Path,
-    core: int = 5,
-    max_malformed: float = 0.01,
+    reviews: Path, metadata: Path, folder: Path, core: int = CORE, limit: float = MAX_MALFORMED
 ) -> Summary:
     """Write ``folder/NAME.inter``, ``NAME.item`` and ``NAME.summary.json``; NAME is the folder's.
 
@@ -76,7 +71,7 @@ def convert(
         metadata: dump of metadata.
         folder: the new folder, which appears once all files are written.
         core: fewest interactions of a user and of an item (paper, section B.3: 5).
-        max_malformed: largest share of malformed lines in either dump.
+        limit: largest share of malformed lines in either dump.
 
     Raises:
         DataError: ``folder`` has files, a dump cannot be read or has too many malformed lines, or
@@ -85,7 +80,7 @@ def convert(
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} holds files already; remove it, or give another name.")
-    dump = Dump(reviews, max_malformed)
+    dump = Dump(reviews, limit)
     read = Interactions.collect(dump.reviews())
     once = read.each_pair_once()
     repeated = len(read) - len(once)
@@ -96,10 +91,8 @@ def convert(
             f"{reviews}: no user has {core} interactions with items that {core} users have; "
             "lower --core, or give more reviews."
         )
-    about = Dump(metadata, max_malformed)
+    about = Dump(metadata, limit)
     described = _described(about, set(kept.items))
-    titles = [described[item].title if item in described else "" for item in kept.items]
-    categories = [item for item in described.values() if item.categories]
     summary = Summary(
         dataset=folder.name,
         reviews=reviews.name,
@@ -114,15 +107,15 @@ def convert(
         items=len(kept.items),
         interactions=len(kept),
         without_metadata=len(kept.items) - len(described),
-        without_title=titles.count(""),
-        without_categories=len(kept.items) - len(categories),
+        without_title=len(kept.items) - sum(bool(item.title) for item in described.values()),
+        without_categories=len(kept.items) - sum(bool(i.categories) for i in described.values()),
     )
     _write(folder, kept, described, summary)
     return summary
 
 
 def _described(dump: Dump, wanted: set[str]) -> dict[str, Item]:
-    """The metadata of ``wanted`` items: the first row of each with a title, else its first row."""
+    """The metadata of ``wanted`` items: the first row with a title of each, else its first row."""
     found: dict[str, Item] = {}
     for row in dump.items():
         if row.item in wanted and (row.item not in found or not found[row.item].title):
@@ -152,8 +145,8 @@ def _write(folder: Path, kept: Interactions, items: dict[str, Item], summary: Su
 
 
 def _inter_lines(kept: Interactions) -> Iterator[str]:
-    for start in range(0, len(kept), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    for start in range(0, len(kept), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
         columns = (column[rows].tolist() for column in (kept.user, kept.item, kept.time))
         for user, item, time in zip(*columns, strict=True):
             yield f"{kept.users[user]}\t{kept.items[item]}\t{time:.15g}\n"
