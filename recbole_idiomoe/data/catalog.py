@@ -68,14 +68,12 @@ class Catalog:
         """
         check_history(item_ids)
         names = [str(item_id) for item_id in item_ids]
-        unknown = [name for name in names if name not in self._index]
-        if unknown:
-            shown = ", ".join(f"{name!r:.60}" for name in unknown[:5]) + (
-                " ..." if len(unknown) > 5 else ""
-            )
+        if unknown := [name for name in names if name not in self._index]:
+            shown = ", ".join(f"{name!r:.60}" for name in unknown[:5])
+            more = " ..." if len(unknown) > 5 else ""
             raise DataError(
                 f"{len(unknown)} of {len(names)} items are not in the catalogue of "
-                f"{self.item_num - 1}: {shown}; use the item ids of the dataset's files."
+                f"{self.item_num - 1}: {shown}{more}; use the item ids of the dataset's files."
             )
         return np.array([self._index[name] for name in names], dtype=np.int64)
 
@@ -107,25 +105,17 @@ class Catalog:
 
 
 def check_history(history: Any) -> None:
-    """Check that ``history`` is a list.
-
-    Raises:
-        DataError: ``history`` is something else.
-    """
-    if isinstance(history, str):
-        raise DataError(f"history={history!r:.60} is one string; give a list of item ids.")
+    """Raise a :class:`DataError` unless ``history`` is a list."""
     if not isinstance(history, list | tuple | np.ndarray):
-        raise DataError(f"history={history!r:.60} is no list; give a list of item ids.")
+        what = "one string" if isinstance(history, str) else "no list"
+        raise DataError(f"history={history!r:.60} is {what}; give a list of item ids.")
 
 
 def read_history(text: str, where: str) -> list[str]:
     """Parse item ids of the form ``ID,ID``; an id with a comma is quoted, as in a CSV file.
 
-    Args:
-        where: the origin of ``text``, for error messages.
-
     Raises:
-        DataError: quotes are not paired.
+        DataError: quotes are not paired; the message names ``where`` the text comes from.
     """
     try:
         item_ids = next(csv.reader([text], skipinitialspace=True, strict=True), [])
@@ -149,23 +139,20 @@ def read_catalog(dataset: Dataset, settings: TextOptions) -> Catalog:
     if not fields:
         return Catalog(item_ids, [""] * len(item_ids), [""] * len(item_ids), untrained)
     template = Template(settings.item_template, list(fields))
-    columns = {role: list(map(", ".join, entries)) for role, entries in fields.items()}
-    texts = [
-        template({role: column[row] for role, column in columns.items()})
-        for row in range(len(item_ids))
-    ]
-    titles = [clean(title) for title in next(iter(columns.values()))]
-    return Catalog(item_ids, titles, texts, untrained)
+    columns = [map(", ".join, entries) for entries in fields.values()]
+    rows = list(zip(*columns, strict=True))
+    texts = [template(dict(zip(fields, row, strict=True))) for row in rows]
+    return Catalog(item_ids, [clean(row[0]) for row in rows], texts, untrained)
 
 
 def text_fields(settings: TextOptions) -> dict[str, str]:
     """``item_text_fields`` as ``{role: column}``; in a list, the role is the column's name."""
     fields = settings.item_text_fields or {}
-    return dict(fields) if isinstance(fields, dict) else {name: name for name in fields}
+    return dict(fields if isinstance(fields, dict) else zip(fields, fields, strict=True))
 
 
 def text_entries(dataset: Dataset, settings: TextOptions) -> dict[str, list[list[str]]]:
-    """The entries of every item, by role: several for a list of phrases, else one or none.
+    """The entries of every item, by role; a list of phrases has several, other fields at most one.
 
     Raises:
         SettingError: a text field was not loaded.

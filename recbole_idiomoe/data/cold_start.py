@@ -1,9 +1,9 @@
 """Simulated cold start: some test items are removed from all histories.
 
-This follows TIGER's section 4.3, as the paper does (section B.6.2): a share of the test items is
+This follows section 4.3 of TIGER, like the paper (section B.6.2): a share of the test items is
 removed from training, and how often they are found is reported separately. Here they are also
-removed from validation and from test histories, because new items have no interactions. It happens
-in RecBole's dataset before the split, so that every model trains on the same rows.
+removed from validation and from test histories, because new items have no interactions. They are
+removed from RecBole's dataset before the split, so that every model trains on the same rows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from recbole_idiomoe.base.errors import DataError
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "unseen_items"
-# Makes these draws independent of other draws with the run's seed.
-_STREAM = 43
+_STREAM = 43  # makes these draws independent of other draws with the run's seed
 
 
 def hold_out_items(dataset: Any, share: float, seed: int) -> None:
@@ -69,8 +68,7 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
 
 def unseen_items(dataset: Any) -> np.ndarray:
     """Rows of the items that :func:`hold_out_items` removed, ascending, shape ``(n,)``, n >= 0."""
-    found: np.ndarray = getattr(dataset, _ATTRIBUTE, np.zeros(0, dtype=np.int64))
-    return found
+    return getattr(dataset, _ATTRIBUTE, np.zeros(0, dtype=np.int64))
 
 
 def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -83,7 +81,7 @@ def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def _choose(items: np.ndarray, names: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Draw ``share`` of the distinct ``items``, sorted by name to not depend on their numbers."""
+    """Draw a share of the distinct items, sorted by name so that their numbers do not matter."""
     distinct = sorted(set(items.tolist()), key=lambda item: str(names[item]))
     count = max(1, round(share * len(distinct)))
     chosen = np.random.default_rng((seed, _STREAM)).choice(distinct, size=count, replace=False)

@@ -1,12 +1,13 @@
 """Queries in words that an item answers, for training (setting ``query_share``).
 
-Some training sequences end in a query that is made from the fields of the item to predict, so that
-the model learns to answer ``recommend(..., query=...)``.
+Some training sequences end in a query that is made from the fields of the item to predict. From
+them, the model learns to answer ``recommend(..., query=...)``.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from recbole_idiomoe.base.errors import DataError
@@ -36,21 +37,14 @@ def item_queries(dataset: Dataset, settings: TextOptions) -> list[list[str]]:
         )
     given = settings.query_templates or [f"{{{role}}}" for role in fields]
     templates = [Template(template, list(fields), "query_templates") for template in given]
-    rows = zip(*fields.values(), strict=True)
-    return [
-        list(dict.fromkeys(query for t in templates for query in _fill(t, list(fields), row)))
-        for row in rows
-    ]
+    rows = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
+    return [list(dict.fromkeys(q for t in templates for q in _filled(t, row))) for row in rows]
 
 
-def _fill(template: Template, roles: list[str], row: tuple[list[str], ...]) -> list[str]:
-    """Fill ``template`` with every combination of entries of the fields that it names."""
+def _filled(template: Template, row: Mapping[str, list[str]]) -> Iterator[str]:
+    """``template`` with every combination of entries of the fields that it names."""
     named = {role for _, role in template.clauses}
-    choices = [
-        (entries or [""]) if role in named else [""]
-        for role, entries in zip(roles, row, strict=True)
-    ]
-    filled = (
-        template(dict(zip(roles, values, strict=True))) for values in itertools.product(*choices)
-    )
-    return [query for query in filled if query]
+    choices = {role: entries or [""] for role, entries in row.items() if role in named}
+    for values in itertools.product(*choices.values()):
+        if query := template(dict(zip(choices, values, strict=True))):
+            yield query

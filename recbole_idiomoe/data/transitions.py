@@ -30,10 +30,9 @@ def count_transitions(
 
 
 def popularity_damping(dataset: HistoryDataset, power: float) -> np.ndarray:
-    """Each item's number of interactions in ``dataset``, at least 1, to the power of ``-power``.
+    """Factors that lower the scores of popular items, shape ``(item_num,)``.
 
-    The shape is ``(item_num,)``; multiplying scores by it holds popular items back.
+    They are each item's number of interactions in ``dataset``, at least 1, to the power ``-power``.
     """
     popularity = np.bincount(dataset.split_items(), minlength=dataset.item_num)
-    damping: np.ndarray = np.maximum(popularity, 1.0) ** -power
-    return damping
+    return np.maximum(popularity, 1.0) ** -power

@@ -5,9 +5,8 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -20,8 +19,7 @@ from recbole_idiomoe.pretrain.training import Progress
 SAMPLE_TOKENS = 40
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """Bits per byte of a text under the models that the trained one is compared with."""
 
     untrained: float
@@ -29,8 +27,7 @@ class Reference:
     xz: float
 
 
-@dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
     """Numbers of training texts, of their bytes, and of held-out texts in one file."""
 
     name: str
@@ -71,16 +68,16 @@ def model_card(
         said: the greedy and the sampled continuation of the prompt.
         command: the arguments of the command that made the model.
     """
-    name = settings.name or Path(settings.out).resolve().name
     config = model.config
     embedding = model.get_input_embeddings().weight.numel()
     rest = model.num_parameters() - embedding
     seen = progress.step * settings.batch_size * settings.context
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
+    greedy, drawn = (text.replace("\n", "\n> ") for text in said)
+    others = {text: " | ".join(f"{bits:.3f}" for bits in references[text]) for text in measured}
     rows = "\n".join(
-        f"| {text} ({found.byte_num:,} bytes) | **{found.bits_per_byte:.3f}** | "
-        f"{references[text].untrained:.3f} | {references[text].ngram:.3f} | "
-        f"{references[text].xz:.3f} | {found.nll_per_token:.3f} |"
+        f"| {text} ({found.byte_num:,} bytes) | **{found.bits_per_byte:.3f}** | {others[text]} | "
+        f"{found.nll_per_token:.3f} |"
         for text, found in measured.items()
     )
     texts = "\n".join(
@@ -95,7 +92,7 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# {name}
+# {settings.name or Path(settings.out).resolve().name}
 
 A language model of {config.num_hidden_layers} layers of width {config.hidden_size} in Qwen2's
 architecture, {rest:,} parameters besides {embedding:,} of the embedding, a byte-level BPE of
@@ -141,13 +138,9 @@ the measured text itself. NLL is in nats per token.
 
 {SAMPLE_TOKENS} tokens after "{settings.prompt}", unedited. Greedy:
 
-> {_quoted(said[0])}
+> {greedy}
 
 Drawn at temperature 0.8:
 
-> {_quoted(said[1])}
+> {drawn}
 """
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\n", "\n> ")

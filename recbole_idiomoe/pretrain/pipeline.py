@@ -29,7 +29,7 @@ from recbole_idiomoe.pretrain.training import TEMPORARY_CHECKPOINT, last_checkpo
 logger = logging.getLogger(__name__)
 
 
-def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
+def pretrain(settings: PretrainSettings, command: Sequence[str]) -> None:
     """Train a tokenizer and a decoder, measure them, and write them with a model card.
 
     The folder gets a standard transformers model in bfloat16, the card as ``README.md``, and
@@ -38,14 +38,11 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
     Args:
         command: the arguments of the command, for the card.
 
-    Returns:
-        The folder of the model.
-
     Raises:
         DataError: the text cannot be read, or is too short.
         SettingError: the sizes do not make a decoder, the folder cannot be written, or there are
             several processes.
-        CheckpointError: the folder holds a finished model, or another run's checkpoint.
+        CheckpointError: the folder holds a finished model, or the checkpoint of another run.
     """
     on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(
@@ -84,14 +81,11 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
     del ngrams  # as large as the text
     heldout_texts = [text for texts in held_out.values() for text in texts]
     logger.info("training on %s", accelerator.device)
-    progress = train(
-        decoder,
-        windows,
-        settings,
-        accelerator,
-        folder,
-        lambda: measure(heldout_texts).nll_per_token,
-    )
+
+    def heldout_nll() -> float:
+        return measure(heldout_texts).nll_per_token
+
+    progress = train(decoder, windows, settings, accelerator, folder, heldout_nll)
     # Measure the weights as they are saved, rounded to bfloat16, but compute in float32.
     for parameter in decoder.parameters():
         parameter.data = parameter.data.bfloat16().float()
@@ -104,7 +98,6 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
     for name, found in measured.items():
         print(f"{name}: {found.bits_per_byte:.3f} bits per byte")
     print(f"The model and its card, README.md, are in {folder}")
-    return folder
 
 
 def _check_folder(folder: Path) -> None:
@@ -117,9 +110,7 @@ def _check_folder(folder: Path) -> None:
         raise SettingError(f"--out: {reason}; give a folder that can be written.")
 
 
-def _read(
-    settings: PretrainSettings,
-) -> tuple[list[str], dict[str, list[str]], list[Corpus]]:
+def _read(settings: PretrainSettings) -> tuple[list[str], dict[str, list[str]], list[Corpus]]:
     """The training texts, the held-out texts by name, and their numbers for the card."""
     trained_on: list[str] = []
     held_out: dict[str, list[str]] = {}
