@@ -39,6 +39,7 @@ from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.data.ragged import RaggedArray
+from recbole_idiomoe.data.sequence import NOTHING
 from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.models.registry import get_model
@@ -288,7 +289,7 @@ def sequence_builder(config: RunConfig, dataset: Any, tokenizer: Any) -> Sequenc
 
 def labelled(builder: SequenceBuilder, window: np.ndarray) -> dict[str, list[int]]:
     """A history for transformers, which predicts each label from the position before it."""
-    sequence = builder.build_training(window)
+    (sequence,) = builder.build_training([window], np.array([True]), [NOTHING])
     input_ids = np.r_[sequence.input_ids, sequence.targets[-1]]
     labels = np.full(len(input_ids), -100)
     labels[sequence.predict_at + 1] = sequence.targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,22 +76,7 @@ class AtomicFile:
                 :meth:`check_rows`.
         """
         times = [] if time is None else [time]
-        self._check_columns([*ids, *times, *columns], loaded)
-        # RecBole would replace timestamps of type token by consecutive ids.
-        for name, kind in (dict.fromkeys(ids, "token") | dict.fromkeys(times, "float")).items():
-            if self.columns[name] != kind:
-                raise DataError(
-                    f"{self.path}: {name}:{self.columns[name]} in the header must be "
-                    f"{name}:{kind}; fix the header."
-                )
-        numbers = {
-            name: seq_separator if kind == "float_seq" else None
-            for name, kind in self.columns.items()
-            if kind in ("float", "float_seq") and (loaded is None or name in loaded)
-        }
-        self.check_rows(ids, time, numbers)
-
-    def _check_columns(self, needed: Sequence[str], loaded: Sequence[str] | None) -> None:
+        needed = [*ids, *times, *columns]
         for name in [*needed, *(loaded or [])]:
             if name not in self.columns:
                 first = [n[:60] if n.isprintable() else f"{n!r:.60}" for n in self.columns][:10]
@@ -106,6 +91,19 @@ class AtomicFile:
                     f"{self.path}: column {name!r} is needed but not loaded; add it to "
                     f"load_col: {{{self.path.suffix[1:]}: [{', '.join([*loaded, name])}]}}."
                 )
+        # RecBole would replace timestamps of type token by consecutive ids.
+        for name, kind in (dict.fromkeys(ids, "token") | dict.fromkeys(times, "float")).items():
+            if self.columns[name] != kind:
+                raise DataError(
+                    f"{self.path}: {name}:{self.columns[name]} in the header must be "
+                    f"{name}:{kind}; fix the header."
+                )
+        numbers = {
+            name: seq_separator if kind == "float_seq" else None
+            for name, kind in self.columns.items()
+            if kind in ("float", "float_seq") and (loaded is None or name in loaded)
+        }
+        self.check_rows(ids, time, numbers)
 
     def check_rows(
         self,
@@ -124,9 +122,8 @@ class AtomicFile:
         Raises:
             DataError: there are no rows, or one is not valid; the message names the first.
         """
-        fault_of = self._row_check(ids, number, numbers or {})
-        suspicious = self._suspicious(ids, number, numbers or {})
-        empty = True
+        rules = ids, number, numbers or {}
+        suspicious, empty = self._suspicious(*rules), True
         for first, block in self._blocks():
             begin = 0 if first > 1 else (block.find("\n") + 1 or len(block))
             empty = empty and not block[begin:].strip("\n")
@@ -134,39 +131,35 @@ class AtomicFile:
                 begin = found.start()
                 end = block.find("\n", begin)
                 line = block[begin : len(block) if end < 0 else end]
-                if line and (fault := fault_of(line)):
+                if line and (fault := self._fault(line, *rules)):
                     at = first + block.count("\n", 0, begin)
                     raise DataError(f"{self.path}, line {at}: {fault}; fix that line.")
         if empty:
             raise DataError(f"{self.path} has a header but no rows; give it at least one.")
 
-    def _row_check(
-        self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
-    ) -> Callable[[str], str]:
-        """A function that returns what is wrong with a row, or an empty text."""
-
-        def fault_of(line: str) -> str:
-            values = line.split(self.separator)
-            if len(values) != len(self.columns):
-                return f"{len(values)} fields, but the header names {len(self.columns)}"
-            row = dict(zip(self.columns, values, strict=True))
-            if number is not None and (wrong := _wrong_number(row[number])):
-                return f"{number} is {row[number][:60]!r}, {wrong}"
-            if "\0" in line:
-                return "a NUL character, at which pandas ends the field"
-            if len(line) > csv.field_size_limit() < max(map(len, values)):
-                return f"a field of more than {csv.field_size_limit()} characters"
-            fault = ""
-            for name in ids:
-                if row[name] in MISSING:
-                    fault = f"{name} is {row[name]!r}, which RecBole takes for missing"
-            for name, separator in numbers.items():
-                for part in [row[name]] if separator is None else row[name].split(separator):
-                    if part not in MISSING and (wrong := _wrong_number(part)):
-                        fault = f"column {name!r:.60} is {part[:60]!r}, {wrong}"
-            return fault
-
-        return fault_of
+    def _fault(
+        self, line: str, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
+    ) -> str:
+        """What is wrong with a row, or an empty text."""
+        values = line.split(self.separator)
+        if len(values) != len(self.columns):
+            return f"{len(values)} fields, but the header names {len(self.columns)}"
+        row = dict(zip(self.columns, values, strict=True))
+        if number is not None and (wrong := _wrong_number(row[number])):
+            return f"{number} is {row[number][:60]!r}, {wrong}"
+        if "\0" in line:
+            return "a NUL character, at which pandas ends the field"
+        if len(line) > csv.field_size_limit() < max(map(len, values)):
+            return f"a field of more than {csv.field_size_limit()} characters"
+        fault = ""
+        for name in ids:
+            if row[name] in MISSING:
+                fault = f"{name} is {row[name]!r}, which RecBole takes for missing"
+        for name, separator in numbers.items():
+            for part in [row[name]] if separator is None else row[name].split(separator):
+                if part not in MISSING and (wrong := _wrong_number(part)):
+                    fault = f"column {name!r:.60} is {part[:60]!r}, {wrong}"
+        return fault
 
     def _suspicious(
         self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]

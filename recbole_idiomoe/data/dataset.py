@@ -35,9 +35,6 @@ class HistoryDataset(SequentialDataset):
         SettingError: the setting ``benchmark_filename`` is given.
     """
 
-    history_users: np.ndarray
-    history_items: np.ndarray
-    history_times: np.ndarray
     inter_feat: Any  # a pandas table when loaded, an Interaction after the split
 
     def __init__(self, config: Config) -> None:

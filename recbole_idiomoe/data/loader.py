@@ -145,7 +145,7 @@ class WindowLoader:
         return self._step(self.sampler.batches[number].tolist())
 
     def _step(self, indices: list[int]) -> list[SequenceBatch]:
-        sequences = self.builder.build_all_training(
+        sequences = self.builder.build_training(
             [self.windows[i] for i in indices],
             self._with_text[indices],
             [self._window_queries[i] for i in indices],

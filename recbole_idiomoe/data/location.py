@@ -21,19 +21,16 @@ from recbole_idiomoe.data.amazon.fetching import Unavailable
 from recbole_idiomoe.data.atomic_files import AtomicFile
 from recbole_idiomoe.data.names import list_datasets, recbole_datasets
 
+# Seconds before a silent connection fails; RecBole's download alone would wait for ever.
 _TIMEOUT_S = 30.0
-"""Seconds before a silent connection fails; RecBole's download alone would wait for ever."""
 
 
 class DataSettings(Protocol):
     """The part of a run's configuration that finding its data set needs."""
 
-    data_root: Path
-    """The folder with a folder for each data set."""
-    dataset_class: type[Any]
-    """The subclass of RecBole's ``Dataset`` that the model is trained on."""
-    read_by_model: set[str]
-    """Names of settings that the model's own files mention."""
+    data_root: Path  # the folder with a folder for each data set
+    dataset_class: type[Any]  # the subclass of RecBole's ``Dataset`` that the model is trained on
+    read_by_model: set[str]  # names of settings that the model's own files mention
 
     def __getitem__(self, key: str) -> Any: ...
     def __setitem__(self, key: str, value: Any) -> None: ...
@@ -160,11 +157,7 @@ def _inter_files(config: DataSettings, folder: Path, name: str) -> list[Path]:
 
 
 def _download(name: str, root: Path) -> None:
-    """Download RecBole's data set ``name`` into ``root/name`` atomically.
-
-    Raises:
-        Unavailable: the download failed; the message is the reason.
-    """
+    """Download RecBole's data set ``name`` into ``root/name`` atomically."""
     url = recbole_datasets()[name]
     try:
         with (

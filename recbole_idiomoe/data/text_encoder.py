@@ -111,16 +111,11 @@ def _mean_states(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     disable_word_cache(tokenizer)
+    padding = {"padding": True, "padding_side": "right", "truncation": True, "max_length": 256}
     vectors = []
     for start in range(0, len(texts), BATCH_TEXTS):
-        batch = tokenizer(
-            texts[start : start + BATCH_TEXTS],
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=256,
-            return_tensors="pt",
-        ).to(device)
+        chosen = texts[start : start + BATCH_TEXTS]
+        batch = tokenizer(chosen, return_tensors="pt", **padding).to(device)
         states = trunk(**batch).last_hidden_state.float()
         weights = batch["attention_mask"].unsqueeze(-1)
         vectors.append(((states * weights).sum(1) / weights.sum(1).clamp_min(1)).cpu().numpy())
@@ -129,7 +124,7 @@ def _mean_states(
 
 
 def _load(encoder: str) -> tuple[Any, Any]:
-    """Load a sentence encoder and its tokenizer, or raise a BackboneError."""
+    """Load a sentence encoder and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     try:

@@ -14,7 +14,11 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, Qwen2Config
 
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.files import atomic_folder_update, unwritable_reason
+from recbole_idiomoe.base.files import (
+    atomic_folder_update,
+    remove_temporary_files,
+    unwritable_reason,
+)
 from recbole_idiomoe.lm.backbone import random_decoder
 from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
@@ -24,7 +28,7 @@ from recbole_idiomoe.pretrain.card import Corpus, Reference, model_card, samples
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 from recbole_idiomoe.pretrain.references import ByteNgrams, xz_bits_per_byte
 from recbole_idiomoe.pretrain.settings import PretrainSettings
-from recbole_idiomoe.pretrain.training import TEMPORARY_CHECKPOINT, last_checkpoint, train
+from recbole_idiomoe.pretrain.training import last_checkpoint, train
 
 logger = logging.getLogger(__name__)
 
@@ -161,5 +165,6 @@ def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card:
         ]
         (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / SUMS_FILE).write_text("".join(sums), encoding="ascii", newline="\n")
-    for checkpoint in (*folder.glob("checkpoint-*"), folder / TEMPORARY_CHECKPOINT):
+    remove_temporary_files(folder)
+    for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -20,11 +19,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from recbole_idiomoe.base.errors import CheckpointError
+from recbole_idiomoe.base.files import atomic_new_folder, remove_temporary_files
 from recbole_idiomoe.pretrain.corpus import Windows
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 
 PROGRESS = "progress.json"
-TEMPORARY_CHECKPOINT = ".checkpoint"
 # Settings that may change when a run resumes: they change no weight, or the tokens show the change.
 FREE = ("text", "out", "name", "sources", "test", "prompt", "save_every")
 
@@ -141,11 +140,10 @@ def _fingerprint(settings: PretrainSettings, windows: Windows) -> dict[str, Any]
 def _save(accelerator: Accelerator, progress: Progress, folder: Path) -> None:
     """Write a checkpoint atomically, then remove the earlier ones."""
     earlier = list(folder.glob("checkpoint-*"))
-    temporary = folder / TEMPORARY_CHECKPOINT
-    shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.save_state(str(temporary))
-    (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    os.replace(temporary, folder / f"checkpoint-{progress.step}")
+    remove_temporary_files(folder)
+    with atomic_new_folder(folder / f"checkpoint-{progress.step}") as temporary:
+        accelerator.save_state(str(temporary))
+        (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     for old in earlier:
         shutil.rmtree(old)
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
 import logging
 import os
 import re
 import shutil
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -33,12 +33,7 @@ ATTEMPTS = 5  # connections in a row without a byte after which a server is give
 PAUSE_S = 1.0  # seconds before the second of these attempts; the wait doubles after each
 
 _TEMPORARY = (408, 429, 500, 502, 503, 504)  # HTTP errors after which another attempt may succeed
-_NETWORK_ERRORS = (
-    urllib.error.URLError,
-    ConnectionError,
-    TimeoutError,
-    http.client.HTTPException,
-)
+_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, HTTPException)
 _CHUNK = 1 << 20
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)")
 
@@ -53,12 +48,9 @@ class Unavailable(DataError):
 class Source:
     """The addresses of a dump, with its size and hash if they are known."""
 
-    urls: tuple[str, ...]
-    """Addresses of the same file, tried in turn."""
-    size: int | None = None
-    """Size in bytes."""
-    sha256: str | None = None
-    """SHA-256 in hexadecimal."""
+    urls: tuple[str, ...]  # addresses of the same file, tried in turn
+    size: int | None = None  # in bytes
+    sha256: str | None = None  # in hexadecimal
 
     @property
     def name(self) -> str:
@@ -131,7 +123,7 @@ def _download(url: str, part: Path, size: int | None) -> None:
             try:
                 return _stream(url, part, size, bar)
             except _NETWORK_ERRORS as error:
-                if isinstance(error, urllib.error.HTTPError):
+                if isinstance(error, HTTPError):
                     error.close()
                     if error.code not in _TEMPORARY:
                         raise _Refused(f"HTTP {error.code} {error.reason}") from error
@@ -151,7 +143,7 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
         request.add_header("Range", f"bytes={had}-")
     try:
         response = urllib.request.urlopen(request, timeout=PATIENCE_S)
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         if error.code != 416 or not had:
             raise
         with error:
@@ -184,7 +176,7 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
             raise ConnectionError(f"the connection ended after {had:,} of {total:,} bytes")
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _read(response: HTTPResponse) -> bytes:
     """The next bytes; an error of the connection is raised as a network error."""
     try:
         return response.read1(_CHUNK)
@@ -228,7 +220,7 @@ def _is_http(url: Any) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {PATIENCE_S:g} s"
-    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
         error = error.reason if isinstance(error.reason, Exception) else error
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return text or type(error).__name__
