@@ -1,11 +1,12 @@
-"""The catalogue: the ids, titles and texts of all items."""
+"""The catalogue: the ids, titles and texts of all items, and the queries that they answer."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +144,39 @@ def read_catalog(dataset: Dataset, settings: TextOptions) -> Catalog:
     rows = list(zip(*columns, strict=True))
     texts = [template(dict(zip(fields, row, strict=True))) for row in rows]
     return Catalog(item_ids, [clean(row[0]) for row in rows], texts, untrained)
+
+
+def item_queries(dataset: Dataset, settings: TextOptions) -> list[list[str]]:
+    """Return the queries in words that each item answers, a list per catalogue row.
+
+    With the setting ``query_share``, some training sequences end in such a query, which is made
+    from the fields of the item to predict. From them, the model learns to answer
+    ``recommend(..., query=...)``. A field with several entries, such as categories, gives one
+    query for each. An item whose fields are empty has no queries.
+
+    Raises:
+        DataError: the items have no text fields.
+        SettingError: a template names an unknown field, or no field.
+    """
+    fields = text_entries(dataset, settings)
+    if not fields:
+        raise DataError(
+            f"query_share={settings.query_share}: queries are made from the items' text, and there "
+            "is none; name its columns in item_text_fields, or set query_share to 0."
+        )
+    given = settings.query_templates or [f"{{{role}}}" for role in fields]
+    templates = [Template(template, list(fields), "query_templates") for template in given]
+    rows = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
+    return [list(dict.fromkeys(q for t in templates for q in _filled(t, row))) for row in rows]
+
+
+def _filled(template: Template, row: Mapping[str, list[str]]) -> Iterator[str]:
+    """``template`` with every combination of entries of the fields that it names."""
+    named = {role for _, role in template.clauses}
+    choices = {role: entries or [""] for role, entries in row.items() if role in named}
+    for values in itertools.product(*choices.values()):
+        if query := template(dict(zip(choices, values, strict=True))):
+            yield query
 
 
 def text_fields(settings: TextOptions) -> dict[str, str]:

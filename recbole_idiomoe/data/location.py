@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,7 @@ def check_atomic_files(config: DataSettings) -> None:
     folder, name = Path(config["data_path"]), config["dataset"]
     user_id, item_id = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
     for path in _inter_files(config, folder, name):
-        _check(config, path, [user_id, item_id], config["TIME_FIELD"])
+        _check(config, path, [user_id, item_id], config["TIME_FIELD"], [])
     item_columns = _item_columns(config)
     if item_columns or (config["load_col"] or {}).get("item"):
         path = folder / f"{name}.item"
@@ -122,15 +122,11 @@ def check_atomic_files(config: DataSettings) -> None:
                 f"Cannot read {path}: No such file or directory; put it there, or take its columns "
                 "out of load_col and item_text_fields."
             )
-        _check(config, path, [item_id], columns=item_columns)
+        _check(config, path, [item_id], None, item_columns)
 
 
 def _check(
-    config: DataSettings,
-    path: Path,
-    ids: list[str],
-    time: str | None = None,
-    columns: Sequence[str] = (),
+    config: DataSettings, path: Path, ids: list[str], time: str | None, columns: list[str]
 ) -> None:
     load_col = config["load_col"]
     loaded = None if load_col is None else load_col.get(path.suffix[1:], [])

@@ -160,14 +160,8 @@ class SequenceBuilder:
             target_ids = self._codes.values[_ranges(self._codes.starts[targets], code_lengths)]
             previous = np.repeat(previous, code_lengths)
         token_types = np.where(input_ids >= self.item_token_offset, ITEM, TEXT)
-        columns = (
-            input_ids,
-            token_types,
-            np.repeat(number, length),
-            predict_at,
-            target_ids,
-            previous,
-        )
+        segments = np.repeat(number, length)
+        columns = input_ids, token_types, segments, predict_at, target_ids, previous
         sizes = lengths, lengths, lengths, predict_num, target_num, target_num
         parts = map(RaggedArray.from_lengths, columns, sizes)
         return [TokenSequence(*arrays) for arrays in zip(*parts, strict=True)]
