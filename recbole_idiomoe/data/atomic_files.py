@@ -30,7 +30,6 @@ class AtomicFile:
     """A table with a header of ``name:type`` columns.
 
     Args:
-        path: the file.
         separator: the separator of fields.
         encoding: the text encoding; None: UTF-8.
 
@@ -72,8 +71,7 @@ class AtomicFile:
             seq_separator: the separator of the entries of a list.
 
         Raises:
-            DataError: a column does not exist, is not loaded or has another type, or as
-                :meth:`check_rows`.
+            DataError: a column or a row is not valid; the message names it.
         """
         times = [] if time is None else [time]
         needed = [*ids, *times, *columns]
@@ -113,11 +111,8 @@ class AtomicFile:
     ) -> None:
         """Check that there are rows, and that every row is valid.
 
-        Args:
-            ids: columns in which every row needs a value.
-            number: a column in which every row needs a number.
-            numbers: other columns of numbers, which may be missing, with the separator of a list
-                or None for a single number.
+        Every row needs a value in the columns ``ids`` and a number in the column ``number``. The
+        columns ``numbers`` may be empty; they have a separator if they are lists, else None.
 
         Raises:
             DataError: there are no rows, or one is not valid; the message names the first.

@@ -75,9 +75,8 @@ def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
     """A mask of each user's last row in RecBole's order: stable, by float32 timestamps."""
     order = np.lexsort((times.astype(np.float32), users))
     ordered = users[order]
-    last = np.zeros(len(users), dtype=bool)
-    last[order[np.r_[ordered[1:] != ordered[:-1], True]]] = True
-    return last
+    last = order[np.r_[ordered[1:] != ordered[:-1], True]]
+    return np.isin(np.arange(len(users)), last)
 
 
 def _choose(items: np.ndarray, names: np.ndarray, share: float, seed: int) -> np.ndarray:

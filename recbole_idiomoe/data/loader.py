@@ -30,9 +30,7 @@ Step = TypeVar("Step")
 class WindowSampler(Sampler[list[int]]):
     """Batches of indices of windows with similar length; the order depends on seed and epoch only.
 
-    Args:
-        batch_size: windows in a batch; one batch of an epoch may be smaller.
-        seed: seed of the order.
+    A batch has ``batch_size`` windows; one batch of an epoch may be smaller.
     """
 
     def __init__(self, batch_size: int, seed: int) -> None:
@@ -75,7 +73,6 @@ class WindowLoader:
 
     Args:
         windows: item rows, inputs and last target, from ``HistoryDataset.training_windows``.
-        builder: turns windows into token sequences.
         seed: seed of the order, of text mixing and of queries.
         num_workers: number of processes that prefetch sequences.
         device: device of the batches. A GPU gets them one step ahead from pinned memory.

@@ -68,11 +68,8 @@ def _find(config: DataSettings) -> tuple[str, Path]:
                 "--data_path."
             )
         if all(path.is_file() for path in _inter_files(config, root, name)):
-            fix = (
-                "name the folder above it"
-                if root.resolve().name == name
-                else f"move its files into {root / name}"
-            )
+            is_own = root.resolve().name == name
+            fix = "name the folder above it" if is_own else f"move its files into {root / name}"
             raise DataError(
                 f"--data_path={root} holds the files of {name} itself, and must hold a folder "
                 f"{name}; {fix}."

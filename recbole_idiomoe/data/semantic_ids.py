@@ -15,6 +15,7 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -30,10 +31,9 @@ FILE_NAME = "semantic_ids.safetensors"
 # as another item, or no text. Each costs one row of the token table.
 SPARE_TIES = 16
 
-_KMEANS_ITERATIONS = 10
 _PASSES = 10  # twice as many changed neither collisions nor perplexities
-# A code that fewer items have than this share of the average is replaced. Without that, a quarter
-# of the codes of a level stood for hardly any item.
+# The vector of a code that fewer items have than this share of the average moves to an item.
+# Without that, a quarter of the codes of a level stood for hardly any item.
 _RARE = 0.2
 _BATCH_ROWS = 8192
 
@@ -97,11 +97,9 @@ class SemanticIds:
     @cached_property
     def _ties(self) -> np.ndarray:
         """For each item after the padding item: 0 if its codes are unique, else 1, 2, ..."""
-        _, group, sizes = np.unique(self.codes[1:], axis=0, return_inverse=True, return_counts=True)
-        by_group = np.argsort(group, kind="stable")
-        rank = np.empty(len(group), dtype=np.int64)
-        rank[by_group] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return np.where(sizes[group] > 1, rank + 1, 0)
+        items = pd.DataFrame(self.codes[1:])
+        same = items.groupby(list(items.columns))
+        return np.where(same[0].transform("size") > 1, same.cumcount() + 1, 0)
 
     def token_names(self) -> list[str]:
         """The names of all tokens in a tokenizer, ``table_size`` of them.
@@ -116,8 +114,7 @@ class SemanticIds:
 
     def token_vectors(self) -> np.ndarray:
         """The codebooks' vectors, zeros for other tokens, shape ``(table_size, k)``, float32."""
-        codes = np.concatenate(self.codebooks)
-        return np.pad(codes, ((1, self.tie_tokens), (0, 0)))
+        return np.pad(np.concatenate(self.codebooks), ((1, self.tie_tokens), (0, 0)))
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """The codes of text vectors, shape ``(n, levels)``, int64.
@@ -135,11 +132,9 @@ class SemanticIds:
                 f"of width {len(self.mean)}; use the text_encoder that the model was made with."
             )
         directions = centred_directions(rows, torch.from_numpy(self.mean)).numpy()
-        codes = np.empty((len(rows), self.levels), dtype=np.int64)
-        for start in range(0, len(rows), _BATCH_ROWS):
-            part = slice(start, start + _BATCH_ROWS)
-            codes[part] = _nearest(directions[part], self.codebooks)
-        return codes
+        starts = range(0, max(len(rows), 1), _BATCH_ROWS)
+        parts = (directions[start : start + _BATCH_ROWS] for start in starts)
+        return np.concatenate([_nearest(part, self.codebooks) for part in parts])
 
     def with_items(self, vectors: np.ndarray) -> SemanticIds:
         """The semantic IDs with new items after the old ones, from vectors as in :meth:`encode`.
@@ -234,7 +229,6 @@ def fit_semantic_ids(
 
     Args:
         vectors: shape ``(item_num, k)``, from :func:`item_vectors`; row 0 is the padding item's.
-        levels: codes per item.
         codebook_size: codes of each level; fewer if there are fewer different vectors.
         fitted: the items that mean and codebooks are made from, bool, shape ``(item_num,)``; None:
             all.
@@ -287,7 +281,7 @@ def _fit_codebooks(points: torch.Tensor, levels: int, size: int, seed: int) -> n
             num_quantizers=levels,
             codebook_size=size,
             kmeans_init=True,
-            kmeans_iters=_KMEANS_ITERATIONS,
+            kmeans_iters=10,
             threshold_ema_dead_code=_RARE * len(points) / size,
             sync_codebook=False,  # each process has all points and fits the same codebooks
         )

@@ -13,12 +13,8 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, Qwen2Config
 
+from recbole_idiomoe.base import files
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.files import (
-    atomic_folder_update,
-    remove_temporary_files,
-    unwritable_reason,
-)
 from recbole_idiomoe.lm.backbone import random_decoder
 from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
@@ -110,7 +106,7 @@ def _check_folder(folder: Path) -> None:
     foreign = (folder / "config.json").exists() and not last_checkpoint(folder)
     if finished or foreign:
         raise CheckpointError(f"{folder} already holds a model; give another --out or delete it.")
-    if reason := unwritable_reason(folder):
+    if reason := files.unwritable_reason(folder):
         raise SettingError(f"--out: {reason}; give a folder that can be written.")
 
 
@@ -156,7 +152,7 @@ def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> 
 
 def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
     """Write the finished model into ``folder``, its checksums last, and remove the checkpoints."""
-    with atomic_folder_update(folder) as temporary, no_progress_bars():
+    with files.atomic_folder_update(folder) as temporary, no_progress_bars():
         decoder.to(torch.bfloat16).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         sums = [
@@ -165,6 +161,6 @@ def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card:
         ]
         (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / SUMS_FILE).write_text("".join(sums), encoding="ascii", newline="\n")
-    remove_temporary_files(folder)
+    files.remove_temporary_files(folder)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)

@@ -41,7 +41,7 @@ class Progress:
 
 
 class NextTokenLoss(nn.Module):
-    """Summed next-token cross entropy of windows ``(batch, context + 1)``."""
+    """Summed next-token cross entropy of windows, shape ``(batch, context + 1)``."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
@@ -74,11 +74,8 @@ def train(
         CheckpointError: the checkpoint is broken, or was made with other settings or text.
     """
     total = max(1, round(settings.epochs * windows.steps_per_epoch))
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(decoder, settings.weight_decay),
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-    )
+    groups = _parameter_groups(decoder, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
     warmup = min(settings.warmup_steps, total // 2)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total)
     model, optimizer, schedule = accelerator.prepare(NextTokenLoss(decoder), optimizer, schedule)

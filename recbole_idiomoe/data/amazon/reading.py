@@ -72,7 +72,6 @@ class Dump:
     A progress bar is shown if stderr is a terminal.
 
     Args:
-        path: the file.
         limit: largest share of malformed lines; unless it is 0, 10 are always allowed.
 
     Attributes:

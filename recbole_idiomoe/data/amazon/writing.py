@@ -135,8 +135,6 @@ def convert(
     the order of time, in seconds since 1970.
 
     Args:
-        reviews: dump of reviews.
-        metadata: dump of metadata.
         folder: the new folder, which appears once all files are written.
         core: fewest interactions of a user and of an item (paper, section B.3: 5).
         limit: largest share of malformed lines in either dump.
