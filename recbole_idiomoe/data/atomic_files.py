@@ -48,7 +48,17 @@ class AtomicFile:
             raise DataError(f"{path} is empty; its first line must name columns as name:type.")
         self.columns: dict[str, str] = {}
         for text in header.split(separator):
-            name, kind = self._column(text)
+            if text.startswith("\ufeff"):
+                raise DataError(
+                    f"{path} starts with a byte-order mark; save it without, or set encoding to "
+                    "utf-8-sig."
+                )
+            name, _, kind = text.partition(":")
+            if not name or kind not in _TYPES:
+                raise DataError(
+                    f"{path}: {text[:60]!r} in the header is not name:type with a type of "
+                    f"{', '.join(_TYPES)} (fields are separated by {separator!r})."
+                )
             if name in self.columns:
                 raise DataError(f"{path}: column {name!r:.60} is there twice; rename one.")
             self.columns[name] = kind
@@ -206,20 +216,6 @@ class AtomicFile:
         except UnicodeDecodeError as error:
             return content[: error.start].count(b"\n") + 1
         return 1
-
-    def _column(self, text: str) -> tuple[str, str]:
-        if text.startswith("\ufeff"):
-            raise DataError(
-                f"{self.path} starts with a byte-order mark; save it without, or set "
-                "encoding to utf-8-sig."
-            )
-        name, colon, kind = text.partition(":")
-        if not (name and colon and kind in _TYPES):
-            raise DataError(
-                f"{self.path}: {text[:60]!r} in the header is not name:type with a type of "
-                f"{', '.join(_TYPES)} (fields are separated by {self.separator!r})."
-            )
-        return name, kind
 
 
 def _wrong_number(text: str) -> str:

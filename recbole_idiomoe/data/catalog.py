@@ -166,8 +166,9 @@ def item_queries(dataset: Dataset, settings: TextOptions) -> list[list[str]]:
         )
     given = settings.query_templates or [f"{{{role}}}" for role in fields]
     templates = [Template(template, list(fields), "query_templates") for template in given]
-    rows = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
-    return [list(dict.fromkeys(q for t in templates for q in _filled(t, row))) for row in rows]
+    rows = (dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True))
+    found = ([query for template in templates for query in _filled(template, row)] for row in rows)
+    return [list(dict.fromkeys(queries)) for queries in found]
 
 
 def _filled(template: Template, row: Mapping[str, list[str]]) -> Iterator[str]:

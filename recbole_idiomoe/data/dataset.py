@@ -61,10 +61,8 @@ class HistoryDataset(SequentialDataset):
         targets = position[~is_first]
         length = np.minimum(targets - first[targets], self.max_item_list_len)
 
-        rows = _rows(self.inter_feat, targets)
-        self.inter_feat = _with_fields(
-            rows, **{self.item_list_length_field: length, HISTORY_END: targets}
-        )
+        fields = {self.item_list_length_field: length, HISTORY_END: targets}
+        self.inter_feat = _with_fields(_rows(self.inter_feat, targets), fields)
 
     def leave_one_out(self, group_by: str | None, leave_one_mode: str) -> list[HistoryDataset]:
         """Split the rows as RecBole does, into training, validation and test rows."""
@@ -87,7 +85,7 @@ class HistoryDataset(SequentialDataset):
         """Return rows with padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
         rows = super().__getitem__(index, join)
         histories = self.padded_histories(rows, self.history_items)
-        return _with_fields(rows, **{self.item_id_list_field: histories})
+        return _with_fields(rows, {self.item_id_list_field: histories})
 
     def padded_histories(self, rows: Interaction, values: np.ndarray) -> np.ndarray:
         """The ``values``, one per interaction, in the histories of ``rows``, oldest first.
@@ -183,7 +181,7 @@ class WindowDataset(HistoryDataset):
         """Return rows with padded histories and their times, both of shape (rows, max length)."""
         rows = super().__getitem__(index, join)
         times = self.padded_histories(rows, self.history_times)
-        return _with_fields(rows, **{getattr(self, f"{self.time_field}_list_field"): times})
+        return _with_fields(rows, {getattr(self, f"{self.time_field}_list_field"): times})
 
 
 def count_transitions(
@@ -222,6 +220,6 @@ def _rows(interactions: Interaction, index: np.ndarray) -> Interaction:
     return Interaction({name: interactions[name][where] for name in interactions})
 
 
-def _with_fields(rows: Interaction, **arrays: np.ndarray) -> Interaction:
+def _with_fields(rows: Interaction, arrays: dict[str, np.ndarray]) -> Interaction:
     rows.update(Interaction({name: torch.from_numpy(values) for name, values in arrays.items()}))
     return rows

@@ -21,9 +21,6 @@ from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 # a small one mixes the windows of a batch better between epochs.
 POOL_BATCHES = 50
 
-# Counts of a step that give a batch the weight zero: its sums are divided by them.
-ZERO_WEIGHT: dict[str, Any] = dict.fromkeys(("item_count", "text_count", "token_count"), math.inf)
-
 Step = TypeVar("Step")
 
 
@@ -151,7 +148,9 @@ class WindowLoader:
         own, of_step = shares[self.rank], counts(sequences)
         batches = [replace(collate(group, self.pad_token_id), **of_step) for group in own]
         if missing := max(map(len, shares)) - len(own):
-            spare = replace(collate(sequences[:1], self.pad_token_id), **ZERO_WEIGHT)
+            # The sums of a batch are divided by these counts, so its weight is zero.
+            infinite: dict[str, Any] = dict.fromkeys(of_step, math.inf)
+            spare = replace(collate(sequences[:1], self.pad_token_id), **infinite)
             # In front, because the last batch's backward pass overlaps with sending gradients.
             batches = [spare] * missing + batches
         return batches

@@ -21,8 +21,7 @@ from recbole_idiomoe.data.amazon.fetching import Unavailable
 from recbole_idiomoe.data.atomic_files import AtomicFile
 from recbole_idiomoe.data.names import list_datasets, recbole_datasets
 
-# Seconds before a silent connection fails; RecBole's download alone would wait for ever.
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 30.0  # without it, RecBole's download would wait for ever on a silent connection
 
 
 class DataSettings(Protocol):

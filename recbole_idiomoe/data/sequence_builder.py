@@ -119,14 +119,15 @@ class SequenceBuilder:
         piece_num = 2 * item_num + 3
         last = np.cumsum(piece_num) - 1
         first = last - piece_num + 1
-        pairs = np.repeat(first + 1, item_num) + 2 * _offsets(item_num)
+        position = _offsets(item_num)  # of an item in its sequence
+        pairs = np.repeat(first + 1, item_num) + 2 * position
         texts, codes = pairs + self.item_first, pairs + (not self.item_first)
         source, start, length, number = np.zeros((4, piece_num.sum()), dtype=np.int64)
         length[first] = instruction_lengths
         source[texts], start[texts], length[texts] = 1, self._texts.starts[items], text_lengths
         source[codes], start[codes] = 2, self._codes.starts[items]
         length[codes] = self.code_lengths[items]
-        number[texts] = number[codes] = _offsets(item_num) + 1
+        number[texts] = number[codes] = position + 1
         source[last - 1], length[last - 1] = 3, query_lengths
         start[last - 1] = np.cumsum(query_lengths) - query_lengths
         if following is not None:

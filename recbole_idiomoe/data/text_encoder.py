@@ -56,8 +56,8 @@ def item_vectors(
         return np.zeros((len(texts), 1), dtype=np.float32)
     chosen = [texts[i] for i in kept]
     if encoder == "tfidf":
-        untrained = set(catalog.untrained)
-        found = _tfidf(chosen, [texts[i] for i in kept if i not in untrained], dim, seed)
+        trained = set(kept).difference(catalog.untrained)
+        found = _tfidf(chosen, [texts[i] for i in sorted(trained)], dim, seed)
     else:
         model = backbone if encoder == "backbone" else _load(encoder)
         assert model is not None

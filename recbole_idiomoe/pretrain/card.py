@@ -6,7 +6,7 @@ import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -17,23 +17,6 @@ from recbole_idiomoe.pretrain.settings import PretrainSettings
 from recbole_idiomoe.pretrain.training import Progress
 
 SAMPLE_TOKENS = 40
-
-
-class Reference(NamedTuple):
-    """Bits per byte of a text under the models that the trained one is compared with."""
-
-    untrained: float
-    ngram: float
-    xz: float
-
-
-class Corpus(NamedTuple):
-    """Numbers of training texts, of their bytes, and of held-out texts in one file."""
-
-    name: str
-    text_num: int
-    byte_num: int
-    heldout_num: int
 
 
 def samples(
@@ -51,20 +34,22 @@ def samples(
 def model_card(
     settings: PretrainSettings,
     model: Any,
-    corpora: Sequence[Corpus],
+    corpora: Sequence[tuple[str, int, int, int]],
     progress: Progress,
     token_num: int,
     measured: Mapping[str, Likelihood],
-    references: Mapping[str, Reference],
+    references: Mapping[str, tuple[float, ...]],
     said: tuple[str, str],
     command: Sequence[str],
 ) -> str:
     """The card as Markdown, with the front matter of the Hugging Face hub.
 
     Args:
+        corpora: name of each file, its number of training texts, of their bytes, and of held-out
+            texts.
         token_num: number of tokens in the training text.
         measured: likelihood under the model, by name of the text.
-        references: bits per byte under other models, by name of the text.
+        references: bits per byte of the untrained model, of n-grams and of xz, by name of the text.
         said: the greedy and the sampled continuation of the prompt.
         command: the arguments of the command that made the model.
     """
@@ -81,7 +66,8 @@ def model_card(
         for text, found in measured.items()
     )
     texts = "\n".join(
-        f"| {c.name} | {c.text_num:,} | {c.byte_num:,} | {c.heldout_num:,} |" for c in corpora
+        f"| {name} | {text_num:,} | {byte_num:,} | {heldout_num:,} |"
+        for name, text_num, byte_num, heldout_num in corpora
     )
     epochs = "\n".join(
         f"| {row['epoch']} | {row['train_nll']:.3f} | {row['heldout_nll']:.3f} |"

@@ -20,7 +20,7 @@ from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
 from recbole_idiomoe.lm.progress import no_progress_bars
 from recbole_idiomoe.lm.tokenizer import train_tokenizer
-from recbole_idiomoe.pretrain.card import Corpus, Reference, model_card, samples
+from recbole_idiomoe.pretrain.card import model_card, samples
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 from recbole_idiomoe.pretrain.references import ByteNgrams, xz_bits_per_byte
 from recbole_idiomoe.pretrain.settings import PretrainSettings
@@ -73,9 +73,7 @@ def pretrain(settings: PretrainSettings, command: Sequence[str]) -> None:
 
     ngrams = ByteNgrams(trained_on)
     references = {
-        name: Reference(
-            measure(texts).bits_per_byte, ngrams.bits_per_byte(texts), xz_bits_per_byte(texts)
-        )
+        name: (measure(texts).bits_per_byte, ngrams.bits_per_byte(texts), xz_bits_per_byte(texts))
         for name, texts in measured_on.items()
     }
     del ngrams  # as large as the text
@@ -110,7 +108,7 @@ def _check_folder(folder: Path) -> None:
         raise SettingError(f"--out: {reason}; give a folder that can be written.")
 
 
-def _read(settings: PretrainSettings) -> tuple[list[str], dict[str, list[str]], list[Corpus]]:
+def _read(settings: PretrainSettings) -> tuple[list[str], dict[str, list[str]], list[Any]]:
     """The training texts, the held-out texts by name, and their numbers for the card."""
     trained_on: list[str] = []
     held_out: dict[str, list[str]] = {}
@@ -125,7 +123,7 @@ def _read(settings: PretrainSettings) -> tuple[list[str], dict[str, list[str]], 
         trained_on += kept
         held_out[f"held-out texts of {name}"] = held
         byte_num = sum(len(text.encode()) for text in kept)
-        corpora.append(Corpus(name, len(kept), byte_num, len(held)))
+        corpora.append((name, len(kept), byte_num, len(held)))
     return trained_on, held_out, corpora
 
 

@@ -11,13 +11,16 @@ from recbole_idiomoe.base.errors import SettingError
 
 _AT_LEAST_0 = ("weight_decay", "warmup_steps", "seed")
 _OWN_LIMITS = ("holdout", "vocab_size", "context")
-_FILES = {"metavar": "FILE", "action": "extend"}
 
 
 def _setting(default: Any, help: str, metavar: str = "N") -> Any:
     """A field for HfArgumentParser, which passes its metadata to ``add_argument``."""
     metadata = {"help": help} if isinstance(default, bool) else {"help": help, "metavar": metavar}
     return field(default=default, metadata=metadata)
+
+
+def _files(help: str, **options: Any) -> Any:
+    return field(metadata={"help": help, "metavar": "FILE", "action": "extend"}, **options)
 
 
 @dataclass(frozen=True)
@@ -28,21 +31,17 @@ class PretrainSettings:
         SettingError: a value is out of range, or two values do not fit together.
     """
 
-    text: list[str] = field(
-        metadata=_FILES
-        | {
-            "help": "files to learn from: UTF-8, plain or .xz or .gz; texts in a file are "
-            "separated by a line that holds the character U+001E"
-        }
+    text: list[str] = _files(
+        "files to learn from: UTF-8, plain or .xz or .gz; texts in a file are separated by a line "
+        "that holds the character U+001E"
     )
     out: str = _setting(
         MISSING, "folder for the model; an interrupted run goes on there", metavar="FOLDER"
     )
     name: str = _setting("", "name on the model card; empty: the folder's", "TEXT")
     sources: str = _setting("", "one line for the card: what the text is, its licence", "TEXT")
-    test: list[str] = field(
-        default_factory=list,
-        metadata=_FILES | {"help": "files to measure bits per byte on, beside the held-out texts"},
+    test: list[str] = _files(
+        "files to measure bits per byte on, beside the held-out texts", default_factory=list
     )
     holdout: float = _setting(0.01, "share of the texts of each file that is never trained on")
     prompt: str = _setting(

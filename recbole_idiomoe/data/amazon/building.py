@@ -41,12 +41,10 @@ class Dumps:
                 "dumps must be {reviews: {urls: [...]}, metadata: {urls: [...]}}, with lines and "
                 f"table_8 where known; not {value!r}."
             )
-        return cls(
-            Source.from_setting(value["reviews"], "dumps.reviews"),
-            Source.from_setting(value["metadata"], "dumps.metadata"),
-            value.get("lines"),
-            value.get("table_8"),
+        reviews, metadata = (
+            Source.from_setting(value[key], f"dumps.{key}") for key in ("reviews", "metadata")
         )
+        return cls(reviews, metadata, value.get("lines"), value.get("table_8"))
 
     def fetch(self, folder: Path) -> tuple[Path, Path]:
         """Download both dumps into ``folder``; raises as :func:`fetching.fetch`."""
@@ -77,9 +75,8 @@ def build(name: str, root: Path, dumps: Dumps) -> None:
                         if str(path) in str(error):
                             path.unlink()
                     raise
-            logger.info(
-                f"{report(summary, dumps)}\n  the dumps in {folder} are not needed any more"
-            )
+            text = report(summary, dumps)
+            logger.info(f"{text}\n  the dumps in {folder} are not needed any more")
         finally:
             if set(folder.iterdir()) <= {lock}:
                 lock.unlink(missing_ok=True)

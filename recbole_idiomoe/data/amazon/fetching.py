@@ -180,8 +180,6 @@ def _read(response: HTTPResponse) -> bytes:
     """The next bytes; an error of the connection is raised as a network error."""
     try:
         return response.read1(_CHUNK)
-    except TimeoutError:
-        raise
     except OSError as error:
         raise ConnectionError(_reason(error)) from error
 
@@ -220,7 +218,7 @@ def _is_http(url: Any) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {PATIENCE_S:g} s"
-    if isinstance(error, URLError) and not isinstance(error, HTTPError):
-        error = error.reason if isinstance(error.reason, Exception) else error
+    if isinstance(reason := getattr(error, "reason", None), Exception):  # of a URLError
+        error = reason
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return text or type(error).__name__
