@@ -30,14 +30,14 @@ class SequenceBatch:
     predict_at: torch.Tensor
     """Positions in the flattened batch from which item tokens are predicted, shape ``(N,)``."""
     targets: torch.Tensor
-    """Tokens to predict there, shape ``(N,)``; empty in use, shape ``(0,)``."""
+    """Tokens to predict there, shape ``(N,)``; empty at inference, shape ``(0,)``."""
     previous: torch.Tensor
     """Row of the item before each target's item, 0 after a query, shape as ``targets``."""
     predict_text_at: torch.Tensor
     """Positions in the flattened batch of text tokens before text tokens, shape ``(M,)``.
     Instruction and query are text too."""
     item_count: float
-    """Number of targets in the whole optimizer step, of which this batch may be a part."""
+    """Number of targets in the whole optimizer step, which may have several batches."""
     text_count: float
     """Number of text predictions in the whole optimizer step."""
     token_count: float

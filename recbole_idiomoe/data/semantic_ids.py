@@ -171,8 +171,8 @@ class SemanticIds:
     def save(self, folder: Path) -> None:
         """Write codes and codebooks into ``folder`` atomically."""
         content = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        with atomic_write(folder / FILE_NAME) as aside:
-            save_file(content, aside)
+        with atomic_write(folder / FILE_NAME) as temporary:
+            save_file(content, temporary)
 
     @classmethod
     def load(cls, folder: Path) -> SemanticIds:
@@ -211,7 +211,7 @@ class SemanticIds:
         )
 
 
-@one_thread()  # the last bit of a sum may change the cluster of an item, and then those of others
+@one_thread()  # the last bit of a sum may change the cluster of an item, and then other clusters
 def fit_semantic_ids(
     vectors: np.ndarray,
     *,

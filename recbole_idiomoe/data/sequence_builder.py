@@ -14,7 +14,7 @@ from recbole_idiomoe.data.sequence import ITEM, MIN_TEXT_TOKENS, NOTHING, TEXT, 
 class SequenceBuilder:
     """Turns histories of item rows into token sequences (paper, section B.3).
 
-    The sequences are those of :func:`~recbole_idiomoe.data.sequence.build_sequence`. If one is
+    :func:`~recbole_idiomoe.data.sequence.build_sequence` builds the same sequences. If one is
     too long, it loses tokens in this order (section B.3: text first, then items): texts are
     shortened evenly, down to ``MIN_TEXT_TOKENS``; the oldest texts are dropped; the oldest items
     are dropped; the instruction is cut; the query is cut. One item of the history always stays.
@@ -92,10 +92,10 @@ class SequenceBuilder:
     def build_training(
         self, windows: Sequence[np.ndarray], with_text: np.ndarray, queries: Sequence[np.ndarray]
     ) -> list[TokenSequence]:
-        """Build the sequences of all items of windows but the last; all but the first are targets.
+        """Build training sequences, with all items of a window but the first as targets.
 
-        A window has at least two items, and its last one answers its query. The arguments are
-        those of :meth:`build`.
+        The last item is not part of the sequence, and answers the query. A window has at least
+        two items. The other arguments are described in :meth:`build`.
         """
         histories, following = _split_last(RaggedArray.of(windows))
         return self._build(histories, with_text, queries, following)
@@ -107,7 +107,7 @@ class SequenceBuilder:
         queries: Sequence[np.ndarray],
         following: np.ndarray | None = None,
     ) -> list[TokenSequence]:
-        """Build sequences in use, or with the ``following`` items, one per history, in training."""
+        """Build sequences; in training, ``following`` has the item after each history."""
         asked = np.array([len(query) for query in queries])
         query_lengths = np.minimum(asked, self._prompt_room)
         instruction_lengths = np.minimum(len(self.instruction), self._prompt_room - query_lengths)

@@ -40,7 +40,7 @@ def text_tokens(
     found = _read(path, len(texts))
     if found is None:
         found = _tokenise(tokenizer, texts, most)
-        with atomic_write(path) as aside, open(aside, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, values=found.values, lengths=found.lengths)
     return found
 
@@ -78,6 +78,6 @@ def _read(path: Path, count: int) -> RaggedArray | None:
         if len(lengths) != count or lengths.sum() != len(values):
             raise ValueError
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        logger.warning("%s is damaged (%s) and is made anew", path, type(error).__name__)
+        logger.warning("%s is damaged (%s) and is written again", path, type(error).__name__)
         return None
     return RaggedArray.from_lengths(values, lengths)

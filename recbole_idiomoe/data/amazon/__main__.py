@@ -16,7 +16,7 @@ from recbole_idiomoe.data.amazon.writing import CORE, MAX_MALFORMED, convert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert dumps as the arguments say; returns the exit code."""
+    """Convert dumps; returns the exit code."""
     parser = Parser(
         prog="python -m recbole_idiomoe.data.amazon",
         description="RecBole's atomic files from the public dumps of Amazon reviews (2014, 2018, "
@@ -67,7 +67,7 @@ def _run(given: argparse.Namespace) -> str:
         reviews, metadata = dumps.fetch(folder.with_name(f"{folder.name}-dumps"))
     else:
         raise SettingError(
-            f"nobody knows where the dumps of {given.dataset} are; give --reviews and --metadata."
+            f"the addresses of {given.dataset}'s dumps are unknown; give --reviews and --metadata."
         )
     return report(convert(reviews, metadata, folder, given.core, given.max_malformed), dumps)
 

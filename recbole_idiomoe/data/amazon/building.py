@@ -39,7 +39,7 @@ class Dumps:
         if not isinstance(value, Mapping) or not {"reviews", "metadata"} <= set(value) <= keys:
             raise SettingError(
                 "dumps must be {reviews: {urls: [...]}, metadata: {urls: [...]}}, with lines and "
-                f"table_8 where known; not {value!r}."
+                f"table_8 if known; not {value!r}."
             )
         reviews, metadata = (
             Source.from_setting(value[key], f"dumps.{key}") for key in ("reviews", "metadata")

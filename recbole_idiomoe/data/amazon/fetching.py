@@ -69,7 +69,7 @@ class Source:
         if not urls or not isinstance(urls, list) or not all(map(_is_http, urls)):
             raise SettingError(
                 f"{where} must be {{urls: [https://...], size: BYTES, sha256: HASH}}, the last two "
-                f"where known; not {value!r}."
+                f"if known; not {value!r}."
             )
         return cls(tuple(urls), value.get("size"), value.get("sha256"))
 
@@ -164,7 +164,7 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
         bar.total, bar.n = total, had
         chunk = _read(response)
         if not had and not chunk.startswith(b"\x1f") and part.stem.endswith(".gz"):
-            raise _Refused("something that is not gzipped, perhaps a page for people")
+            raise _Refused("something that is not gzipped, perhaps a web page")
         with open(part, "r+b" if had else "wb") as file:
             file.seek(had)
             while chunk:
@@ -194,7 +194,7 @@ def _range_of(response: Any) -> tuple[int | None, int | None]:
 
 
 def _check(part: Path, source: Source) -> None:
-    """Check size and hash where they are known; remove the part if they differ."""
+    """Check size and hash if they are known; remove the part if they differ."""
     found = _size(part)
     if source.size is not None and found != source.size:
         part.unlink()
