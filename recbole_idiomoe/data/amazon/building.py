@@ -30,11 +30,7 @@ class Dumps:
 
     @classmethod
     def from_setting(cls, value: Any) -> Dumps:
-        """Parse and check the entry.
-
-        Raises:
-            SettingError: the entry has another form.
-        """
+        """Parse the entry, or raise a :class:`SettingError` if it has another form."""
         keys = {"reviews", "metadata", "lines", "table_8"}
         if not isinstance(value, Mapping) or not {"reviews", "metadata"} <= set(value) <= keys:
             raise SettingError(

@@ -59,11 +59,7 @@ class Source:
 
     @classmethod
     def from_setting(cls, value: Any, where: str) -> Source:
-        """Parse ``{urls: [...], size: ..., sha256: ...}`` of a YAML file.
-
-        Raises:
-            SettingError: ``value`` has another form.
-        """
+        """Parse ``{urls: [...], size: ..., sha256: ...}``, or raise a :class:`SettingError`."""
         unknown = set(value) - {"urls", "size", "sha256"} if isinstance(value, Mapping) else {"?"}
         urls = [] if unknown else value.get("urls")
         if not urls or not isinstance(urls, list) or not all(map(_is_http, urls)):
