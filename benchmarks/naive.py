@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from recbole_idiomoe.data.sequence import NOTHING
 from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 
 
@@ -76,10 +77,11 @@ class NaiveIdiomoe(SequentialRecommender):
     def forward(self, interaction: Interaction) -> Tensor:
         """Scores of all items after the last token of every row, (B, item_num)."""
         items, lengths = interaction[self.ITEM_SEQ].cpu(), interaction[self.ITEM_SEQ_LEN].cpu()
-        tokens = [
-            self.builder.build(row[:length]).input_ids
-            for row, length in zip(items.numpy(), lengths.tolist(), strict=True)
+        histories = [
+            row[:length] for row, length in zip(items.numpy(), lengths.tolist(), strict=True)
         ]
+        with_text, queries = np.ones(len(histories), dtype=bool), [NOTHING] * len(histories)
+        tokens = [s.input_ids for s in self.builder.build(histories, with_text, queries)]
         input_ids = np.full((len(tokens), self.builder.max_tokens), self.pad_token_id)
         for row, sequence in zip(input_ids, tokens, strict=True):
             row[: len(sequence)] = sequence

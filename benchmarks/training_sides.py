@@ -39,6 +39,8 @@ from recbole_idiomoe.data.catalog import read_catalog
 from recbole_idiomoe.data.loader import WindowLoader
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.data.options import TextOptions
+from recbole_idiomoe.data.ragged import RaggedArray
+from recbole_idiomoe.data.sequence import NOTHING
 from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.lm import encode_text
 from recbole_idiomoe.models.registry import get_model
@@ -101,7 +103,7 @@ def ours(given: Namespace) -> Epoch:
     spent = seconds(lambda: trainer._train_epoch(train_data, 1), given.device, 1, warmup=0)
 
     tokens = int(torch.cat(timed.lengths).sum())
-    lengths = np.array([loader.builder.length(window) for window in loader.windows])
+    lengths = loader.builder.lengths(loader.windows)
     return Epoch(
         seconds=spent * lengths.sum() / tokens,
         lengths=lengths,
@@ -185,8 +187,8 @@ def naive(given: Namespace) -> Epoch:
     rows, step = next(those_that_fit(attempt, (8,) if given.tiny else (64, 32, 16, 8)))
     inter = dataset.inter_feat
     histories = zip(inter["item_id_list"].numpy(), inter["item_length"].tolist(), strict=True)
-    # ``length`` does not count the last item, so any item is appended.
-    lengths = np.array([builder.length(np.r_[items[:n], 1]) for items, n in histories])
+    # ``lengths`` does not count the last item, so any item is appended.
+    lengths = builder.lengths(RaggedArray.of(np.r_[items[:n], 1] for items, n in histories))
     return Epoch(
         seconds=step * len(lengths) / rows,
         lengths=lengths,
@@ -206,7 +208,7 @@ def hf_trainer(given: Namespace) -> Epoch:
     windows = dataset.training_windows(
         config["MAX_ITEM_LIST_LENGTH"], builder.code_lengths, builder.room
     )
-    lengths = np.array([builder.length(window) + 1 for window in windows])
+    lengths = builder.lengths(windows) + 1
     in_step = config["train_batch_size"]
     number = (given.steps or OTHERS_STEPS) * in_step
     chosen = np.random.default_rng(0).permutation(len(windows))[:number]
@@ -288,7 +290,7 @@ def sequence_builder(config: RunConfig, dataset: Any, tokenizer: Any) -> Sequenc
 
 def labelled(builder: SequenceBuilder, window: np.ndarray) -> dict[str, list[int]]:
     """A history for transformers, which predicts each label from the position before it."""
-    sequence = builder.build_training(window)
+    (sequence,) = builder.build_training([window], np.array([True]), [NOTHING])
     input_ids = np.r_[sequence.input_ids, sequence.targets[-1]]
     labels = np.full(len(input_ids), -100)
     labels[sequence.predict_at + 1] = sequence.targets

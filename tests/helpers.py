@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from recbole_idiomoe.data.sequence import NOTHING, TokenSequence
+from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model, get_options
 
@@ -31,6 +35,26 @@ TINY_IDIOMOE: dict[str, Any] = SMALL_ML_100K | {
     "item_warmup": 0.0,
     "learning_rate": 0.003,
 }
+
+
+def sequence_of(
+    builder: SequenceBuilder,
+    history: np.ndarray,
+    with_text: bool = True,
+    query: np.ndarray = NOTHING,
+) -> TokenSequence:
+    """The sequence from which the item after one history is predicted."""
+    return builder.build([history], np.array([with_text]), [query])[0]
+
+
+def training_sequence(
+    builder: SequenceBuilder,
+    window: np.ndarray,
+    with_text: bool = True,
+    query: np.ndarray = NOTHING,
+) -> TokenSequence:
+    """The training sequence of one window."""
+    return builder.build_training([window], np.array([with_text]), [query])[0]
 
 
 def options_of(architecture: str) -> type[LanguageModelOptions]:

@@ -30,14 +30,14 @@ class SequenceBatch:
     predict_at: torch.Tensor
     """Positions in the flattened batch from which item tokens are predicted, shape ``(N,)``."""
     targets: torch.Tensor
-    """Tokens to predict there, shape ``(N,)``; empty in use, shape ``(0,)``."""
+    """Tokens to predict there, shape ``(N,)``; empty at inference, shape ``(0,)``."""
     previous: torch.Tensor
     """Row of the item before each target's item, 0 after a query, shape as ``targets``."""
     predict_text_at: torch.Tensor
     """Positions in the flattened batch of text tokens before text tokens, shape ``(M,)``.
     Instruction and query are text too."""
     item_count: float
-    """Number of targets in the whole optimizer step, of which this batch may be a part."""
+    """Number of targets in the whole optimizer step, which may have several batches."""
     text_count: float
     """Number of text predictions in the whole optimizer step."""
     token_count: float
@@ -60,11 +60,8 @@ class SequenceBatch:
         return self._with_each(torch.Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SequenceBatch:
-        changed: dict[str, Any] = {
-            name: change(value)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
+        tensors = {n: value for n, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
         return replace(self, **changed)
 
 
@@ -85,30 +82,24 @@ def collate(sequences: Sequence[TokenSequence], pad_token_id: int) -> SequenceBa
     """Pad sequences, at least one, on the right; any text token can be ``pad_token_id``."""
     lengths = np.array([len(s.input_ids) for s in sequences])
     width = int(lengths.max())
-    input_ids = np.full((len(sequences), width), pad_token_id, dtype=np.int64)
-    token_types = np.full((len(sequences), width), TEXT, dtype=np.int64)
-    segments = np.zeros((len(sequences), width), dtype=np.int64)
+    padding = {"input_ids": pad_token_id, "token_types": TEXT, "segments": 0}
+    arrays: dict[str, np.ndarray] = {
+        name: np.full((len(sequences), width), value, dtype=np.int64)
+        for name, value in padding.items()
+    }
     for row, sequence in enumerate(sequences):
-        input_ids[row, : lengths[row]] = sequence.input_ids
-        token_types[row, : lengths[row]] = sequence.token_types
-        segments[row, : lengths[row]] = sequence.segments
+        for name in padding:
+            arrays[name][row, : lengths[row]] = getattr(sequence, name)
 
-    is_text = (token_types == TEXT) & (np.arange(width) < lengths[:, None])
+    is_text = (arrays["token_types"] == TEXT) & (np.arange(width) < lengths[:, None])
     before_text = np.zeros_like(is_text)
     before_text[:, :-1] = is_text[:, :-1] & is_text[:, 1:]
-    predict_text_at = np.flatnonzero(before_text)
-    predict_at = np.concatenate([row * width + s.predict_at for row, s in enumerate(sequences)])
-    targets = np.concatenate([s.targets for s in sequences])
-    previous = np.concatenate([s.previous for s in sequences])
-    return SequenceBatch(
-        input_ids=torch.from_numpy(input_ids),
-        token_types=torch.from_numpy(token_types),
-        segments=torch.from_numpy(segments),
-        lengths=torch.from_numpy(lengths),
-        predict_at=torch.from_numpy(predict_at),
-        targets=torch.from_numpy(targets),
-        previous=torch.from_numpy(previous),
-        predict_text_at=torch.from_numpy(predict_text_at),
-        **counts(sequences),
-        item_tokens=int((token_types == ITEM).sum()),
-    )
+    arrays |= {
+        "lengths": lengths,
+        "predict_at": np.concatenate([i * width + s.predict_at for i, s in enumerate(sequences)]),
+        "targets": np.concatenate([s.targets for s in sequences]),
+        "previous": np.concatenate([s.previous for s in sequences]),
+        "predict_text_at": np.flatnonzero(before_text),
+    }
+    content = {name: torch.from_numpy(array) for name, array in arrays.items()} | counts(sequences)
+    return SequenceBatch(**content, item_tokens=int((arrays["token_types"] == ITEM).sum()))

@@ -1,11 +1,12 @@
-"""The catalogue: the ids, titles and texts of all items."""
+"""The catalogue: the ids, titles and texts of all items, and the queries that they answer."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,14 +69,12 @@ class Catalog:
         """
         check_history(item_ids)
         names = [str(item_id) for item_id in item_ids]
-        unknown = [name for name in names if name not in self._index]
-        if unknown:
-            shown = ", ".join(f"{name!r:.60}" for name in unknown[:5]) + (
-                " ..." if len(unknown) > 5 else ""
-            )
+        if unknown := [name for name in names if name not in self._index]:
+            shown = ", ".join(f"{name!r:.60}" for name in unknown[:5])
+            more = " ..." if len(unknown) > 5 else ""
             raise DataError(
                 f"{len(unknown)} of {len(names)} items are not in the catalogue of "
-                f"{self.item_num - 1}: {shown}; use the item ids of the dataset's files."
+                f"{self.item_num - 1}: {shown}{more}; use the item ids of the dataset's files."
             )
         return np.array([self._index[name] for name in names], dtype=np.int64)
 
@@ -107,25 +106,17 @@ class Catalog:
 
 
 def check_history(history: Any) -> None:
-    """Check that ``history`` is a list.
-
-    Raises:
-        DataError: ``history`` is something else.
-    """
-    if isinstance(history, str):
-        raise DataError(f"history={history!r:.60} is one string; give a list of item ids.")
+    """Raise a :class:`DataError` unless ``history`` is a list."""
     if not isinstance(history, list | tuple | np.ndarray):
-        raise DataError(f"history={history!r:.60} is no list; give a list of item ids.")
+        what = "one string" if isinstance(history, str) else "no list"
+        raise DataError(f"history={history!r:.60} is {what}; give a list of item ids.")
 
 
 def read_history(text: str, where: str) -> list[str]:
     """Parse item ids of the form ``ID,ID``; an id with a comma is quoted, as in a CSV file.
 
-    Args:
-        where: the origin of ``text``, for error messages.
-
     Raises:
-        DataError: quotes are not paired.
+        DataError: quotes are not paired; the message names ``where`` the text comes from.
     """
     try:
         item_ids = next(csv.reader([text], skipinitialspace=True, strict=True), [])
@@ -149,23 +140,54 @@ def read_catalog(dataset: Dataset, settings: TextOptions) -> Catalog:
     if not fields:
         return Catalog(item_ids, [""] * len(item_ids), [""] * len(item_ids), untrained)
     template = Template(settings.item_template, list(fields))
-    columns = {role: list(map(", ".join, entries)) for role, entries in fields.items()}
-    texts = [
-        template({role: column[row] for role, column in columns.items()})
-        for row in range(len(item_ids))
-    ]
-    titles = [clean(title) for title in next(iter(columns.values()))]
-    return Catalog(item_ids, titles, texts, untrained)
+    columns = [map(", ".join, entries) for entries in fields.values()]
+    rows = list(zip(*columns, strict=True))
+    texts = [template(dict(zip(fields, row, strict=True))) for row in rows]
+    return Catalog(item_ids, [clean(row[0]) for row in rows], texts, untrained)
+
+
+def item_queries(dataset: Dataset, settings: TextOptions) -> list[list[str]]:
+    """Return the queries in words that each item answers, a list per catalogue row.
+
+    With the setting ``query_share``, some training sequences end in such a query, which is made
+    from the fields of the item to predict. From them, the model learns to answer
+    ``recommend(..., query=...)``. A field with several entries, such as categories, gives one
+    query for each. An item whose fields are empty has no queries.
+
+    Raises:
+        DataError: the items have no text fields.
+        SettingError: a template names an unknown field, or no field.
+    """
+    fields = text_entries(dataset, settings)
+    if not fields:
+        raise DataError(
+            f"query_share={settings.query_share}: queries are made from the items' text, and there "
+            "is none; name its columns in item_text_fields, or set query_share to 0."
+        )
+    given = settings.query_templates or [f"{{{role}}}" for role in fields]
+    templates = [Template(template, list(fields), "query_templates") for template in given]
+    rows = (dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True))
+    found = ([query for template in templates for query in _filled(template, row)] for row in rows)
+    return [list(dict.fromkeys(queries)) for queries in found]
+
+
+def _filled(template: Template, row: Mapping[str, list[str]]) -> Iterator[str]:
+    """``template`` with every combination of entries of the fields that it names."""
+    named = {role for _, role in template.clauses}
+    choices = {role: entries or [""] for role, entries in row.items() if role in named}
+    for values in itertools.product(*choices.values()):
+        if query := template(dict(zip(choices, values, strict=True))):
+            yield query
 
 
 def text_fields(settings: TextOptions) -> dict[str, str]:
     """``item_text_fields`` as ``{role: column}``; in a list, the role is the column's name."""
     fields = settings.item_text_fields or {}
-    return dict(fields) if isinstance(fields, dict) else {name: name for name in fields}
+    return dict(fields if isinstance(fields, dict) else zip(fields, fields, strict=True))
 
 
 def text_entries(dataset: Dataset, settings: TextOptions) -> dict[str, list[list[str]]]:
-    """The entries of every item, by role: several for a list of phrases, else one or none.
+    """The entries of every item, by role; a list of phrases has several, other fields at most one.
 
     Raises:
         SettingError: a text field was not loaded.

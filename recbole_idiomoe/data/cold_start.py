@@ -1,9 +1,9 @@
 """Simulated cold start: some test items are removed from all histories.
 
-This follows TIGER's section 4.3, as the paper does (section B.6.2): a share of the test items is
+This follows section 4.3 of TIGER, like the paper (section B.6.2): a share of the test items is
 removed from training, and how often they are found is reported separately. Here they are also
-removed from validation and from test histories, because new items have no interactions. It happens
-in RecBole's dataset before the split, so that every model trains on the same rows.
+removed from validation and from test histories, because new items have no interactions. They are
+removed from RecBole's dataset before the split, so that every model trains on the same rows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from recbole_idiomoe.base.errors import DataError
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "unseen_items"
-# Makes these draws independent of other draws with the run's seed.
-_STREAM = 43
+_STREAM = 43  # makes these draws independent of other draws with the run's seed
 
 
 def hold_out_items(dataset: Any, share: float, seed: int) -> None:
@@ -41,7 +40,11 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
     users, items = table[dataset.uid_field].to_numpy(), table[dataset.iid_field].to_numpy()
     last = _last_rows(users, table[dataset.time_field].to_numpy())
     is_test = last & (np.bincount(users)[users] >= 3)
-    chosen = _choose(items[is_test], dataset.field2id_token[dataset.iid_field], share, seed)
+    # Items are sorted by name, so that the draw does not depend on their numbers.
+    names = dataset.field2id_token[dataset.iid_field]
+    distinct = sorted(set(items[is_test].tolist()), key=lambda item: str(names[item]))
+    rng, count = np.random.default_rng((seed, _STREAM)), max(1, round(share * len(distinct)))
+    chosen = np.sort(rng.choice(distinct, size=count, replace=False))
 
     unseen = np.isin(items, chosen)
     kept = ~unseen | is_test
@@ -56,12 +59,9 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
             "give more data."
         )
     logger.info(
-        "cold start: %d of the test items are unseen, so are %d of %d test interactions; %d "
-        "interactions with these items are left out",
-        len(chosen),
-        found,
-        is_test.sum(),
-        (~kept).sum(),
+        f"cold start: {len(chosen)} of the test items are unseen, so are {found} of "
+        f"{is_test.sum()} test interactions; {(~kept).sum()} interactions with these items are "
+        "left out"
     )
     dataset.inter_feat = table[kept].reset_index(drop=True)
     setattr(dataset, _ATTRIBUTE, chosen)
@@ -69,22 +69,11 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
 
 def unseen_items(dataset: Any) -> np.ndarray:
     """Rows of the items that :func:`hold_out_items` removed, ascending, shape ``(n,)``, n >= 0."""
-    found: np.ndarray = getattr(dataset, _ATTRIBUTE, np.zeros(0, dtype=np.int64))
-    return found
+    return getattr(dataset, _ATTRIBUTE, np.zeros(0, dtype=np.int64))
 
 
 def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
     """A mask of each user's last row in RecBole's order: stable, by float32 timestamps."""
     order = np.lexsort((times.astype(np.float32), users))
-    ordered = users[order]
-    last = np.zeros(len(users), dtype=bool)
-    last[order[np.r_[ordered[1:] != ordered[:-1], True]]] = True
-    return last
-
-
-def _choose(items: np.ndarray, names: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Draw ``share`` of the distinct ``items``, sorted by name to not depend on their numbers."""
-    distinct = sorted(set(items.tolist()), key=lambda item: str(names[item]))
-    count = max(1, round(share * len(distinct)))
-    chosen = np.random.default_rng((seed, _STREAM)).choice(distinct, size=count, replace=False)
-    return np.sort(chosen)
+    last = order[np.diff(users[order], append=-1) != 0]  # no user has the number -1
+    return np.isin(np.arange(len(users)), last)

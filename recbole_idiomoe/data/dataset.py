@@ -1,14 +1,13 @@
-"""A RecBole dataset that stores each user's history once instead of every prefix of it.
+"""RecBole datasets that store each user's history once instead of every prefix of it.
 
 RecBole's ``SequentialDataset`` turns a history of n items into n - 1 rows and copies the prefix
 into each. Here a row holds the end and the length of its history, and the items are in one flat
-array. Rows, targets and their order are RecBole's, and therefore its splits are too. The padded
+array. The rows, targets, their order and the splits are the same as RecBole's. The padded
 ``item_id_list`` of a row is built on access.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
+from scipy.sparse import csr_array
 
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.ragged import RaggedArray
@@ -36,9 +36,6 @@ class HistoryDataset(SequentialDataset):
         SettingError: the setting ``benchmark_filename`` is given.
     """
 
-    history_users: np.ndarray
-    history_items: np.ndarray
-    history_times: np.ndarray
     inter_feat: Any  # a pandas table when loaded, an Interaction after the split
 
     def __init__(self, config: Config) -> None:
@@ -50,7 +47,7 @@ class HistoryDataset(SequentialDataset):
         super().__init__(config)
 
     def data_augmentation(self) -> None:
-        """Make the rows of RecBole's augmentation, without copying prefixes."""
+        """Make the rows that RecBole's augmentation makes, without copying prefixes."""
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
@@ -64,16 +61,8 @@ class HistoryDataset(SequentialDataset):
         targets = position[~is_first]
         length = np.minimum(targets - first[targets], self.max_item_list_len)
 
-        rows = _rows(self.inter_feat, targets)
-        rows.update(
-            Interaction(
-                {
-                    self.item_list_length_field: torch.from_numpy(length),
-                    HISTORY_END: torch.from_numpy(targets),
-                }
-            )
-        )
-        self.inter_feat = rows
+        fields = {self.item_list_length_field: length, HISTORY_END: targets}
+        self.inter_feat = _with_fields(_rows(self.inter_feat, targets), fields)
 
     def leave_one_out(self, group_by: str | None, leave_one_mode: str) -> list[HistoryDataset]:
         """Split the rows as RecBole does, into training, validation and test rows."""
@@ -96,21 +85,19 @@ class HistoryDataset(SequentialDataset):
         """Return rows with padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
         rows = super().__getitem__(index, join)
         histories = self.padded_histories(rows, self.history_items)
-        rows.update(Interaction({self.item_id_list_field: histories}))
-        return rows
+        return _with_fields(rows, {self.item_id_list_field: histories})
 
-    def padded_histories(self, rows: Interaction, values: np.ndarray) -> torch.Tensor:
-        """Return the ``values``, one per interaction, in the histories of ``rows``.
+    def padded_histories(self, rows: Interaction, values: np.ndarray) -> np.ndarray:
+        """The ``values``, one per interaction, in the histories of ``rows``, oldest first.
 
-        Returns:
-            Shape ``(rows, max length)``, oldest first, zero after a history's end.
+        The shape is ``(rows, max length)``, with zeros after the end of a history.
         """
         ends = np.atleast_1d(rows[HISTORY_END].numpy())
         lengths = np.atleast_1d(rows[self.item_list_length_field].numpy())
         offset = np.arange(self.max_item_list_len)
         inside = offset < lengths[:, None]
         where = np.where(inside, (ends - lengths)[:, None] + offset, 0)
-        return torch.from_numpy(np.where(inside, values[where], 0))
+        return np.where(inside, values[where], 0)
 
     def known_interactions(self) -> tuple[np.ndarray, np.ndarray]:
         """Users and items of all interactions in this split's histories and targets, each once."""
@@ -150,20 +137,10 @@ class HistoryDataset(SequentialDataset):
             room: most tokens of a window's inputs; a window has at least one input in any case.
 
         Returns:
-            Arrays of 2 to ``max_items + 1`` item rows.
+            Arrays of 2 to ``max_items + 1`` item rows, ordered by user, the newest window of a
+            user first. They are views of ``history_items``, therefore the users of the windows
+            are ``history_users[windows.starts]``.
         """
-        first, last = self._window_bounds(max_items, lengths, room)
-        return RaggedArray(self.history_items, first, last + 1)
-
-    def training_window_users(self, max_items: int, lengths: np.ndarray, room: int) -> np.ndarray:
-        """The user row of each window of :meth:`training_windows`, for the same arguments."""
-        first, _ = self._window_bounds(max_items, lengths, room)
-        return self.history_users[first]
-
-    def _window_bounds(
-        self, max_items: int, lengths: np.ndarray, room: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Indices in ``history_items`` of the first and the last item of each training window."""
         ends = np.sort(self.inter_feat[HISTORY_END].numpy())
         users = self.history_users[ends]
         begins_user = np.r_[True, users[1:] != users[:-1]][: len(ends)]
@@ -171,28 +148,78 @@ class HistoryDataset(SequentialDataset):
         last = ends[np.r_[begins_user[1:], True][: len(ends)]]
         tokens = np.r_[0, np.cumsum(lengths[self.history_items])]
         one_window = (last - first <= max_items) & (tokens[last] - tokens[first] <= room)
-        bounds = [(first[one_window], last[one_window])]
+        bounds = [np.stack([first, last])[:, one_window]]
         for begin, end in zip(first[~one_window], last[~one_window], strict=True):
-            several = self._several_windows(begin, end, max_items, lengths, room)
-            bounds.append(tuple(np.array(list(several)).T))
-        firsts, lasts = map(np.concatenate, zip(*bounds, strict=True))
-        # Ordered by user, the newest window of a user first.
-        order = np.lexsort((-firsts, self.history_users[firsts]))
-        return firsts[order], lasts[order]
+            while end > begin:
+                inputs = self.history_items[max(end - max_items, begin) : end]
+                newest_first = np.cumsum(lengths[inputs][::-1])
+                input_num = max(1, int(np.searchsorted(newest_first, room, side="right")))
+                bounds.append(np.array([[end - input_num], [end]]))
+                end -= input_num
+        first, last = np.concatenate(bounds, axis=1)
+        order = np.lexsort((-first, self.history_users[first]))
+        return RaggedArray(self.history_items, first[order], last[order] + 1)
 
-    def _several_windows(
-        self, first: int, last: int, max_items: int, lengths: np.ndarray, room: int
-    ) -> Iterator[tuple[int, int]]:
-        """Yield the bounds of the windows of one user, whose items are at ``first`` to ``last``."""
-        while last > first:
-            inputs = self.history_items[max(last - max_items, first) : last]
-            newest_first = np.cumsum(lengths[inputs][::-1])
-            count = max(1, int(np.searchsorted(newest_first, room, side="right")))
-            yield last - count, last
-            last -= count
+
+class WindowDataset(HistoryDataset):
+    """Training rows with a target at every position, for RecBole's own loaders and trainer.
+
+    A row of RecBole holds a history and the item after it. A model that predicts at every position
+    needs each target once, so only some of a user's training rows are kept: the last one, the one
+    ``MAX_ITEM_LIST_LENGTH`` interactions before it, and so on. These are the windows of
+    :meth:`HistoryDataset.training_windows` without a limit in tokens. Validation and test keep
+    RecBole's rows. All rows also have ``timestamp_list``, the times of ``item_id_list``.
+    """
+
+    def build(self) -> list[WindowDataset]:
+        """Return the training, the validation and the test split."""
+        train, *others = super().build()
+        train.inter_feat = train.inter_feat[train.window_ends()]
+        return [train, *others]
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Return rows with padded histories and their times, both of shape (rows, max length)."""
+        rows = super().__getitem__(index, join)
+        times = self.padded_histories(rows, self.history_times)
+        return _with_fields(rows, {getattr(self, f"{self.time_field}_list_field"): times})
+
+
+def count_transitions(
+    dataset: HistoryDataset, decays: np.ndarray, reverse_weight: float
+) -> csr_array:
+    """Count how often each item (column) is near each item (row), shape ``(item_num, item_num)``.
+
+    Args:
+        dataset: the training split, whose interactions are counted.
+        decays: weight of a transition over 1, 2, ... steps forward, shape ``(most steps,)``.
+        reverse_weight: weight of a step backward relative to the same step forward.
+    """
+    ends = dataset.inter_feat[HISTORY_END].numpy()
+    lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
+    items, shape = dataset.history_items, (dataset.item_num, dataset.item_num)
+    counts = csr_array(shape)
+    for step, decay in enumerate(decays, start=1):
+        later = ends[lengths >= step]
+        pairs = items[later - step], items[later]
+        counts += csr_array((np.full(len(later), decay), pairs), shape)
+    return counts + reverse_weight * counts.T
+
+
+def popularity_damping(dataset: HistoryDataset, power: float) -> np.ndarray:
+    """Factors that lower the scores of popular items, shape ``(item_num,)``.
+
+    They are each item's number of interactions in ``dataset``, at least 1, to the power ``-power``.
+    """
+    popularity = np.bincount(dataset.split_items(), minlength=dataset.item_num)
+    return np.maximum(popularity, 1.0) ** -power
 
 
 def _rows(interactions: Interaction, index: np.ndarray) -> Interaction:
     """Return ``interactions[index]``, but without RecBole's detour through a Python list."""
     where = torch.from_numpy(index)
     return Interaction({name: interactions[name][where] for name in interactions})
+
+
+def _with_fields(rows: Interaction, arrays: dict[str, np.ndarray]) -> Interaction:
+    rows.update(Interaction({name: torch.from_numpy(values) for name, values in arrays.items()}))
+    return rows

@@ -21,24 +21,17 @@ from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 # a small one mixes the windows of a batch better between epochs.
 POOL_BATCHES = 50
 
-# Counts of a step that give a batch the weight zero: its sums are divided by them.
-ZERO_WEIGHT: dict[str, Any] = dict.fromkeys(("item_count", "text_count", "token_count"), math.inf)
-
 Step = TypeVar("Step")
 
 
 class WindowSampler(Sampler[list[int]]):
     """Batches of indices of windows with similar length; the order depends on seed and epoch only.
 
-    Args:
-        batch_size: windows in a batch; one batch of an epoch may be smaller.
-        seed: seed of the order.
+    A batch has ``batch_size`` windows; one batch of an epoch may be smaller.
     """
 
     def __init__(self, batch_size: int, seed: int) -> None:
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
         self.lengths = np.zeros(0, dtype=np.int64)
         self.batches: list[np.ndarray] = []
         """The batches of the last started iteration, in order."""
@@ -53,31 +46,30 @@ class WindowSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
         shuffled = rng.permutation(len(self.lengths))
-        pool = POOL_BATCHES * self.batch_size
         batches = []
-        for start in range(0, len(shuffled), pool):
-            indices = shuffled[start : start + pool]
-            indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-            batches += [
-                indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)
-            ]
+        for pool in _chunks(shuffled, POOL_BATCHES * self.batch_size):
+            by_length = pool[np.argsort(self.lengths[pool], kind="stable")]
+            batches += _chunks(by_length, self.batch_size)
         self.batches = [batches[position] for position in rng.permutation(len(batches))]
         yield from (batch.tolist() for batch in self.batches)
+
+
+def _chunks(values: np.ndarray, size: int) -> list[np.ndarray]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 class WindowLoader:
     """Iterates over an epoch's optimizer steps, each a list of :class:`SequenceBatch`.
 
     A step always has ``batch_size`` windows. ``max_batch_tokens`` splits it into several forward
-    passes whose gradients add up to those of one pass. It may be lowered between steps; steps that
-    are prefetched already keep the old limit, and :meth:`step` rebuilds one with the new limit.
+    passes, and the sum of their gradients is the gradient of one pass. It may be lowered between
+    steps; prefetched steps keep the old limit, and :meth:`step` rebuilds one with the new limit.
 
     With several processes, each one gets a share of the windows of every step, and the same number
     of batches, some of which may have zero weight.
 
     Args:
         windows: item rows, inputs and last target, from ``HistoryDataset.training_windows``.
-        builder: turns windows into token sequences.
         seed: seed of the order, of text mixing and of queries.
         num_workers: number of processes that prefetch sequences.
         device: device of the batches. A GPU gets them one step ahead from pinned memory.
@@ -100,20 +92,12 @@ class WindowLoader:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
+        self.windows, self.builder = RaggedArray.of(windows), builder
+        self.max_batch_tokens, self.pad_token_id = max_batch_tokens, pad_token_id
+        self.seed, self.device, self.queries = seed, torch.device(device), queries
         self.rank, self.ranks = rank, ranks
-        self.windows = RaggedArray.of(windows)
-        self.queries = queries
-        self.builder = builder
-        self.max_batch_tokens = max_batch_tokens
-        self.pad_token_id = pad_token_id
-        self.seed = seed
-        self.device = torch.device(device)
         self.sampler = WindowSampler(batch_size, seed)
-        self._with_text = np.zeros(len(windows), dtype=bool)
-        self._window_queries = [NOTHING] * len(windows)
-        self._lengths = {
-            with_text: builder.lengths(self.windows, with_text) for with_text in (False, True)
-        }
+        self._lengths = [builder.lengths(self.windows, with_text) for with_text in (True, False)]
         self._loader: DataLoader[int] = DataLoader(
             range(len(windows)),  # type: ignore[arg-type]
             batch_sampler=self.sampler,
@@ -133,14 +117,14 @@ class WindowLoader:
         """
         rng = np.random.default_rng((self.seed, epoch, 1))
         self._with_text = rng.random(len(self.windows)) < text_share
-        lengths = np.where(self._with_text, self._lengths[True], self._lengths[False])
-        self.sampler.set_epoch(epoch, lengths)
+        self.sampler.set_epoch(epoch, np.where(self._with_text, *self._lengths))
+        self._window_queries = [NOTHING] * len(self.windows)
         if query_share:
-            rng = np.random.default_rng((self.seed, epoch, 2))
-            drawn = [self._query(rng, window, query_share) for window in self.windows]
-            self._window_queries = drawn
-        else:
-            self._window_queries = [NOTHING] * len(self.windows)
+            # Two draws for every window, so that the queries of one item do not change other draws.
+            draws = np.random.default_rng((self.seed, epoch, 2)).random((len(self.windows), 2))
+            for i in np.flatnonzero(draws[:, 0] < query_share).tolist():
+                if queries := self.queries[self.windows[i][-1]]:
+                    self._window_queries[i] = queries[int(draws[i, 1] * len(queries))]
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -155,34 +139,30 @@ class WindowLoader:
         return self._step(self.sampler.batches[number].tolist())
 
     def _step(self, indices: list[int]) -> list[SequenceBatch]:
-        sequences = self.builder.build_all_training(
+        sequences = self.builder.build_training(
             [self.windows[i] for i in indices],
             self._with_text[indices],
             [self._window_queries[i] for i in indices],
         )
-        shares = [self._grouped(sequences[rank :: self.ranks]) for rank in range(self.ranks)]
+        shares = [self._groups(sequences[rank :: self.ranks]) for rank in range(self.ranks)]
         own, of_step = shares[self.rank], counts(sequences)
         batches = [replace(collate(group, self.pad_token_id), **of_step) for group in own]
         if missing := max(map(len, shares)) - len(own):
-            spare = replace(collate(sequences[:1], self.pad_token_id), **ZERO_WEIGHT)
+            # The sums of a batch are divided by these counts, so its weight is zero.
+            infinite: dict[str, Any] = dict.fromkeys(of_step, math.inf)
+            spare = replace(collate(sequences[:1], self.pad_token_id), **infinite)
             # In front, because the last batch's backward pass overlaps with sending gradients.
             batches = [spare] * missing + batches
         return batches
 
-    def _grouped(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+    def _groups(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
         lengths = [len(sequence.input_ids) for sequence in sequences]
         groups = token_groups(lengths, self.max_batch_tokens)
         return [[sequences[i] for i in group] for group in groups]
 
-    def _query(self, rng: np.random.Generator, window: np.ndarray, share: float) -> np.ndarray:
-        # Two draws for every window, so that the queries of one item do not change other draws.
-        chance, which = rng.random(2)
-        queries = self.queries[window[-1]]
-        return queries[int(which * len(queries))] if chance < share and queries else NOTHING
-
 
 def prefetch_one(steps: Iterable[Step]) -> Iterator[Step]:
-    """Yield the same steps, but request each one before the one in front of it is yielded."""
+    """Yield the steps in their order, but request each one before its predecessor is yielded."""
     return (step for step, _ in pairwise(chain(steps, [None])) if step is not None)
 
 

@@ -1,4 +1,4 @@
-"""RecBole's own loading of a data set, with what it says against one in a line."""
+"""Loading of a data set by RecBole, with errors in one line."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ from recbole_idiomoe.data.location import DataSettings, check_atomic_files, loca
 
 
 def load_dataset(config: DataSettings) -> Any:
-    """:func:`find_data`, then :func:`read_dataset`; raises as they do."""
+    """Call :func:`find_data`, then :func:`read_dataset`; raises as they do."""
     find_data(config)
     return read_dataset(config)
 
 
 def find_data(config: DataSettings) -> None:
-    """Point ``config`` at the files of its data set, and check them before RecBole reads them.
+    """Set the files of the data set in ``config``, and check them before RecBole reads them.
 
     Raises:
-        DataError: files that are missing or cannot be read.
+        DataError: files are missing or cannot be read.
     """
-    if distributed.world_size() > 1:  # one of them downloads what nobody has
+    if distributed.world_size() > 1:  # one process downloads files for all
         distributed.from_main(lambda: locate(config))
     locate(config)
     check_atomic_files(config)
 
 
 def read_dataset(config: DataSettings) -> Any:
-    """The filtered dataset, by RecBole's own loader, without what a cold start leaves out.
-
-    Args:
-        config: after :func:`find_data`.
+    """Load the dataset that :func:`find_data` found, with its filters and its cold start.
 
     Raises:
-        DataError: files that RecBole cannot load, or that leave nothing to learn from.
+        DataError: RecBole cannot load the files, or they leave nothing to learn from.
         SettingError: ``topk`` asks for more items than there are.
     """
     try:

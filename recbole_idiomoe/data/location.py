@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,24 +15,20 @@ from recbole.utils import url as recbole_url
 
 from recbole_idiomoe.base.errors import DataError, did_you_mean
 from recbole_idiomoe.base.recbole_package import recbole_folder
-from recbole_idiomoe.data.amazon.building import Dumps, build
+from recbole_idiomoe.data.amazon.building import Dumps, build, new_folder
 from recbole_idiomoe.data.amazon.fetching import Unavailable
 from recbole_idiomoe.data.atomic_files import AtomicFile
 from recbole_idiomoe.data.names import list_datasets, recbole_datasets
 
-_TIMEOUT_S = 30.0
-"""Seconds before a silent connection fails, on which RecBole's download would wait for ever."""
+_TIMEOUT_S = 30.0  # without it, RecBole's download would wait for ever on a silent connection
 
 
 class DataSettings(Protocol):
     """The part of a run's configuration that finding its data set needs."""
 
-    data_root: Path
-    """The folder with a folder for each data set."""
-    dataset_class: type[Any]
-    """The subclass of RecBole's ``Dataset`` that the model is trained on."""
-    read_by_model: set[str]
-    """Names of settings that the model's own files mention."""
+    data_root: Path  # the folder with a folder for each data set
+    dataset_class: type[Any]  # the subclass of RecBole's ``Dataset`` that the model is trained on
+    read_by_model: set[str]  # names of settings that the model's own files mention
 
     def __getitem__(self, key: str) -> Any: ...
     def __setitem__(self, key: str, value: Any) -> None: ...
@@ -40,21 +37,27 @@ class DataSettings(Protocol):
 def locate(config: DataSettings) -> None:
     """Find the data set's files, or download them, and set their place in ``config``.
 
-    The order is ``<data_path>/<dataset>``, the same under RecBole's name of the data set,
-    RecBole's copy of ml-100k, RecBole's download, and the public dumps that ``dumps`` names.
-    Sets ``config["dataset"]`` to the name in the files and ``config["data_path"]`` to their
-    folder; ``config["dataset_label"]`` stays the name that the user gave.
+    The places are tried in this order: ``<data_path>/<dataset>``, the folder with RecBole's name
+    of the data set, RecBole's copy of ml-100k, RecBole's download, and the public dumps that the
+    setting ``dumps`` names. Sets ``config["dataset"]`` to the name in the files and
+    ``config["data_path"]`` to their folder; ``config["dataset_label"]`` stays the name that the
+    user gave.
 
     Raises:
         DataError: the name is unknown and has no folder, the folder lacks a file, or the download
             failed, which leaves no partial files.
     """
+    config["dataset"], folder = _find(config)
+    config["data_path"] = str(folder)
+
+
+def _find(config: DataSettings) -> tuple[str, Path]:
+    """The name in the files, and their folder."""
     label, root = config["dataset_label"], config.data_root
     recbole_name = config["recbole_name"] or label
     for name in (label, recbole_name):
         if all(path.is_file() for path in _inter_files(config, root / name, name)):
-            _set_place(config, name, root / name)
-            return
+            return name, root / name
     for name in (label, recbole_name):
         if (root / name).is_dir():
             missing = _inter_files(config, root / name, name)[0].name
@@ -63,34 +66,27 @@ def locate(config: DataSettings) -> None:
                 "--data_path."
             )
         if all(path.is_file() for path in _inter_files(config, root, name)):
-            fix = (
-                "name the folder above it"
-                if root.resolve().name == name
-                else f"move its files into {root / name}"
-            )
+            is_own = root.resolve().name == name
+            fix = "name the folder above it" if is_own else f"move its files into {root / name}"
             raise DataError(
                 f"--data_path={root} holds the files of {name} itself, and must hold a folder "
                 f"{name}; {fix}."
             )
     if label == "ml-100k":
-        _set_place(config, label, recbole_folder() / "dataset_example" / "ml-100k")
-        return
-    dumps = Dumps.from_setting(config["dumps"]) if config["dumps"] else None
-    failures = []
+        return label, recbole_folder() / "dataset_example" / "ml-100k"
+    sources: list[tuple[str, Callable[[str, Path], None], str]] = []
     if recbole_name in recbole_datasets():
+        sources.append((recbole_name, _download, f"RecBole cannot download {recbole_name}"))
+    if config["dumps"]:
+        build_dumps = partial(build, dumps=Dumps.from_setting(config["dumps"]))
+        sources.append((label, build_dumps, "the public dumps cannot be fetched"))
+    failures = []
+    for name, get, failure in sources:
         try:
-            _download(recbole_name, root)
-            _set_place(config, recbole_name, root / recbole_name)
-            return
+            get(name, root)
+            return name, root / name
         except Unavailable as error:
-            failures.append(f"RecBole cannot download {recbole_name} ({error})")
-    if dumps:
-        try:
-            build(label, root, dumps)
-            _set_place(config, label, root / label)
-            return
-        except Unavailable as error:
-            failures.append(f"the public dumps cannot be fetched ({error})")
+            failures.append(f"{failure} ({error})")
     if failures:
         raise DataError(
             f"{', and '.join(failures)}; put {label}.inter and {label}.item into {root / label}, "
@@ -110,28 +106,27 @@ def check_atomic_files(config: DataSettings) -> None:
         DataError: the message names the file, the column, the row if there is one, and the fix.
     """
     folder, name = Path(config["data_path"]), config["dataset"]
-    load_col = config["load_col"]
-    time, seq_separator = config["TIME_FIELD"], config["seq_separator"]
+    user_id, item_id = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
     for path in _inter_files(config, folder, name):
-        inter = AtomicFile(path, config["field_separator"], config["encoding"])
-        ids = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]
-        inter.check_columns([*ids, time], load_col, "inter")
-        inter.check_types(ids, "token")
-        inter.check_types([time], "float")
-        numbers = inter.loaded_numbers(load_col, "inter", seq_separator)
-        inter.check_rows(ids, number=time, numbers=numbers)
+        _check(config, path, [user_id, item_id], config["TIME_FIELD"], [])
     item_columns = _item_columns(config)
-    if item_columns or (load_col or {}).get("item"):
-        path, item_id = folder / f"{name}.item", config["ITEM_ID_FIELD"]
+    if item_columns or (config["load_col"] or {}).get("item"):
+        path = folder / f"{name}.item"
         if not path.exists():
             raise DataError(
                 f"Cannot read {path}: No such file or directory; put it there, or take its columns "
                 "out of load_col and item_text_fields."
             )
-        item = AtomicFile(path, config["field_separator"], config["encoding"])
-        item.check_columns([item_id, *item_columns], load_col, "item")
-        item.check_types([item_id], "token")
-        item.check_rows([item_id], numbers=item.loaded_numbers(load_col, "item", seq_separator))
+        _check(config, path, [item_id], None, item_columns)
+
+
+def _check(
+    config: DataSettings, path: Path, ids: list[str], time: str | None, columns: list[str]
+) -> None:
+    load_col = config["load_col"]
+    loaded = None if load_col is None else load_col.get(path.suffix[1:], [])
+    file = AtomicFile(path, config["field_separator"], config["encoding"])
+    file.check(ids, time, columns, None if loaded == "*" else loaded, config["seq_separator"])
 
 
 def _item_columns(config: DataSettings) -> list[str]:
@@ -152,24 +147,17 @@ def _inter_files(config: DataSettings, folder: Path, name: str) -> list[Path]:
     return [folder / file for file in names]
 
 
-def _set_place(config: DataSettings, name: str, folder: Path) -> None:
-    config["dataset"], config["data_path"] = name, str(folder)
-
-
 def _download(name: str, root: Path) -> None:
-    """Download RecBole's data set ``name`` into ``root/name`` atomically.
-
-    Raises:
-        Unavailable: the download failed; the message is the reason.
-    """
+    """Download RecBole's data set ``name`` into ``root/name`` atomically."""
     url = recbole_datasets()[name]
-    new_folders = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with (
+            new_folder(root),
             tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as temporary,
-            _connection_timeout(),
+            ExitStack() as after,
         ):
+            after.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(_TIMEOUT_S)
             if not recbole_url.decide_download(url):
                 raise DataError("the download was declined")
             archive = Path(recbole_url.download_url(url, temporary))
@@ -181,19 +169,4 @@ def _download(name: str, root: Path) -> None:
             os.replace(files, root / name)
     # RecBole passes on any error of urllib, zipfile and the file system.
     except Exception as error:
-        with suppress(OSError):
-            for folder in new_folders:
-                folder.rmdir()
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise Unavailable(reason) from error
-
-
-@contextmanager
-def _connection_timeout() -> Iterator[None]:
-    """Give connections inside the block a timeout of ``_TIMEOUT_S``."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        raise Unavailable(" ".join(str(error).split()) or type(error).__name__) from error

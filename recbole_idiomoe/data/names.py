@@ -7,7 +7,7 @@ from recbole_idiomoe.base.recbole_package import recbole_folder
 
 
 def list_datasets() -> list[str]:
-    """Names of the data sets with a settings file here, then of RecBole's downloads."""
+    """Names of the data sets that have a settings file, then those that RecBole downloads."""
     ours = sorted(path.stem for path in (yaml_files.properties_path() / "dataset").glob("*.yaml"))
     return [*ours, *(name for name in recbole_datasets() if name not in ours)]
 
@@ -15,5 +15,4 @@ def list_datasets() -> list[str]:
 def recbole_datasets() -> dict[str, str]:
     """The download URLs of RecBole's data sets, by name."""
     text = (recbole_folder() / "properties" / "dataset" / "url.yaml").read_text(encoding="utf-8")
-    urls: dict[str, str] = yaml_files.parse(text)
-    return urls
+    return yaml_files.parse(text)

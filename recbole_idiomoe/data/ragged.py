@@ -34,8 +34,7 @@ class RaggedArray(Sequence[np.ndarray]):
             return arrays
         each = [np.asarray(array, dtype=np.int64) for array in arrays]
         lengths = np.array([len(array) for array in each], dtype=np.int64)
-        values = np.concatenate(each) if each else np.zeros(0, dtype=np.int64)
-        return cls.from_lengths(values, lengths)
+        return cls.from_lengths(np.concatenate([np.zeros(0, dtype=np.int64), *each]), lengths)
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> RaggedArray:
@@ -46,8 +45,7 @@ class RaggedArray(Sequence[np.ndarray]):
     @property
     def lengths(self) -> np.ndarray:
         """The length of each array, shape ``(arrays,)``."""
-        lengths: np.ndarray = self.stops - self.starts
-        return lengths
+        return np.subtract(self.stops, self.starts)
 
     def __len__(self) -> int:
         return len(self.starts)

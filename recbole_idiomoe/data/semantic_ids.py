@@ -1,18 +1,21 @@
 """Semantic IDs: a short code per item, from its text vector (section B.6.2; after TIGER).
 
-Residual quantisation: the first code is the nearest of a codebook's vectors, the second the
-nearest of another codebook's to what the first leaves over, and so on. Items that read alike
-share the beginning of their codes, and an item that nobody has seen has a code all the same.
+The codes come from residual quantisation. The first code is the number of the codebook vector
+that is nearest to the text vector; the second is the number of the vector in a second codebook
+that is nearest to the difference, and so on. Items with similar texts share the beginning of
+their codes, and a new item gets a code too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -24,37 +27,35 @@ from recbole_idiomoe.lm.embedding import centred_directions
 from recbole_idiomoe.lm.vocabulary import PADDING_ITEM, item_token
 
 FILE_NAME = "semantic_ids.safetensors"
-# Tie tokens beyond those in use, so that a trained model can take up as many new items that
-# read like one of its own, or that have no text. Each costs one row of the token table.
+# Unused tie tokens, so that a trained model can take this many new items that have the same codes
+# as another item, or no text. Each costs one row of the token table.
 SPARE_TIES = 16
 
-_KMEANS_ITERATIONS = 10
 _PASSES = 10  # twice as many changed neither collisions nor perplexities
-# A codebook's vector that is nearest to less than this share of an even part of the items moves
-# to one of them. Without it a quarter of a level's codes stood for hardly any item.
+# The vector of a code that fewer items have than this share of the average moves to an item.
+# Without that, a quarter of the codes of a level stood for hardly any item.
 _RARE = 0.2
 _BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True, eq=False)
 class SemanticIds:
-    """Every item's code, and the codebooks that give a new item one.
+    """The codes of all items, and the codebooks that give codes to new items.
 
     Tokens are numbered from 1; 0 is padding. Code ``c`` of level ``l`` is token
-    ``1 + l * codebook_size + c``. Items that share the codes of all levels are told apart by
-    one more token, ``1 + levels * codebook_size + t`` for the ``t``-th of them; an item whose
-    codes are its own has none. So no two items have the same tokens, and no item's tokens
-    begin with all of another's.
+    ``1 + l * codebook_size + c``. Each of several items with the same codes has one more token,
+    the tie token ``1 + levels * codebook_size + t`` for the ``t``-th of them. Therefore no two
+    items have the same tokens, and the tokens of no item begin with all tokens of another.
     """
 
     codes: np.ndarray
-    """(item_num, levels), int64; row 0 is the padding item's and means nothing."""
+    """Shape ``(item_num, levels)``, int64; row 0, of the padding item, has no meaning."""
     codebooks: np.ndarray
-    """(levels, codebook_size, k), float32."""
+    """Shape ``(levels, codebook_size, k)``, float32."""
     mean: np.ndarray
-    """(k,), float32: what is taken from a text vector before it is brought to length 1."""
+    """Subtracted from a text vector before it is scaled to length 1, shape ``(k,)``, float32."""
     tie_tokens: int
-    """Number of tokens that tell apart items with the same codes, spare ones included."""
+    """Number of tie tokens, spare ones included."""
 
     def __post_init__(self) -> None:
         most = int(self._ties.max(initial=0))
@@ -77,7 +78,7 @@ class SemanticIds:
 
     @property
     def codebook_size(self) -> int:
-        """Codes to choose from at each level; fewer than asked for in a small catalogue."""
+        """Codes of each level; fewer than requested in a small catalogue."""
         return self.codebooks.shape[1]
 
     @property
@@ -87,7 +88,7 @@ class SemanticIds:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """Tokens per item, (item_num, levels + 1), int64, padded with 0; row 0 is zero."""
+        """Tokens of each item, shape ``(item_num, levels + 1)``, int64, zeros as padding."""
         tokens = np.zeros((self.item_num, self.levels + 1), dtype=np.int64)
         tokens[1:, :-1] = 1 + np.arange(self.levels) * self.codebook_size + self.codes[1:]
         tokens[1:, -1] = np.where(self._ties, self.levels * self.codebook_size + self._ties, 0)
@@ -95,41 +96,34 @@ class SemanticIds:
 
     @cached_property
     def _ties(self) -> np.ndarray:
-        """Per item but the padding one: 0 if nobody shares its codes, else 1, 2 ... in order."""
-        _, group, sizes = np.unique(self.codes[1:], axis=0, return_inverse=True, return_counts=True)
-        by_group = np.argsort(group, kind="stable")
-        rank = np.empty(len(group), dtype=np.int64)
-        rank[by_group] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return np.where(sizes[group] > 1, rank + 1, 0)
+        """For each item after the padding item: 0 if its codes are unique, else 1, 2, ..."""
+        items = pd.DataFrame(self.codes[1:])
+        same = items.groupby(list(items.columns))
+        return np.where(same[0].transform("size") > 1, same.cumcount() + 1, 0)
 
     def token_names(self) -> list[str]:
-        """What the tokens are called in a tokenizer, ``table_size`` names.
+        """The names of all tokens in a tokenizer, ``table_size`` of them.
 
-        ``<|a-17|>`` is code 17 of the first level, ``<|b-3|>`` code 3 of the second,
-        ``<|tie-0|>`` the first of several items with the same codes.
+        ``<|a-17|>`` is code 17 of the first level, ``<|b-3|>`` is code 3 of the second, and
+        ``<|tie-0|>`` is the tie token of the first of several items with the same codes.
         """
-        return [
-            item_token(PADDING_ITEM),
-            *(
-                f"<|{letter}-{code}|>"
-                for letter in ascii_lowercase[: self.levels]
-                for code in range(self.codebook_size)
-            ),
-            *(f"<|tie-{tie}|>" for tie in range(self.tie_tokens)),
-        ]
+        levels = product(ascii_lowercase[: self.levels], range(self.codebook_size))
+        codes = [f"<|{letter}-{code}|>" for letter, code in levels]
+        ties = [f"<|tie-{tie}|>" for tie in range(self.tie_tokens)]
+        return [item_token(PADDING_ITEM), *codes, *ties]
 
     def token_vectors(self) -> np.ndarray:
-        """(table_size, k), float32: the codebooks' vectors; zero for padding and tie tokens."""
-        vectors = np.zeros((self.table_size, self.codebooks.shape[2]), dtype=np.float32)
-        codes = self.codebooks.reshape(-1, self.codebooks.shape[2])
-        vectors[1 : 1 + len(codes)] = codes
-        return vectors
+        """The codebooks' vectors, zeros for other tokens, shape ``(table_size, k)``, float32."""
+        return np.pad(np.concatenate(self.codebooks), ((1, self.tie_tokens), (0, 0)))
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Codes of text vectors: (n, k), zeros where there is no text, -> (n, levels), int64.
+        """The codes of text vectors, shape ``(n, levels)``, int64.
+
+        Args:
+            vectors: shape ``(n, k)``, zeros for an item without text.
 
         Raises:
-            DataError: vectors of another width, or values that are not finite.
+            DataError: the vectors have another width, or values that are not finite.
         """
         rows = _checked(vectors)
         if rows.shape[1] != len(self.mean):
@@ -138,37 +132,35 @@ class SemanticIds:
                 f"of width {len(self.mean)}; use the text_encoder that the model was made with."
             )
         directions = centred_directions(rows, torch.from_numpy(self.mean)).numpy()
-        codes = np.empty((len(rows), self.levels), dtype=np.int64)
-        for start in range(0, len(rows), _BATCH_ROWS):
-            part = slice(start, start + _BATCH_ROWS)
-            codes[part] = _nearest(directions[part], self.codebooks)
-        return codes
+        starts = range(0, max(len(rows), 1), _BATCH_ROWS)
+        parts = (directions[start : start + _BATCH_ROWS] for start in starts)
+        return np.concatenate([_nearest(part, self.codebooks) for part in parts])
 
     def with_items(self, vectors: np.ndarray) -> SemanticIds:
-        """The same with new items after the old ones; ``vectors`` is (n, k) as for `encode`.
+        """The semantic IDs with new items after the old ones, from vectors as in :meth:`encode`.
 
-        Old items keep their tokens, except that one whose codes were its own until now gets
-        the first tie token if a new item has the same codes.
+        Old items keep their tokens, except that an item with unique codes gets the first tie
+        token if a new item has the same codes.
 
         Raises:
-            DataError: as `encode`, or too many items with the same codes.
+            DataError: as :meth:`encode`, or too many items have the same codes.
         """
         return replace(self, codes=np.concatenate([self.codes, self.encode(vectors)]))
 
     @property
     def collision_rate(self) -> float:
-        """Share of the items whose codes are not theirs alone; 0 for an empty catalogue."""
+        """Share of the items whose codes are not unique; 0 for an empty catalogue."""
         return float((self._ties > 0).mean()) if self.item_num > 1 else 0.0
 
     @property
     def perplexities(self) -> list[float]:
-        """Per level, how many codes it would take to spread the items as evenly."""
+        """Perplexity of the codes of each level: the number of codes if all were equally common."""
         counts = [np.unique(level, return_counts=True)[1] for level in self.codes[1:].T]
         shares = [count / count.sum() for count in counts]
         return [float(np.exp(-(share * np.log(share)).sum())) for share in shares]
 
     def describe(self) -> str:
-        """One line for the log: sizes, codes in use, items that share theirs."""
+        """One line for the log: sizes, perplexities and collisions."""
         use = ", ".join(f"{perplexity:.1f}" for perplexity in self.perplexities)
         return (
             f"semantic IDs: {self.levels} levels of {self.codebook_size} codes (perplexity "
@@ -177,24 +169,25 @@ class SemanticIds:
         )
 
     def save(self, folder: Path) -> None:
-        """Write codes and codebooks into ``folder``, aside and then renamed."""
+        """Write codes and codebooks into ``folder`` atomically."""
         content = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        with atomic_write(folder / FILE_NAME) as aside:
-            save_file(content, aside)
+        with atomic_write(folder / FILE_NAME) as temporary:
+            save_file(content, temporary)
 
     @classmethod
     def load(cls, folder: Path) -> SemanticIds:
         """Read the semantic IDs of a saved model.
 
         Raises:
-            CheckpointError: there are none, or the file is broken.
+            CheckpointError: there is no file, or it is broken.
         """
         path = folder / FILE_NAME
         try:
             content = load_file(path)
             tie_tokens = int(content.pop("tie_tokens").item())
             found = cls(**content, tie_tokens=tie_tokens)
-            found._check()
+            if not found._is_valid():
+                raise ValueError
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{path} holds no semantic IDs ({type(error).__name__}); give the folder of a "
@@ -202,23 +195,23 @@ class SemanticIds:
             ) from error
         return found
 
-    def _check(self) -> None:
-        """Raise ValueError where the arrays do not fit each other."""
+    def _is_valid(self) -> bool:
         levels, size, width = self.codebooks.shape
-        if not 1 <= levels <= len(ascii_lowercase):
-            raise ValueError("levels")
-        if self.codes.shape[1:] != (levels,) or self.mean.shape != (width,) or not self.item_num:
-            raise ValueError("shapes")
-        if (self.codes < 0).any() or (self.codes >= size).any() or self.tie_tokens < 0:
-            raise ValueError("codes")
-        kinds = self.codes.dtype, self.codebooks.dtype, self.mean.dtype
-        if kinds != (np.int64, np.float32, np.float32):
-            raise ValueError("types")
-        if not np.isfinite(self.codebooks).all() or not np.isfinite(self.mean).all():
-            raise ValueError("numbers")
+        types = self.codes.dtype, self.codebooks.dtype, self.mean.dtype
+        return bool(
+            1 <= levels <= len(ascii_lowercase)
+            and self.codes.shape == (self.item_num, levels)
+            and self.item_num > 0
+            and self.mean.shape == (width,)
+            and types == (np.int64, np.float32, np.float32)
+            and ((self.codes >= 0) & (self.codes < size)).all()
+            and self.tie_tokens >= 0
+            and np.isfinite(self.codebooks).all()
+            and np.isfinite(self.mean).all()
+        )
 
 
-@one_thread()  # a last bit may decide an item's cluster, and that one others
+@one_thread()  # the last bit of a sum may change the cluster of an item, and then other clusters
 def fit_semantic_ids(
     vectors: np.ndarray,
     *,
@@ -227,23 +220,21 @@ def fit_semantic_ids(
     fitted: np.ndarray | None = None,
     seed: int = 0,
 ) -> SemanticIds:
-    """Semantic IDs of a catalogue. Some 8 s for 12,000 items of width 256 on one CPU thread.
+    """Semantic IDs of a catalogue; 12,000 items of width 256 take about 8 s on one CPU thread.
 
-    The text vectors less their mean, of length 1, are quantised residually: k-means, then
-    moving averages of all levels together. Items without text are left out of that and
-    get the codes of a zero vector. The same vectors and seed give the same codes, whatever the
-    number of threads.
+    The mean is subtracted from the text vectors, and they are scaled to length 1. k-means and then
+    moving averages of all levels together fit the codebooks. Items without text are left out, and
+    get the codes of a zero vector. The same vectors and seed give the same codes with any number
+    of threads. The global random generators do not change.
 
     Args:
-        vectors: (item_num, k) from :func:`item_vectors`; row 0 is the padding item's.
-        levels: codes per item.
-        codebook_size: codes to choose from at each level. A catalogue with fewer different
-            vectors gets one code for each.
-        fitted: (item_num,), bool: items that mean and codebooks may come from; None: all.
-        seed: of everything random here; the global generators are left alone.
+        vectors: shape ``(item_num, k)``, from :func:`item_vectors`; row 0 is the padding item's.
+        codebook_size: codes of each level; fewer if there are fewer different vectors.
+        fitted: the items that mean and codebooks are made from, bool, shape ``(item_num,)``; None:
+            all.
 
     Raises:
-        DataError: vectors that are no matrix or not finite.
+        DataError: ``vectors`` is not a matrix of finite numbers.
         MissingLibraryError: vector-quantize-pytorch is not installed.
     """
     rows = _checked(vectors)
@@ -265,10 +256,10 @@ def fit_semantic_ids(
 
 
 def _distinct(rows: torch.Tensor) -> torch.Tensor:
-    """Equal rows once, in the order of the catalogue; equal are those that agree to five places.
+    """The rows that differ in the first five decimal places, in the order of the catalogue.
 
-    k-means starts from rows, and equal ones would make equal codes. It draws them by their
-    number: sorted by value, a last bit that changed places would change every code.
+    k-means starts from random rows, and equal ones would make equal codes. It draws them by their
+    number; in an order by value, the last bit of a vector could change all codes.
     """
     rounded = rows.numpy().round(5) + 0.0  # no -0
     first = np.unique(rounded, axis=0, return_index=True)[1]
@@ -276,7 +267,7 @@ def _distinct(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _fit_codebooks(points: torch.Tensor, levels: int, size: int, seed: int) -> np.ndarray:
-    """Codebooks (levels, size, k) of a residual quantiser of the rows of ``points``."""
+    """Codebooks of a residual quantiser of ``points``, shape ``(levels, size, k)``."""
     try:
         from vector_quantize_pytorch import ResidualVQ
     except ImportError as error:
@@ -290,9 +281,9 @@ def _fit_codebooks(points: torch.Tensor, levels: int, size: int, seed: int) -> n
             num_quantizers=levels,
             codebook_size=size,
             kmeans_init=True,
-            kmeans_iters=_KMEANS_ITERATIONS,
+            kmeans_iters=10,
             threshold_ema_dead_code=_RARE * len(points) / size,
-            sync_codebook=False,  # or several processes, with the same points, take them for more
+            sync_codebook=False,  # each process has all points and fits the same codebooks
         )
         for _ in range(_PASSES):
             quantiser(points)
@@ -300,7 +291,7 @@ def _fit_codebooks(points: torch.Tensor, levels: int, size: int, seed: int) -> n
 
 
 def _checked(vectors: np.ndarray) -> torch.Tensor:
-    """``vectors`` in float32, if they are a matrix of finite numbers."""
+    """``vectors`` in float32, checked to be a matrix of finite numbers."""
     rows = torch.from_numpy(np.asarray(vectors, dtype=np.float32))
     if rows.ndim != 2:
         raise DataError(f"text vectors of shape {tuple(rows.shape)}: (items, k) is wanted.")
@@ -310,10 +301,10 @@ def _checked(vectors: np.ndarray) -> torch.Tensor:
 
 
 def _nearest(directions: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
-    """Codes (n, levels) of (n, k) rows, each level's nearest to what the ones before leave.
+    """The codes of ``directions``, shape ``(n, k)``, as an array of shape ``(n, levels)``.
 
-    Distances that agree to six places are a tie, which the lower code wins: further places
-    depend on the machine and on which rows are worked out together.
+    Of distances that are equal in the first six decimal places, the lower code wins, because
+    later places depend on the machine and on the other rows of the batch.
     """
     residual = directions.astype(np.float64)
     codes = []

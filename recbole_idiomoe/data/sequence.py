@@ -4,7 +4,7 @@
     instruction  <|it-1|> text_1  <|it-2|> text_2  ...  query        order "ID text"
 
 The text and the tokens of one item are its segment. An item is predicted from the last token in
-front of its segment, in training and in use alike; if it has several tokens, each later one is
+front of its segment, in training and at inference; if it has several tokens, each later one is
 predicted from the one before it. A query in words may end the history; the item that answers the
 query is predicted from the last token of the query.
 
@@ -37,7 +37,7 @@ class TokenSequence(NamedTuple):
     predict_at: np.ndarray
     """Positions from which item tokens are predicted, shape ``(n,)``."""
     targets: np.ndarray
-    """Tokens to predict at these positions, shape ``(n,)``; empty in use, shape ``(0,)``."""
+    """Tokens to predict at these positions, shape ``(n,)``; empty at inference, shape ``(0,)``."""
     previous: np.ndarray
     """Row of the item before each target's item, 0 after a query, shape as ``targets``."""
 
@@ -73,7 +73,7 @@ def build_sequence(
 
     Args:
         history: item rows, oldest first.
-        next_item: the row of the item after the history, in training; None in use.
+        next_item: the row of the item after the history, in training; None at inference.
         query: token ids of a query in words that ``next_item`` answers.
 
     The other arguments, and what is cut to keep to ``max_tokens``, are ``SequenceBuilder``'s.

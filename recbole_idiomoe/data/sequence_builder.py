@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from recbole_idiomoe.data.sequence import ITEM, MIN_TEXT_TOKENS, NOTHING, TEXT, 
 class SequenceBuilder:
     """Turns histories of item rows into token sequences (paper, section B.3).
 
-    The sequences are those of :func:`~recbole_idiomoe.data.sequence.build_sequence`. If one is
+    :func:`~recbole_idiomoe.data.sequence.build_sequence` builds the same sequences. If one is
     too long, it loses tokens in this order (section B.3: text first, then items): texts are
     shortened evenly, down to ``MIN_TEXT_TOKENS``; the oldest texts are dropped; the oldest items
     are dropped; the instruction is cut; the query is cut. One item of the history always stays.
@@ -48,12 +47,9 @@ class SequenceBuilder:
         max_tokens: int = 1024,
     ) -> None:
         self.item_token_offset = item_token_offset
-        self.item_first = item_first
-        self.max_tokens = max_tokens
-        self._texts = RaggedArray.of(item_texts)
-        self._codes = RaggedArray.of(item_codes)
-        self._text_lengths = self._texts.lengths
-        self.code_lengths = self._codes.lengths
+        self.item_first, self.max_tokens = item_first, max_tokens
+        self._texts, self._codes = RaggedArray.of(item_texts), RaggedArray.of(item_codes)
+        self._text_lengths, self.code_lengths = self._texts.lengths, self._codes.lengths
         longest = int(self.code_lengths.max())
         # Any item may come next: its tokens but the last are read too, and need room at the end.
         self._tail = longest - 1
@@ -70,96 +66,50 @@ class SequenceBuilder:
         """Most tokens of a history's segments in a sequence without a query."""
         return self.max_tokens - len(self.instruction) - self._tail
 
-    def length(self, window: np.ndarray, with_text: bool = True) -> int:
-        """Number of tokens of :meth:`build_training` without a query, computed without building."""
-        return int(self.lengths(RaggedArray.of([window]), with_text)[0])
-
     def lengths(self, windows: RaggedArray, with_text: bool = True) -> np.ndarray:
-        """The :meth:`length` of each window, shape ``(windows,)``."""
-        last = windows.values[windows.stops - 1]
-        before_last = windows.starts, windows.stops - 1
-        tokens = _range_sums(self.code_lengths[windows.values], *before_last)
-        is_whole = tokens <= self.room
-        if with_text:
-            tokens = tokens + _range_sums(self._text_lengths[windows.values], *before_last)
-            is_whole &= tokens <= self.room
-        for i in np.flatnonzero(~is_whole).tolist():
-            items, text_lengths = self._fit(windows[i][:-1], with_text, self.room)
-            tokens[i] = self.code_lengths[items].sum() + text_lengths.sum()
-        lengths: np.ndarray = len(self.instruction) + tokens + self.code_lengths[last] - 1
-        return lengths
+        """Number of tokens that :meth:`build_training` gives each window without a query.
+
+        They are computed without building the sequences; the shape is ``(windows,)``.
+        """
+        histories, following = _split_last(windows)
+        has_text, room = np.full(len(windows), with_text), np.full(len(windows), self.room)
+        items, text_lengths, item_num = self._fit_all(histories, has_text, room)
+        tokens = _group_sums(self.code_lengths[items] + text_lengths, item_num)
+        return len(self.instruction) + tokens + self.code_lengths[following] - 1
 
     def build(
-        self, items: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
-    ) -> TokenSequence:
-        """Build the sequence from which the item after a history is predicted.
-
-        Args:
-            items: item rows, oldest first, shape ``(n,)``.
-            with_text: whether items have their text in the sequence.
-            query: token ids of a query at the end, shape ``(m,)``.
-        """
-        return self.build_all([items], np.array([with_text]), [query])[0]
-
-    def build_all(
         self, histories: Sequence[np.ndarray], with_text: np.ndarray, queries: Sequence[np.ndarray]
     ) -> list[TokenSequence]:
-        """Run :meth:`build` for many histories at once, which is much faster than one by one.
-
-        ``with_text`` has shape ``(histories,)``, bool; there is one query, maybe empty, for each.
-        """
-        joined = self._join(histories, with_text, queries)
-        one_each = np.ones_like(joined.lengths)
-        return joined.split(predict_at=joined.lengths - 1, predicted_num=one_each)
-
-    def build_training(
-        self, window: np.ndarray, with_text: bool = True, query: np.ndarray = NOTHING
-    ) -> TokenSequence:
-        """Build the sequence of all items of a window but the last; all but the first are targets.
+        """Build the sequences from which the items after histories are predicted.
 
         Args:
-            window: item rows, oldest first, at least two, shape ``(n,)``.
-            with_text: whether items have their text in the sequence.
-            query: token ids of a query that the last item answers, shape ``(m,)``.
+            histories: item rows, oldest first, each of shape ``(n,)``.
+            with_text: whether items have their text in a sequence, bool, shape ``(histories,)``.
+            queries: for each history, the token ids of a query at the end, which may be empty.
         """
-        return self.build_all_training([window], np.array([with_text]), [query])[0]
+        return self._build(RaggedArray.of(histories), with_text, queries)
 
-    def build_all_training(
+    def build_training(
         self, windows: Sequence[np.ndarray], with_text: np.ndarray, queries: Sequence[np.ndarray]
     ) -> list[TokenSequence]:
-        """Run :meth:`build_training` for many windows at once; see :meth:`build_all`."""
-        following = np.array([window[-1] for window in windows])
-        histories = [window[:-1] for window in windows]
-        joined = self._join(histories, with_text, queries, following)
-        last = np.cumsum(joined.item_num) - 1  # index of each sequence's last item
-        starts, previous = joined.ends, joined.items.copy()
-        begun = self.code_lengths[following] - 1
-        starts[last] = joined.lengths - begun - 1  # the last token of the query, if there is one
-        has_query = np.array([len(query) > 0 for query in queries])
-        previous[last[has_query]] = 0  # the target answers the query, not the item before it
-        targets = np.r_[joined.items[1:], 0]
-        targets[last] = following
-        lengths = self.code_lengths[targets]
-        return joined.split(
-            predict_at=_ranges(starts, lengths),
-            predicted_num=_group_sums(lengths, joined.item_num),
-            targets=self._codes.values[_ranges(self._codes.starts[targets], lengths)],
-            previous=np.repeat(previous, lengths),
-        )
+        """Build training sequences, with all items of a window but the first as targets.
 
-    def _join(
+        The last item is not part of the sequence, and answers the query. A window has at least
+        two items. The other arguments are described in :meth:`build`.
+        """
+        histories, following = _split_last(RaggedArray.of(windows))
+        return self._build(histories, with_text, queries, following)
+
+    def _build(
         self,
-        histories: Sequence[np.ndarray],
+        histories: RaggedArray,
         with_text: np.ndarray,
         queries: Sequence[np.ndarray],
         following: np.ndarray | None = None,
-    ) -> _JoinedSequences:
-        """Build the concatenated tokens of all sequences, without targets.
-
-        Args:
-            following: one more item row per sequence, whose tokens but the last are at the end.
-        """
-        query_lengths = np.minimum([len(query) for query in queries], self._prompt_room)
+    ) -> list[TokenSequence]:
+        """Build sequences; in training, ``following`` has the item after each history."""
+        asked = np.array([len(query) for query in queries])
+        query_lengths = np.minimum(asked, self._prompt_room)
         instruction_lengths = np.minimum(len(self.instruction), self._prompt_room - query_lengths)
         room = self.max_tokens - instruction_lengths - query_lengths - self._tail
         items, text_lengths, item_num = self._fit_all(histories, with_text, room)
@@ -169,14 +119,15 @@ class SequenceBuilder:
         piece_num = 2 * item_num + 3
         last = np.cumsum(piece_num) - 1
         first = last - piece_num + 1
-        pairs = np.repeat(first + 1, item_num) + 2 * _offsets(item_num)
+        position = _offsets(item_num)  # of an item in its sequence
+        pairs = np.repeat(first + 1, item_num) + 2 * position
         texts, codes = pairs + self.item_first, pairs + (not self.item_first)
         source, start, length, number = np.zeros((4, piece_num.sum()), dtype=np.int64)
         length[first] = instruction_lengths
         source[texts], start[texts], length[texts] = 1, self._texts.starts[items], text_lengths
         source[codes], start[codes] = 2, self._codes.starts[items]
         length[codes] = self.code_lengths[items]
-        number[texts] = number[codes] = _offsets(item_num) + 1
+        number[texts] = number[codes] = position + 1
         source[last - 1], length[last - 1] = 3, query_lengths
         start[last - 1] = np.cumsum(query_lengths) - query_lengths
         if following is not None:
@@ -192,25 +143,36 @@ class SequenceBuilder:
         for index, values in enumerate(arrays):
             chosen = sources == index
             input_ids[chosen] = values[places[chosen]]
-        item_lengths = text_lengths + self.code_lengths[items]
-        ends = np.repeat(instruction_lengths, item_num) - 1
-        ends += _offsets(item_num, item_lengths) + item_lengths
-        return _JoinedSequences(
-            input_ids,
-            token_types=np.where(input_ids >= self.item_token_offset, ITEM, TEXT),
-            segments=np.repeat(number, length),
-            lengths=_group_sums(length, piece_num),
-            items=items,
-            item_num=item_num,
-            ends=ends,
-        )
+        ends = np.cumsum(length) - 1  # the last token of each piece
+        lengths = np.diff(ends[last], prepend=-1)
+        ends -= np.repeat(ends[last] - lengths + 1, piece_num)  # counted in its own sequence
+
+        if following is None:
+            predict_at, predict_num = ends[last], np.ones_like(lengths)
+            target_ids, previous, target_num = NOTHING, NOTHING, np.zeros_like(lengths)
+        else:
+            newest = np.cumsum(item_num) - 1  # index of each sequence's last item
+            starts, targets, previous = ends[pairs + 1], np.r_[items[1:], 0], items.copy()
+            starts[newest], targets[newest] = ends[last - 1], following
+            previous[newest[asked > 0]] = 0  # the target answers the query, not the item before it
+            code_lengths = self.code_lengths[targets]
+            predict_num = target_num = _group_sums(code_lengths, item_num)
+            predict_at = _ranges(starts, code_lengths)
+            target_ids = self._codes.values[_ranges(self._codes.starts[targets], code_lengths)]
+            previous = np.repeat(previous, code_lengths)
+        token_types = np.where(input_ids >= self.item_token_offset, ITEM, TEXT)
+        segments = np.repeat(number, length)
+        columns = input_ids, token_types, segments, predict_at, target_ids, previous
+        sizes = lengths, lengths, lengths, predict_num, target_num, target_num
+        parts = map(RaggedArray.from_lengths, columns, sizes)
+        return [TokenSequence(*arrays) for arrays in zip(*parts, strict=True)]
 
     def _fit_all(
-        self, histories: Sequence[np.ndarray], with_text: np.ndarray, room: np.ndarray
+        self, histories: RaggedArray, with_text: np.ndarray, room: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Run :meth:`_fit` for each history; return both results concatenated, and item counts."""
-        item_num = np.array([len(history) for history in histories])
-        items = np.concatenate(histories)
+        """The concatenated results of :meth:`_fit` for each history, and the numbers of items."""
+        item_num = histories.lengths
+        items = histories.values[_ranges(histories.starts, item_num)]
         text_lengths = self._text_lengths[items] * np.repeat(with_text, item_num)
         too_long = _group_sums(self.code_lengths[items] + text_lengths, item_num) > room
         if not too_long.any():
@@ -222,7 +184,7 @@ class SequenceBuilder:
         return items, text_lengths, np.array([len(each) for each, _ in kept])
 
     def _fit(self, items: np.ndarray, with_text: bool, room: int) -> tuple[np.ndarray, np.ndarray]:
-        """The items that fit in ``room`` tokens, and how many tokens of each one's text do."""
+        """The newest items that fit in ``room`` tokens, and how much text of each fits too."""
         newest_first = np.cumsum(self.code_lengths[items][::-1])[::-1]
         items = items[newest_first <= room]
         if not with_text:
@@ -236,72 +198,25 @@ class SequenceBuilder:
         return items, np.where(newest_first <= room, lengths, 0)
 
 
-@dataclass(frozen=True)
-class _JoinedSequences:
-    """Several sequences, concatenated."""
-
-    input_ids: np.ndarray
-    """Shape ``(tokens,)``, as ``token_types`` and ``segments``."""
-    token_types: np.ndarray
-    segments: np.ndarray
-    lengths: np.ndarray
-    """Number of tokens of each sequence, shape ``(sequences,)``."""
-    items: np.ndarray
-    """Rows of the items in all sequences, shape ``(items,)``."""
-    item_num: np.ndarray
-    """Number of items of each sequence, shape ``(sequences,)``."""
-    ends: np.ndarray
-    """Position, in its own sequence, of each segment's last token, shape ``(items,)``."""
-
-    def split(
-        self,
-        predict_at: np.ndarray,
-        predicted_num: np.ndarray,
-        targets: np.ndarray = NOTHING,
-        previous: np.ndarray = NOTHING,
-    ) -> list[TokenSequence]:
-        """Separate the sequences, and give each its ``predicted_num`` predictions."""
-        target_num = predicted_num if len(targets) else np.zeros_like(predicted_num)
-        per_token = self.input_ids, self.token_types, self.segments
-        parts = [
-            *(RaggedArray.from_lengths(values, self.lengths) for values in per_token),
-            RaggedArray.from_lengths(predict_at, predicted_num),
-            *(RaggedArray.from_lengths(values, target_num) for values in (targets, previous)),
-        ]
-        return [TokenSequence(*arrays) for arrays in zip(*parts, strict=True)]
+def _split_last(windows: RaggedArray) -> tuple[RaggedArray, np.ndarray]:
+    """The windows without their last items, and these items."""
+    histories = RaggedArray(windows.values, windows.starts, windows.stops - 1)
+    return histories, windows.values[windows.stops - 1]
 
 
-def _offsets(lengths: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-    """The sum of the sizes in front of each element in its group.
-
-    Args:
-        lengths: number of elements of each group.
-        sizes: the elements' sizes, group by group; None: all 1, which gives 0, 1, ... per group.
-    """
-    steps = np.ones(lengths.sum(), dtype=np.int64) if sizes is None else sizes
-    before = np.cumsum(steps) - steps
-    firsts = np.cumsum(lengths) - lengths
-    found: np.ndarray = before - np.repeat(np.r_[before, 0][firsts], lengths)
-    return found
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """The numbers 0, 1, ..., length - 1 of each group, concatenated."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The ranges ``start, start + 1, ..., start + length - 1``, concatenated."""
-    found: np.ndarray = np.repeat(starts, lengths) + _offsets(lengths)
-    return found
+    return np.repeat(starts, lengths) + _offsets(lengths)
 
 
 def _group_sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The sum of each group of consecutive ``values``, with these group lengths."""
-    stops = np.cumsum(lengths)
-    return _range_sums(values, stops - lengths, stops)
-
-
-def _range_sums(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The sums of ``values[start:stop]``."""
-    sums = np.r_[0, np.cumsum(values)]
-    found: np.ndarray = sums[stops] - sums[starts]
-    return found
+    """The sum of each group of consecutive ``values``; ``lengths`` are the sizes of the groups."""
+    return np.diff(np.r_[0, np.cumsum(values)][np.r_[0, np.cumsum(lengths)]])
 
 
 def _even_cap(lengths: np.ndarray, room: int) -> int:

@@ -8,8 +8,8 @@ from string import Formatter
 
 from recbole_idiomoe.base.errors import SettingError
 
-# The printed form of a Python list or set, as in RecBole's Amazon files. A title in brackets, as in
-# "(500) Days of Summer (2009)", has no quotes inside.
+# The printed form of a Python list or set, as in RecBole's Amazon files. The brackets of a title,
+# such as "(500) Days of Summer (2009)", have no quotes inside.
 _PRINTED_LIST = re.compile(r"""^[\[{(]\s*(|['"].*['"]),?\s*[\]})]$""", re.DOTALL)
 _SPACE = re.compile(r"\s+")
 
@@ -33,9 +33,10 @@ class Template:
         self.clauses = [(words, role) for words, role in parsed if role is not None]
         unknown = [role for _, role in self.clauses if role not in roles]
         if unknown or not self.clauses:
-            named = f"names {unknown[0]!r}" if unknown else "names no field"
+            named = repr(unknown[0]) if unknown else "no field"
             raise SettingError(
-                f"{setting}={template!r} {named}; item_text_fields offers: {', '.join(roles)}."
+                f"{setting}={template!r} names {named}; item_text_fields offers: "
+                f"{', '.join(roles)}."
             )
 
     def __call__(self, values: Mapping[str, str]) -> str:

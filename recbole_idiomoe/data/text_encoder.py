@@ -35,8 +35,8 @@ def item_vectors(
 ) -> np.ndarray:
     """Compute one vector per item, float32, shape ``(item_num, k)``; zeros for items without text.
 
-    Encoders are fitted on the texts of trained items alone, so that adding an item changes the
-    vector of no other one.
+    Encoders are fitted on the texts of trained items alone, so that a new item does not change
+    the vectors of the others.
 
     Args:
         encoder: setting ``text_encoder``: ``tfidf``, ``backbone``, an ``.npz`` file of vectors,
@@ -56,8 +56,8 @@ def item_vectors(
         return np.zeros((len(texts), 1), dtype=np.float32)
     chosen = [texts[i] for i in kept]
     if encoder == "tfidf":
-        untrained = set(catalog.untrained)
-        found = _tfidf(chosen, [texts[i] for i in kept if i not in untrained], dim, seed)
+        trained = set(kept).difference(catalog.untrained)
+        found = _tfidf(chosen, [texts[i] for i in sorted(trained)], dim, seed)
     else:
         model = backbone if encoder == "backbone" else _load(encoder)
         assert model is not None
@@ -79,7 +79,7 @@ def changed_encoder(encoder: str) -> CheckpointError:
 def _tfidf(texts: list[str], known: list[str], dim: int, seed: int) -> np.ndarray:
     """Latent semantic analysis: TF-IDF of words and word pairs, then a truncated SVD.
 
-    Both are fitted on the ``known`` texts, or on a random sample of ``FITTED_TEXTS`` of them.
+    Both are fitted on the ``known`` texts, or on ``FITTED_TEXTS`` random ones if there are more.
     """
     if len(known) > FITTED_TEXTS:
         drawn = np.random.default_rng(seed).choice(len(known), FITTED_TEXTS, replace=False)
@@ -111,16 +111,11 @@ def _mean_states(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     disable_word_cache(tokenizer)
+    padding = {"padding": True, "padding_side": "right", "truncation": True, "max_length": 256}
     vectors = []
     for start in range(0, len(texts), BATCH_TEXTS):
-        batch = tokenizer(
-            texts[start : start + BATCH_TEXTS],
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=256,
-            return_tensors="pt",
-        ).to(device)
+        chosen = texts[start : start + BATCH_TEXTS]
+        batch = tokenizer(chosen, return_tensors="pt", **padding).to(device)
         states = trunk(**batch).last_hidden_state.float()
         weights = batch["attention_mask"].unsqueeze(-1)
         vectors.append(((states * weights).sum(1) / weights.sum(1).clamp_min(1)).cpu().numpy())
@@ -129,7 +124,7 @@ def _mean_states(
 
 
 def _load(encoder: str) -> tuple[Any, Any]:
-    """Load a sentence encoder and its tokenizer, or raise a BackboneError."""
+    """Load a sentence encoder and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     try:
@@ -165,12 +160,8 @@ def read_vectors(path: Path, item_ids: Sequence[str], setting: str) -> np.ndarra
             f"{setting}={str(path)!r} cannot be read ({short_reason(error)}); an .npz file "
             "with the arrays item_ids (strings) and vectors (one row each) is wanted."
         ) from error
-    if (
-        names.ndim != 1
-        or vectors.ndim != 2
-        or len(vectors) != len(names)
-        or not np.isfinite(vectors).all()
-    ):
+    fits = vectors.ndim == 2 and names.shape == vectors.shape[:1]
+    if not fits or not np.isfinite(vectors).all():
         raise SettingError(
             f"{setting}={str(path)!r}: vectors has shape {vectors.shape} for {names.size} "
             "item_ids; finite numbers of shape (items, k) are wanted."

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -29,8 +30,6 @@ def text_tokens(
     """Return the token ids of each text, int32, as :func:`encode_text` gives them.
 
     Args:
-        tokenizer: the backbone's tokenizer.
-        texts: one text per item.
         most: most tokens of a text; the rest is cut.
         cache: folder of a cache of token ids, keyed by tokenizer and texts; a damaged file is
             written again. None for no cache.
@@ -41,23 +40,24 @@ def text_tokens(
     found = _read(path, len(texts))
     if found is None:
         found = _tokenise(tokenizer, texts, most)
-        with atomic_write(path) as aside, open(aside, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, values=found.values, lengths=found.lengths)
     return found
 
 
 def _tokenise(tokenizer: Any, texts: Sequence[str], most: int) -> RaggedArray:
-    pieces, lengths = [np.zeros(0, dtype=np.int32)], []
+    pieces = [np.zeros(0, dtype=np.int32)]
+    lengths: list[int] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         rows = encode_text(tokenizer, list(texts[start : start + TEXTS_AT_ONCE]))
         cut = [row[:most] for row in rows]
-        lengths += [len(row) for row in cut]
-        pieces.append(np.array([token for row in cut for token in row], dtype=np.int32))
+        lengths += map(len, cut)
+        pieces.append(np.fromiter(chain.from_iterable(cut), dtype=np.int32))
     return RaggedArray.from_lengths(np.concatenate(pieces), np.array(lengths, dtype=np.int64))
 
 
 def _fingerprint(tokenizer: Any, texts: Sequence[str], most: int) -> str:
-    """SHA-256 of all that determines the tokens. Special tokens do not: no text yields them."""
+    """SHA-256 of all that determines the tokens; no text yields special tokens."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules["added_tokens"] = [token for token in rules["added_tokens"] if not token["special"]]
     rules |= {"padding": None, "truncation": None}
@@ -78,6 +78,6 @@ def _read(path: Path, count: int) -> RaggedArray | None:
         if len(lengths) != count or lengths.sum() != len(values):
             raise ValueError
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        logger.warning("%s is damaged (%s) and is made anew", path, type(error).__name__)
+        logger.warning("%s is damaged (%s) and is written again", path, type(error).__name__)
         return None
     return RaggedArray.from_lengths(values, lengths)

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     model: Place
     options: Place
     trainer: Place | None = None
-    dataset: Place = "recbole_idiomoe.data.windows:WindowDataset"
+    dataset: Place = "recbole_idiomoe.data.dataset:WindowDataset"
 
 
 def _entries(folder: str, dataset: str, *names: str, options: str = "") -> dict[str, Entry]:

@@ -25,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
     return run_program(
-        lambda: _main(given),
+        lambda: _pretrain(given),
         interrupted="interrupted; the same command goes on from its last checkpoint",
     )
 
 
-def _main(given: list[str]) -> None:
+def _pretrain(given: list[str]) -> None:
     parser = _Parser(
         cast(Any, PretrainSettings),
         prog="python -m recbole_idiomoe.pretrain",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,6 @@ from recbole_idiomoe.pretrain.settings import PretrainSettings
 from recbole_idiomoe.pretrain.training import Progress
 
 SAMPLE_TOKENS = 40
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Bits per byte of a text under the models that the trained one is compared with."""
-
-    untrained: float
-    ngram: float
-    xz: float
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Numbers of training texts, of their bytes, and of held-out texts in one file."""
-
-    name: str
-    text_num: int
-    byte_num: int
-    heldout_num: int
 
 
 def samples(
@@ -54,37 +34,40 @@ def samples(
 def model_card(
     settings: PretrainSettings,
     model: Any,
-    corpora: Sequence[Corpus],
+    corpora: Sequence[tuple[str, int, int, int]],
     progress: Progress,
     token_num: int,
     measured: Mapping[str, Likelihood],
-    references: Mapping[str, Reference],
+    references: Mapping[str, tuple[float, ...]],
     said: tuple[str, str],
     command: Sequence[str],
 ) -> str:
     """The card as Markdown, with the front matter of the Hugging Face hub.
 
     Args:
+        corpora: name of each file, its number of training texts, of their bytes, and of held-out
+            texts.
         token_num: number of tokens in the training text.
         measured: likelihood under the model, by name of the text.
-        references: bits per byte under other models, by name of the text.
+        references: bits per byte of the untrained model, of n-grams and of xz, by name of the text.
         said: the greedy and the sampled continuation of the prompt.
         command: the arguments of the command that made the model.
     """
-    name = settings.name or Path(settings.out).resolve().name
     config = model.config
     embedding = model.get_input_embeddings().weight.numel()
     rest = model.num_parameters() - embedding
     seen = progress.step * settings.batch_size * settings.context
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else "CPU"
+    greedy, drawn = (text.replace("\n", "\n> ") for text in said)
+    others = {text: " | ".join(f"{bits:.3f}" for bits in references[text]) for text in measured}
     rows = "\n".join(
-        f"| {text} ({found.byte_num:,} bytes) | **{found.bits_per_byte:.3f}** | "
-        f"{references[text].untrained:.3f} | {references[text].ngram:.3f} | "
-        f"{references[text].xz:.3f} | {found.nll_per_token:.3f} |"
+        f"| {text} ({found.byte_num:,} bytes) | **{found.bits_per_byte:.3f}** | {others[text]} | "
+        f"{found.nll_per_token:.3f} |"
         for text, found in measured.items()
     )
     texts = "\n".join(
-        f"| {c.name} | {c.text_num:,} | {c.byte_num:,} | {c.heldout_num:,} |" for c in corpora
+        f"| {name} | {text_num:,} | {byte_num:,} | {heldout_num:,} |"
+        for name, text_num, byte_num, heldout_num in corpora
     )
     epochs = "\n".join(
         f"| {row['epoch']} | {row['train_nll']:.3f} | {row['heldout_nll']:.3f} |"
@@ -95,7 +78,7 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# {name}
+# {settings.name or Path(settings.out).resolve().name}
 
 A language model of {config.num_hidden_layers} layers of width {config.hidden_size} in Qwen2's
 architecture, {rest:,} parameters besides {embedding:,} of the embedding, a byte-level BPE of
@@ -141,13 +124,9 @@ the measured text itself. NLL is in nats per token.
 
 {SAMPLE_TOKENS} tokens after "{settings.prompt}", unedited. Greedy:
 
-> {_quoted(said[0])}
+> {greedy}
 
 Drawn at temperature 0.8:
 
-> {_quoted(said[1])}
+> {drawn}
 """
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\n", "\n> ")

@@ -80,8 +80,6 @@ class Windows:
     Args:
         tokens: the packed stream, shape ``(n,)``.
         context: number of tokens that a window predicts.
-        batch_size: number of windows in a batch.
-        seed: seed of offsets and orders.
 
     Raises:
         DataError: the stream is shorter than one batch.

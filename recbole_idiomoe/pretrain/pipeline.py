@@ -13,22 +13,22 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, Qwen2Config
 
+from recbole_idiomoe.base import files
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
-from recbole_idiomoe.base.files import atomic_folder_update, unwritable_reason
 from recbole_idiomoe.lm.backbone import no_progress_bars, random_decoder
 from recbole_idiomoe.lm.bundled import SUMS_FILE
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
 from recbole_idiomoe.lm.vocabulary import train_tokenizer
-from recbole_idiomoe.pretrain.card import Corpus, Reference, model_card, samples
+from recbole_idiomoe.pretrain.card import model_card, samples
 from recbole_idiomoe.pretrain.corpus import Windows, hold_out, pack, read_texts
 from recbole_idiomoe.pretrain.references import ByteNgrams, xz_bits_per_byte
 from recbole_idiomoe.pretrain.settings import PretrainSettings
-from recbole_idiomoe.pretrain.training import TEMPORARY_CHECKPOINT, last_checkpoint, train
+from recbole_idiomoe.pretrain.training import last_checkpoint, train
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
+def pretrain(settings: PretrainSettings, command: Sequence[str]) -> None:
     """Train a tokenizer and a decoder, measure them, and write them with a model card.
 
     The folder gets a standard transformers model in bfloat16, the card as ``README.md``, and
@@ -37,14 +37,11 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
     Args:
         command: the arguments of the command, for the card.
 
-    Returns:
-        The folder of the model.
-
     Raises:
         DataError: the text cannot be read, or is too short.
         SettingError: the sizes do not make a decoder, the folder cannot be written, or there are
             several processes.
-        CheckpointError: the folder holds a finished model, or another run's checkpoint.
+        CheckpointError: the folder holds a finished model, or the checkpoint of another run.
     """
     on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(
@@ -75,22 +72,17 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
 
     ngrams = ByteNgrams(trained_on)
     references = {
-        name: Reference(
-            measure(texts).bits_per_byte, ngrams.bits_per_byte(texts), xz_bits_per_byte(texts)
-        )
+        name: (measure(texts).bits_per_byte, ngrams.bits_per_byte(texts), xz_bits_per_byte(texts))
         for name, texts in measured_on.items()
     }
     del ngrams  # as large as the text
     heldout_texts = [text for texts in held_out.values() for text in texts]
     logger.info("training on %s", accelerator.device)
-    progress = train(
-        decoder,
-        windows,
-        settings,
-        accelerator,
-        folder,
-        lambda: measure(heldout_texts).nll_per_token,
-    )
+
+    def heldout_nll() -> float:
+        return measure(heldout_texts).nll_per_token
+
+    progress = train(decoder, windows, settings, accelerator, folder, heldout_nll)
     # Measure the weights as they are saved, rounded to bfloat16, but compute in float32.
     for parameter in decoder.parameters():
         parameter.data = parameter.data.bfloat16().float()
@@ -103,7 +95,6 @@ def pretrain(settings: PretrainSettings, command: Sequence[str] = ()) -> Path:
     for name, found in measured.items():
         print(f"{name}: {found.bits_per_byte:.3f} bits per byte")
     print(f"The model and its card, README.md, are in {folder}")
-    return folder
 
 
 def _check_folder(folder: Path) -> None:
@@ -112,13 +103,11 @@ def _check_folder(folder: Path) -> None:
     foreign = (folder / "config.json").exists() and not last_checkpoint(folder)
     if finished or foreign:
         raise CheckpointError(f"{folder} already holds a model; give another --out or delete it.")
-    if reason := unwritable_reason(folder):
+    if reason := files.unwritable_reason(folder):
         raise SettingError(f"--out: {reason}; give a folder that can be written.")
 
 
-def _read(
-    settings: PretrainSettings,
-) -> tuple[list[str], dict[str, list[str]], list[Corpus]]:
+def _read(settings: PretrainSettings) -> tuple[list[str], dict[str, list[str]], list[Any]]:
     """The training texts, the held-out texts by name, and their numbers for the card."""
     trained_on: list[str] = []
     held_out: dict[str, list[str]] = {}
@@ -133,7 +122,7 @@ def _read(
         trained_on += kept
         held_out[f"held-out texts of {name}"] = held
         byte_num = sum(len(text.encode()) for text in kept)
-        corpora.append(Corpus(name, len(kept), byte_num, len(held)))
+        corpora.append((name, len(kept), byte_num, len(held)))
     return trained_on, held_out, corpora
 
 
@@ -160,7 +149,7 @@ def _decoder(tokenizer: PreTrainedTokenizerBase, settings: PretrainSettings) -> 
 
 def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card: str) -> None:
     """Write the finished model into ``folder``, its checksums last, and remove the checkpoints."""
-    with atomic_folder_update(folder) as temporary, no_progress_bars():
+    with files.atomic_folder_update(folder) as temporary, no_progress_bars():
         decoder.to(torch.bfloat16).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         sums = [
@@ -169,5 +158,6 @@ def _write(folder: Path, decoder: Any, tokenizer: PreTrainedTokenizerBase, card:
         ]
         (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / SUMS_FILE).write_text("".join(sums), encoding="ascii", newline="\n")
-    for checkpoint in (*folder.glob("checkpoint-*"), folder / TEMPORARY_CHECKPOINT):
+    files.remove_temporary_files(folder)
+    for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)

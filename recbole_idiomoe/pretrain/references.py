@@ -1,4 +1,4 @@
-"""References for bits per byte: the xz compressor and a 5-gram model of bytes."""
+"""Bits per byte to compare a model with: the xz compressor's and those of a 5-gram model."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ class ByteNgrams:
         self.order = order
         # Counting text by text first avoids sorting the n-grams of all texts at once.
         found = [np.unique(_codes(text, order), return_counts=True) for text in texts]
-        grams, counts = _sum(
-            np.concatenate([codes for codes, _ in found]),
-            np.concatenate([number for _, number in found]),
-        )
+        grams, counts = _sum(*map(np.concatenate, zip(*found, strict=True)))
         self._tables = []
         for n in range(1, order + 1):
             codes, number = _sum(grams & _mask(n), counts)

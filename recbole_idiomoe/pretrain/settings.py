@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recbole_idiomoe.base.errors import SettingError
 
-_ABOVE_0 = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "epochs",
-    "batch_size",
-    "micro_batch_size",
-    "learning_rate",
-    "save_every",
-)
+_AT_LEAST_0 = ("weight_decay", "warmup_steps", "seed")
+_OWN_LIMITS = ("holdout", "vocab_size", "context")
 
 
-def _setting(default: Any, help: str) -> Any:
+def _setting(default: Any, help: str, metavar: str = "N") -> Any:
     """A field for HfArgumentParser, which passes its metadata to ``add_argument``."""
-    if isinstance(default, list):
-        metadata = {"help": help, "metavar": "FILE", "action": "extend"}
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    metadata = {"help": help}
-    if not isinstance(default, bool):
-        metadata["metavar"] = "TEXT" if isinstance(default, str) else "N"
+    metadata = {"help": help} if isinstance(default, bool) else {"help": help, "metavar": metavar}
     return field(default=default, metadata=metadata)
+
+
+def _files(help: str, **options: Any) -> Any:
+    return field(metadata={"help": help, "metavar": "FILE", "action": "extend"}, **options)
 
 
 @dataclass(frozen=True)
@@ -42,26 +31,21 @@ class PretrainSettings:
         SettingError: a value is out of range, or two values do not fit together.
     """
 
-    text: list[str] = field(
-        metadata={
-            "metavar": "FILE",
-            "action": "extend",
-            "help": "files to learn from: UTF-8, plain or .xz or .gz; texts in a file are "
-            "separated by a line that holds the character U+001E",
-        }
+    text: list[str] = _files(
+        "files to learn from: UTF-8, plain or .xz or .gz; texts in a file are separated by a line "
+        "that holds the character U+001E"
     )
-    out: str = field(
-        metadata={
-            "metavar": "FOLDER",
-            "help": "folder for the model; an interrupted run goes on there",
-        }
+    out: str = _setting(
+        MISSING, "folder for the model; an interrupted run goes on there", metavar="FOLDER"
     )
-    name: str = _setting("", "name on the model card; empty: the folder's")
-    sources: str = _setting("", "one line for the card: what the text is, its licence")
-    test: list[str] = _setting([], "files to measure bits per byte on, beside the held-out texts")
+    name: str = _setting("", "name on the model card; empty: the folder's", "TEXT")
+    sources: str = _setting("", "one line for the card: what the text is, its licence", "TEXT")
+    test: list[str] = _files(
+        "files to measure bits per byte on, beside the held-out texts", default_factory=list
+    )
     holdout: float = _setting(0.01, "share of the texts of each file that is never trained on")
     prompt: str = _setting(
-        "The old man looked out of the window and", "what the card's samples go on from"
+        "The old man looked out of the window and", "what the card's samples go on from", "TEXT"
     )
 
     vocab_size: int = _setting(16384, "tokens of the byte-level BPE")
@@ -83,12 +67,12 @@ class PretrainSettings:
     compile: bool = _setting(True, "compile the forward pass on a GPU")
 
     def __post_init__(self) -> None:
-        for name in _ABOVE_0:
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingError(f"--{name}={getattr(self, name)} must be above 0.")
-        for name in ("weight_decay", "warmup_steps", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingError(f"--{name}={getattr(self, name)} must be at least 0.")
+        for name, value in vars(self).items():
+            if isinstance(value, str | list | bool) or name in _OWN_LIMITS:
+                continue
+            if not 0 <= value < math.inf or (value == 0 and name not in _AT_LEAST_0):
+                limit = "at least" if name in _AT_LEAST_0 else "above"
+                raise SettingError(f"--{name}={value} must be {limit} 0.")
         if not self.prompt:
             raise SettingError("--prompt is empty; samples need words to go on from.")
         for option, files in (("text", self.text), ("test", self.test)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -20,36 +19,29 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from recbole_idiomoe.base.errors import CheckpointError
+from recbole_idiomoe.base.files import atomic_new_folder, remove_temporary_files
 from recbole_idiomoe.pretrain.corpus import Windows
 from recbole_idiomoe.pretrain.settings import PretrainSettings
 
 PROGRESS = "progress.json"
-TEMPORARY_CHECKPOINT = ".checkpoint"
-# Settings that may change when a run resumes, as they change no weight; tokens tell the text.
+# Settings that may change when a run resumes: they change no weight, or the tokens show the change.
 FREE = ("text", "out", "name", "sources", "test", "prompt", "save_every")
 
 
 @dataclass
 class Progress:
-    """The progress of a run, which a checkpoint holds with weights and optimizer state.
+    """The progress of a run, which a checkpoint holds with weights and optimizer state."""
 
-    Attributes:
-        settings: settings that decide the weights, and a hash of the tokens.
-        step: number of finished steps.
-        seconds: time of training, including the measurements on held-out text.
-        loss_sum: sum of the losses of the steps in the current epoch.
-        epochs: ``epoch``, ``train_nll`` and ``heldout_nll`` (nats per token) of each finished one.
-    """
-
-    settings: dict[str, Any]
-    step: int = 0
-    seconds: float = 0.0
-    loss_sum: float = 0.0
+    settings: dict[str, Any]  # those that determine the weights, and a hash of the tokens
+    step: int = 0  # number of finished steps
+    seconds: float = 0.0  # time of training and of the measurements on held-out text
+    loss_sum: float = 0.0  # sum of the losses of the steps in the current epoch
     epochs: list[dict[str, float]] = field(default_factory=list)
+    """``epoch``, ``train_nll`` and ``heldout_nll`` (nats per token) of each finished epoch."""
 
 
 class NextTokenLoss(nn.Module):
-    """Summed next-token cross entropy of windows ``(batch, context + 1)``."""
+    """Summed next-token cross entropy of windows, shape ``(batch, context + 1)``."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
@@ -72,7 +64,7 @@ def train(
 ) -> Progress:
     """Train ``decoder`` in place on the accelerator's device, and checkpoint into ``folder``.
 
-    Training resumes from a checkpoint in ``folder`` and reaches the same weights as without an
+    Training resumes from a checkpoint in ``folder`` and results in the same weights as without an
     interruption (on a GPU, up to the order of sums in its kernels).
 
     Args:
@@ -82,11 +74,8 @@ def train(
         CheckpointError: the checkpoint is broken, or was made with other settings or text.
     """
     total = max(1, round(settings.epochs * windows.steps_per_epoch))
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(decoder, settings.weight_decay),
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-    )
+    groups = _parameter_groups(decoder, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
     warmup = min(settings.warmup_steps, total // 2)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, total)
     model, optimizer, schedule = accelerator.prepare(NextTokenLoss(decoder), optimizer, schedule)
@@ -118,13 +107,9 @@ def train(
             train_nll = loss_sum.item() / windows.steps_per_epoch
             loss_sum.zero_()
             decoder.eval()
-            progress.epochs.append(
-                {
-                    "epoch": progress.step // windows.steps_per_epoch,
-                    "train_nll": train_nll,
-                    "heldout_nll": heldout_nll(),
-                }
-            )
+            epoch = progress.step // windows.steps_per_epoch
+            found = {"epoch": epoch, "train_nll": train_nll, "heldout_nll": heldout_nll()}
+            progress.epochs.append(found)
         if progress.step % settings.save_every == 0 or progress.step == total:
             progress.loss_sum = loss_sum.item()
             progress.seconds = time.perf_counter() - since
@@ -137,19 +122,14 @@ def train(
 def _parameter_groups(decoder: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices, but not for norms, biases and the embedding."""
     embedding = decoder.get_input_embeddings().weight
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in decoder.parameters():
-        decays = parameter.ndim >= 2 and parameter is not embedding
-        (matrices if decays else others).append(parameter)
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+        groups[parameter.ndim >= 2 and parameter is not embedding].append(parameter)
+    decay = {True: weight_decay, False: 0.0}
+    return [{"params": group, "weight_decay": decay[key]} for key, group in groups.items()]
 
 
 def _fingerprint(settings: PretrainSettings, windows: Windows) -> dict[str, Any]:
-    """The settings that decide the final weights, and a hash of the tokens."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in FREE}
     return chosen | {"tokens": hashlib.sha256(windows.tokens.tobytes()).hexdigest()}
 
@@ -157,11 +137,10 @@ def _fingerprint(settings: PretrainSettings, windows: Windows) -> dict[str, Any]
 def _save(accelerator: Accelerator, progress: Progress, folder: Path) -> None:
     """Write a checkpoint atomically, then remove the earlier ones."""
     earlier = list(folder.glob("checkpoint-*"))
-    temporary = folder / TEMPORARY_CHECKPOINT
-    shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.save_state(str(temporary))
-    (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    os.replace(temporary, folder / f"checkpoint-{progress.step}")
+    remove_temporary_files(folder)
+    with atomic_new_folder(folder / f"checkpoint-{progress.step}") as temporary:
+        accelerator.save_state(str(temporary))
+        (temporary / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     for old in earlier:
         shutil.rmtree(old)
 

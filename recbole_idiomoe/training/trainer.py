@@ -23,8 +23,8 @@ from transformers import get_cosine_schedule_with_warmup
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.data.batch import SequenceBatch
+from recbole_idiomoe.data.catalog import item_queries
 from recbole_idiomoe.data.loader import WindowLoader
-from recbole_idiomoe.data.query import item_queries
 from recbole_idiomoe.lm.compilation import compile_blocks
 from recbole_idiomoe.lm.training import checkpoint_blocks, halve_frozen
 from recbole_idiomoe.models.language.catalog_lm import computes_in_bf16
@@ -229,7 +229,7 @@ class IdiomoeTrainer(ObservedTrainer):
             self.optimizer.zero_grad,
             kept_here=lambda: self.accelerator.no_sync(self.engine),
         )
-        users = train_data._dataset.training_window_users(*limits)
+        users = train_data._dataset.history_users[windows.starts]
         self.loss_watch = LossWatch(self.folder, train_data._dataset, users, self.loader.sampler)
 
     def _make_fast(self) -> None:

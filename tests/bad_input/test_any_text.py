@@ -21,7 +21,7 @@ from recbole_idiomoe.models.language.options import LanguageModelOptions
 from tests.bad_input.outcomes import Read, read
 from tests.bad_input.stranger import ITEMS, ROWS
 from tests.bad_input.test_any_file import FIELD, GOOD, ITEM_HEADER
-from tests.helpers import TINY_BACKBONE
+from tests.helpers import TINY_BACKBONE, sequence_of, training_sequence
 from tests.recommend.test_session import build, wrap
 
 SPECIAL = ["<|it-5|>", "<|it-i1|>", "<|it-[PAD]|>", "<|endoftext|>", "<|reserved-0|>", "<|it-"]
@@ -57,7 +57,7 @@ def check_sequences(model: CatalogLM) -> None:
     """Item tokens stand where items are, once each, and nowhere else."""
     first = model.lm.config.item_token_offset
     items = np.arange(1, model.catalog.item_num)
-    sequence = model.builder.build(items)
+    sequence = sequence_of(model.builder, items)
     at_item = sequence.input_ids >= first
     assert (sequence.input_ids[at_item] - first).tolist() == items.tolist()
     assert np.array_equal(sequence.token_types, np.where(at_item, ITEM, TEXT))
@@ -71,7 +71,7 @@ def check_sequences(model: CatalogLM) -> None:
 def test_no_text_is_an_item(texts: list[str], order: str) -> None:
     model = model_of(texts, segment_order=order, instruction="".join(texts))
     check_sequences(model)
-    batch = collate([model.builder.build_training(np.arange(1, len(texts) + 1))], 0)
+    batch = collate([training_sequence(model.builder, np.arange(1, len(texts) + 1))], 0)
     assert torch.isfinite(model.loss(batch))
     scores = model.scores([np.array([1]), np.arange(1, len(texts) + 1)], query=texts[0])
     assert torch.isfinite(scores[:, 1:]).all() and (scores[:, 0] == -torch.inf).all()

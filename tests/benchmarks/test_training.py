@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from recbole_idiomoe.data.sequence_builder import SequenceBuilder
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.bundled import verified_folder
-from tests.helpers import TINY_BACKBONE
+from tests.helpers import TINY_BACKBONE, sequence_of
 from tests.training.cycle import write_cycle
 
 USERS, LENGTH = 60, 8
@@ -113,7 +113,7 @@ def test_the_naive_model_is_idiomoe(scripts: Any) -> None:
     )
     with torch.no_grad():
         for scores, history in zip(naive(rows), histories, strict=True):
-            tokens = torch.from_numpy(builder.build(history).input_ids)[None]
+            tokens = torch.from_numpy(sequence_of(builder, history).input_ids)[None]
             hidden = lm.hidden_states(tokens).last_hidden_state[0, -1]
             torch.testing.assert_close(scores[1:], lm.item_logits(hidden)[1:])
 

@@ -59,13 +59,13 @@ def test_plain_rows_are_not_looked_at_closely(
     path = tmp_path / "x.inter"
     path.write_text("u:token\ti:token\tt:float\n" + "A1\tnavy\t1400000000.5\n" * 9 + "b\tc\t1e3\n")
     looked_at = []
-    close_look = AtomicFile._row_check
+    close_look = AtomicFile._fault
 
-    def counting(*arguments: Any) -> Any:
-        fault_of = close_look(*arguments)
-        return lambda line: looked_at.append(line) or fault_of(line)
+    def counting(file: AtomicFile, line: str, *rules: Any) -> str:
+        looked_at.append(line)
+        return close_look(file, line, *rules)
 
-    monkeypatch.setattr(AtomicFile, "_row_check", counting)
+    monkeypatch.setattr(AtomicFile, "_fault", counting)
     assert verdict(path, ids=["u", "i"], number="t", numbers={"t": None}) == "good"
     assert looked_at == ["b\tc\t1e3"]
 

@@ -5,9 +5,9 @@ import pytest
 
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.data.catalog import item_queries
 from recbole_idiomoe.data.dataset import HistoryDataset
 from recbole_idiomoe.data.options import TextOptions
-from recbole_idiomoe.data.query import item_queries
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
 ITEMS = [("a", "Red train", "Toys|Trains"), ("b", "Doll", ""), ("c", "", "Toys"), ("d", "", "")]

@@ -1,4 +1,5 @@
 import doctest
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from recbole_idiomoe.data import sequence as sequences
 from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.data.sequence import ITEM, MIN_TEXT_TOKENS, build_sequence
 from recbole_idiomoe.data.sequence_builder import SequenceBuilder, _even_cap
+from tests.helpers import sequence_of, training_sequence
 
 OFFSET = 100
 TEXTS = [[], [1, 2, 3], [4], []]  # rows 0 (padding) to 3; row 3 has no text
@@ -27,8 +29,12 @@ def builder(**kwargs: Any) -> SequenceBuilder:
     return atomic(TEXTS, instruction=[50, 51], **kwargs)
 
 
+def length(built: SequenceBuilder, window: np.ndarray, with_text: bool = True) -> int:
+    return int(built.lengths(RaggedArray.of([window]), with_text)[0])
+
+
 def test_text_before_item() -> None:
-    sequence = builder().build(np.array([1, 3, 2]))
+    sequence = sequence_of(builder(), np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 103, 4, 102]
     assert sequence.token_types.tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 1]
     # Every segment ends with its item token: the item expert predicts what comes next.
@@ -37,39 +43,39 @@ def test_text_before_item() -> None:
 
 
 def test_item_before_text() -> None:
-    sequence = builder(item_first=True).build(np.array([1, 3, 2]))
+    sequence = sequence_of(builder(item_first=True), np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 51, 101, 1, 2, 3, 103, 102, 4]
     assert sequence.predict_at.tolist() == [8] and len(sequence.targets) == 0
     assert sequence.segments.tolist() == [0, 0, 1, 1, 1, 1, 2, 3, 3]
 
 
 def test_items_alone() -> None:
-    sequence = builder().build(np.array([1, 2]), with_text=False)
+    sequence = sequence_of(builder(), np.array([1, 2]), with_text=False)
     assert sequence.input_ids.tolist() == [50, 51, 101, 102]
     assert sequence.predict_at.tolist() == [3]
 
 
 def test_texts_are_shortened_evenly_first() -> None:
     texts = [[], list(range(10)), list(range(20, 30)), [40]]
-    sequence = atomic(texts, max_tokens=3 + 13).build(np.array([1, 2, 3]))
+    sequence = sequence_of(atomic(texts, max_tokens=3 + 13), np.array([1, 2, 3]))
     assert sequence.input_ids.tolist() == [*range(6), 101, *range(20, 26), 102, 40, 103]
 
 
 def test_then_whole_texts_go_oldest_first() -> None:
     texts = [[], *([row * 10 + j for j in range(8)] for row in range(1, 4))]
     room = 2 * MIN_TEXT_TOKENS + 1
-    sequence = atomic(texts, max_tokens=3 + room).build(np.array([1, 2, 3]))
+    sequence = sequence_of(atomic(texts, max_tokens=3 + room), np.array([1, 2, 3]))
     assert sequence.input_ids.tolist() == [101, *range(20, 24), 102, *range(30, 34), 103]
 
 
 def test_then_the_oldest_items_go() -> None:
-    sequence = builder(max_tokens=4).build(np.array([1, 2, 3]))
+    sequence = sequence_of(builder(max_tokens=4), np.array([1, 2, 3]))
     assert sequence.input_ids.tolist() == [50, 51, 102, 103]
     assert sequence.segments.tolist() == [0, 0, 1, 2]
 
 
 def test_one_item_always_fits() -> None:
-    sequence = builder(max_tokens=1).build(np.array([1, 2]))
+    sequence = sequence_of(builder(max_tokens=1), np.array([1, 2]))
     assert sequence.input_ids.tolist() == [102]
 
 
@@ -85,10 +91,10 @@ def test_a_sequence_never_exceeds_its_budget(
     texts = [[], *([7] * length for length in lengths)]
     built = atomic(texts, instruction=[1], item_first=item_first, max_tokens=max_tokens)
     items = np.arange(1, len(texts))
-    sequence = built.build(items, with_text)
+    sequence = sequence_of(built, items, with_text)
     assert len(sequence.input_ids) <= max_tokens
     # The last item of a window is its target alone; of one token, it takes no room.
-    assert len(sequence.input_ids) == built.length(np.r_[items, 1], with_text)
+    assert len(sequence.input_ids) == length(built, np.r_[items, 1], with_text)
     kept = sequence.input_ids[sequence.token_types == ITEM] - OFFSET
     assert kept.tolist() == items[len(items) - len(kept) :].tolist()  # the most recent, in order
     assert len(kept) == min(len(items), built.room)
@@ -104,12 +110,12 @@ def test_even_cap_is_the_largest_that_fits(lengths: list[int], room: int) -> Non
 
 
 def test_every_item_that_follows_another_is_a_target() -> None:
-    sequence = builder().build_training(np.array([1, 3, 2, 1]))
+    sequence = training_sequence(builder(), np.array([1, 3, 2, 1]))
     assert sequence.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 103, 4, 102]
     assert sequence.predict_at.tolist() == [5, 6, 8]
     assert sequence.targets.tolist() == [103, 102, 101]
     assert sequence.previous.tolist() == [1, 3, 2]
-    sequence = builder(item_first=True).build_training(np.array([1, 3, 2]))
+    sequence = training_sequence(builder(item_first=True), np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 51, 101, 1, 2, 3, 103]
     assert sequence.predict_at.tolist() == [5, 6]
     assert sequence.targets.tolist() == [103, 102]
@@ -117,18 +123,18 @@ def test_every_item_that_follows_another_is_a_target() -> None:
 
 def test_an_item_of_several_tokens_is_predicted_one_by_one() -> None:
     built = SequenceBuilder(NO_TEXT, SPELT, OFFSET, instruction=[50])
-    sequence = built.build_training(np.array([1, 3, 2]))
+    sequence = training_sequence(built, np.array([1, 3, 2]))
     assert sequence.input_ids.tolist() == [50, 101, 102, 106, 103, 104]
     assert sequence.segments.tolist() == [0, 1, 1, 2, 3, 3]
     assert sequence.predict_at.tolist() == [2, 3, 4, 5]
     assert sequence.targets.tolist() == [106, 103, 104, 105]
     assert sequence.previous.tolist() == [1, 3, 3, 3]
-    assert len(sequence.input_ids) == built.length(np.array([1, 3, 2]))
+    assert len(sequence.input_ids) == length(built, np.array([1, 3, 2]))
 
 
 def test_an_items_tokens_stand_before_its_text_where_they_are_several() -> None:
     built = SequenceBuilder(TEXTS, SPELT, OFFSET, item_first=True)
-    sequence = built.build_training(np.array([2, 1]))
+    sequence = training_sequence(built, np.array([2, 1]))
     assert sequence.input_ids.tolist() == [103, 104, 105, 4, 101]
     assert sequence.token_types.tolist() == [1, 1, 1, 0, 1]
     assert sequence.predict_at.tolist() == [3, 4]
@@ -137,16 +143,18 @@ def test_an_items_tokens_stand_before_its_text_where_they_are_several() -> None:
 
 def test_a_query_stands_behind_the_history_and_the_last_item_answers_it() -> None:
     query = np.array([60, 61])
-    used = builder().build(np.array([1]), query=query)
+    used = sequence_of(builder(), np.array([1]), query=query)
     assert used.input_ids.tolist() == [50, 51, 1, 2, 3, 101, 60, 61]
     assert used.segments.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
     assert used.predict_at.tolist() == [7]
-    trained = builder().build_training(np.array([2, 1, 3]), query=query)
+    trained = training_sequence(builder(), np.array([2, 1, 3]), query=query)
     assert trained.input_ids.tolist() == [50, 51, 4, 102, 1, 2, 3, 101, 60, 61]
     assert trained.predict_at.tolist() == [3, 9]
     assert trained.targets.tolist() == [101, 103]
     assert trained.previous.tolist() == [2, 0]  # the query is answered
-    spelt = SequenceBuilder(NO_TEXT, SPELT, OFFSET).build_training(np.array([3, 2]), query=query)
+    spelt = training_sequence(
+        SequenceBuilder(NO_TEXT, SPELT, OFFSET), np.array([3, 2]), query=query
+    )
     assert spelt.input_ids.tolist() == [106, 60, 61, 103, 104]
     assert spelt.segments.tolist() == [1, 0, 0, 2, 2]
     assert spelt.predict_at.tolist() == [2, 3, 4]
@@ -155,16 +163,16 @@ def test_a_query_stands_behind_the_history_and_the_last_item_answers_it() -> Non
 
 def test_a_query_needs_no_history_and_is_cut_where_it_is_too_long() -> None:
     empty = np.array([], dtype=np.int64)
-    assert builder().build(empty, query=np.array([60])).input_ids.tolist() == [50, 51, 60]
-    sequence = builder(max_tokens=6).build(np.array([1, 2]), query=np.arange(60, 80))
+    assert sequence_of(builder(), empty, query=np.array([60])).input_ids.tolist() == [50, 51, 60]
+    sequence = sequence_of(builder(max_tokens=6), np.array([1, 2]), query=np.arange(60, 80))
     assert sequence.input_ids.tolist() == [102, 60, 61, 62, 63, 64]
 
 
 def test_a_query_takes_its_tokens_from_the_instruction_last() -> None:
     query = np.arange(60, 63)
-    sequence = builder(max_tokens=5).build(np.array([1]), query=query)
+    sequence = sequence_of(builder(max_tokens=5), np.array([1]), query=query)
     assert sequence.input_ids.tolist() == [50, 101, 60, 61, 62]
-    sequence = builder(max_tokens=3).build(np.array([1]), query=query)
+    sequence = sequence_of(builder(max_tokens=3), np.array([1]), query=query)
     assert sequence.input_ids.tolist() == [101, 60, 61]
 
 
@@ -186,7 +194,7 @@ def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
     built = SequenceBuilder(
         texts, SPELT, OFFSET, instruction=[1, 1], item_first=item_first, max_tokens=max_tokens
     )
-    sequence = built.build_training(np.array(window), query=np.full(query, 60))
+    sequence = training_sequence(built, np.array(window), query=np.full(query, 60))
     assert len(sequence.input_ids) <= max_tokens
     assert len(sequence.predict_at) == len(sequence.targets)
     assert sequence.predict_at[-1] == len(sequence.input_ids) - 1
@@ -196,16 +204,16 @@ def test_a_window_of_items_of_several_tokens_keeps_to_its_budget(
     before = [i for i, item in zip(before, window[1:], strict=True) for _ in SPELT[item]]
     assert sequence.previous.tolist() == before[len(before) - len(sequence.targets) :]
     # In use the next item's tokens, but the last, follow what is read: they have room too.
-    used = built.build(np.array(window), query=np.full(query, 60))
+    used = sequence_of(built, np.array(window), query=np.full(query, 60))
     assert len(used.input_ids) + 2 <= max_tokens
     if not query:
         # What is predicted inside a sequence stands right behind where it is predicted from.
         within = sequence.predict_at[sequence.predict_at < len(sequence.input_ids) - 1]
         assert (sequence.input_ids[within + 1] == sequence.targets[: len(within)]).all()
         fits = window[-built.room // 3 - 1 :]  # three tokens are the most
-        whole = built.build_training(np.array(fits))
+        whole = training_sequence(built, np.array(fits))
         assert len(whole.targets) == sum(len(SPELT[item]) for item in fits[1:])
-        assert len(whole.input_ids) == built.length(np.array(fits))
+        assert len(whole.input_ids) == length(built, np.array(fits))
 
 
 def test_the_example_of_the_reference_is_right() -> None:
@@ -248,8 +256,8 @@ def test_the_builder_equals_the_reference(data: st.DataObject) -> None:
     queries = [np.array(query, dtype=np.int64) for _, _, query in asked]
     followers = data.draw(st.lists(st.integers(0, item_num - 1), min_size=5, max_size=5))
     windows = [np.r_[history, item] for history, item in zip(histories, followers, strict=False)]
-    used = built.build_all(histories, with_text, queries)
-    trained = built.build_all_training(windows, with_text, queries)
+    used = built.build(histories, with_text, queries)
+    trained = built.build_training(windows, with_text, queries)
     for i, (history, has_text, query) in enumerate(asked):
         own = options if has_text else options | {"item_texts": [[]] * item_num}
         for sequence, next_item in ((used[i], None), (trained[i], followers[i])):
@@ -261,7 +269,9 @@ def test_the_builder_equals_the_reference(data: st.DataObject) -> None:
 
 @given(st.lists(st.integers(60, 69), max_size=8), catalogues())
 def test_an_empty_history_equals_the_reference(query: list[int], options: dict[str, Any]) -> None:
-    sequence = SequenceBuilder(**options).build(np.array([], dtype=np.int64), query=np.array(query))
+    sequence = sequence_of(
+        SequenceBuilder(**options), np.array([], dtype=np.int64), query=np.array(query)
+    )
     for array, wanted in zip(sequence, build_sequence([], **options, query=query), strict=True):
         assert array.tolist() == wanted.tolist()
 
@@ -286,8 +296,8 @@ def test_many_at_once_are_as_each_by_itself(
     made = SequenceBuilder(texts, codes, OFFSET, instruction=[50, 51], **options)
     windows, with_text, queries = zip(*asked, strict=True)
     for all_at_once, each in (
-        (made.build_all, made.build),
-        (made.build_all_training, made.build_training),
+        (made.build, partial(sequence_of, made)),
+        (made.build_training, partial(training_sequence, made)),
     ):
         together = all_at_once(windows, np.array(with_text), queries)
         for sequence, alone in zip(together, map(each, *zip(*asked, strict=True)), strict=True):
@@ -299,9 +309,9 @@ def test_many_at_once_are_as_each_by_itself(
 def test_training_and_use_read_the_same_context(item_first: bool) -> None:
     b = builder(item_first=item_first)
     window = np.array([1, 2, 3, 1])
-    trained = b.build_training(window)
+    trained = training_sequence(b, window)
     for n, at in enumerate(trained.predict_at, start=1):
-        used = b.build(window[:n])
+        used = sequence_of(b, window[:n])
         assert used.input_ids.tolist() == trained.input_ids[: at + 1].tolist()
 
 
@@ -315,6 +325,6 @@ def test_lengths_of_many_windows_are_those_of_each(
 ) -> None:
     for codes in (SPELT, [[OFFSET + row] for row in range(4)]):
         b = SequenceBuilder(TEXTS, codes, OFFSET, instruction=[50], max_tokens=max_tokens)
-        built = [b.build_training(np.array(window), with_text) for window in windows]
+        built = [training_sequence(b, np.array(window), with_text) for window in windows]
         each = [len(sequence.input_ids) for sequence in built]
         assert b.lengths(RaggedArray.of(windows), with_text).tolist() == each

@@ -14,12 +14,13 @@ from recbole_idiomoe.base.errors import CheckpointError, DataError
 from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loader import WindowLoader
+from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.data.sequence import ITEM, TEXT
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.item_codes.semantic import SemanticCodes
 from recbole_idiomoe.models.language.options import LanguageModelOptions
-from tests.helpers import TINY_BACKBONE, options_of
+from tests.helpers import TINY_BACKBONE, options_of, sequence_of
 
 CPU = torch.device("cpu")
 TITLES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in "ABCD"]
@@ -79,7 +80,7 @@ def test_the_whole_history_is_read_and_its_order_counts() -> None:
 def test_with_own_text_an_items_text_reaches_others_through_its_item_token_alone() -> None:
     model = build(attention="own_text", item_init="random")
     first, second = (
-        collate([model.builder.build(np.array(history))], model.pad_token_id)
+        collate([sequence_of(model.builder, np.array(history))], model.pad_token_id)
         for history in ([1, 2, 3], [4, 2, 3])
     )
     assert torch.equal(first.segments, second.segments)
@@ -250,7 +251,7 @@ def test_a_title_never_turns_into_an_item_or_an_end(tmp_path: Path) -> None:
     offset, end = model.lm.config.item_token_offset, model.tokenizer.eos_token_id
     history = np.array([10, 11, 12])
     for each in (model, loaded):
-        sequence = each.builder.build(history)
+        sequence = sequence_of(each.builder, history)
         is_item = sequence.input_ids >= offset
         assert sequence.input_ids[is_item].tolist() == [offset + row for row in history]
         assert (sequence.token_types == np.where(is_item, ITEM, TEXT)).all()
@@ -259,7 +260,7 @@ def test_a_title_never_turns_into_an_item_or_an_end(tmp_path: Path) -> None:
         assert spelt == "The user has interacted with" + "".join(
             f"title: {title}" for title in titles[9:]
         )
-    before, after = model.builder.build(history), loaded.builder.build(history)
+    before, after = sequence_of(model.builder, history), sequence_of(loaded.builder, history)
     assert before.input_ids.tolist() == after.input_ids.tolist()
 
 
@@ -268,7 +269,7 @@ def test_items_without_text(segment_order: str) -> None:
     catalog = make_catalog(["", *TITLES[1:6], ""])
     model = build(catalog, segment_order=segment_order)
     offset = model.lm.config.item_token_offset
-    sequence = model.builder.build(np.array([1, 7]))
+    sequence = sequence_of(model.builder, np.array([1, 7]))
     assert sequence.input_ids[-2:].tolist() == [offset + 1, offset + 7]
     histories = [np.array([1]), np.array([2, 7]), np.array([7, 3, 1])]
     scores = model.scores(histories)
@@ -299,7 +300,7 @@ def test_without_text_the_scores_do_not_know_the_titles() -> None:
 def test_the_order_decides_what_a_segment_ends_on() -> None:
     models = {order: build(segment_order=order) for order in ("text ID", "ID text")}
     ends = {
-        order: model.builder.build(np.array([1, 2])).token_types[-1]
+        order: sequence_of(model.builder, np.array([1, 2])).token_types[-1]
         for order, model in models.items()
     }
     assert ends == {"text ID": ITEM, "ID text": TEXT}
@@ -309,9 +310,10 @@ def test_the_order_decides_what_a_segment_ends_on() -> None:
 
 def test_long_titles_are_cut() -> None:
     cut, whole = build(max_item_text_tokens=2), build()
-    assert cut.builder.length(np.array([1, 2, 3])) < whole.builder.length(np.array([1, 2, 3]))
+    windows = RaggedArray.of([[1, 2, 3]])
+    assert cut.builder.lengths(windows)[0] < whole.builder.lengths(windows)[0]
     start = len(whole.builder.instruction)
-    assert cut.builder.length(np.array([1, 2, 3])) == start + 2 * (2 + 1)
+    assert cut.builder.lengths(windows)[0] == start + 2 * (2 + 1)
 
 
 def test_max_tokens_is_shortened_to_the_backbones_context(
@@ -321,7 +323,7 @@ def test_max_tokens_is_shortened_to_the_backbones_context(
     assert model.builder.max_tokens == 48
     assert "max_tokens=1000 is longer than the backbone's context; 48 is used" in caplog.text
     (long,) = make_histories([300])
-    assert len(model.builder.build(long).input_ids) <= 48
+    assert len(sequence_of(model.builder, long).input_ids) <= 48
     scores = model.scores([long])
     assert torch.isfinite(scores[:, 1:]).all()
     recent = long[-model.builder.room :]

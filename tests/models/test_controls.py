@@ -21,7 +21,7 @@ from recbole_idiomoe.models.language.options import IDIOMoEOptions
 from recbole_idiomoe.models.language.recommender import IDIOMoE
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
-from tests.helpers import TINY_IDIOMOE, options_of
+from tests.helpers import TINY_IDIOMOE, options_of, training_sequence
 from tests.models.test_catalog_lm import CPU, HISTORIES, LOUD, make_catalog
 from tests.words import few_words
 
@@ -158,7 +158,7 @@ def test_the_balancing_loss_reaches_what_is_trained_on() -> None:
     for weight in (0.0, 1.0):
         model = build("switch", load_balancing=weight).train()
         windows = [history[:5] for history in HISTORIES if len(history) > 1]
-        sequences = [model.builder.build_training(window) for window in windows]
+        sequences = [training_sequence(model.builder, window) for window in windows]
         batch = collate(sequences, model.pad_token_id)
         losses[weight] = model.loss(batch).item()
         in_use[weight] = model.eval().loss(batch).item()

@@ -14,6 +14,7 @@ from recbole_idiomoe.data.batch import collate
 from recbole_idiomoe.lm import load_backbone
 from recbole_idiomoe.models.cove.model import CausalCatalogLM, CoVE
 from recbole_idiomoe.models.cove.options import CoVEOptions
+from tests.helpers import training_sequence
 from tests.models.test_catalog_lm import CPU, LOUD, TITLES, make_catalog, make_loader
 from tests.models.test_host_syncs import train_step
 from tests.training.cycle import TINY, write_cycle
@@ -74,7 +75,7 @@ def by_hand(model: CausalCatalogLM, window: np.ndarray) -> tuple[list[int], torc
 
 def test_the_loss_is_that_of_every_next_token() -> None:
     model = build()
-    batch = collate([model.builder.build_training(w) for w in WINDOWS], model.pad_token_id)
+    batch = collate([training_sequence(model.builder, w) for w in WINDOWS], model.pad_token_id)
     losses = []
     for window in WINDOWS:
         tokens, log_probabilities = by_hand(model, window)
@@ -106,13 +107,13 @@ def test_a_step_that_is_cut_up_has_the_loss_of_the_whole() -> None:
 
 def test_a_training_step_never_waits() -> None:
     model = build().train()
-    batch = collate([model.builder.build_training(w) for w in WINDOWS], model.pad_token_id)
+    batch = collate([training_sequence(model.builder, w) for w in WINDOWS], model.pad_token_id)
     assert train_step(model, batch).waits == []
 
 
 def test_items_held_out_are_no_candidates_in_training() -> None:
     model = build()
-    batch = collate([model.builder.build_training(w) for w in WINDOWS], model.pad_token_id)
+    batch = collate([training_sequence(model.builder, w) for w in WINDOWS], model.pad_token_id)
     model.untrained = torch.tensor([7, 8])
     model.loss(batch).backward()
     without = model.lm.item_table.rows.grad

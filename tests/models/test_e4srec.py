@@ -18,6 +18,7 @@ from recbole_idiomoe.models.e4srec.model import E4SRec
 from recbole_idiomoe.models.e4srec.options import E4SRecOptions
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.protocol.evaluation import Evaluation
+from tests.helpers import training_sequence
 from tests.models.test_catalog_lm import CPU, LOUD, TITLES, make_catalog
 from tests.training.cycle import TINY, write_cycle
 
@@ -87,7 +88,7 @@ def test_scores_and_loss_are_those_of_the_definition() -> None:
     model = build()
     adapted = {n for n, _ in model.lm.named_parameters() if "lora" in n}
     assert len(adapted) == 2 * 3 * 2 and all(".mlp." in name for name in adapted)
-    sequences = [model.builder.build_training(w, with_text=False) for w in WINDOWS]
+    sequences = [training_sequence(model.builder, w, with_text=False) for w in WINDOWS]
     losses = []
     found = model.scores([window[:-1] for window in WINDOWS])
     for window, row in zip(WINDOWS, found, strict=True):

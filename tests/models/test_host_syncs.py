@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recbole_idiomoe.data.batch import SequenceBatch, collate
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
-from tests.helpers import TINY_BACKBONE, options_of
+from tests.helpers import TINY_BACKBONE, options_of, training_sequence
 
 CPU = torch.device("cpu")
 NEEDS_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -92,7 +92,7 @@ def make_batch(model: CatalogLM) -> SequenceBatch:
     rng = np.random.default_rng(1)
     with_text = model.settings.use_text
     windows = [rng.integers(1, 13, size=length) for length in (3, 9, 5, 2)]
-    sequences = [model.builder.build_training(window, with_text) for window in windows]
+    sequences = [training_sequence(model.builder, window, with_text) for window in windows]
     return collate(sequences, model.pad_token_id)
 
 

@@ -22,7 +22,7 @@ from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.language.soft_targets import Followers, Neighbours, SoftTargets
 from recbole_idiomoe.models.registry import get_model
-from tests.helpers import DATASET_SETTINGS, TINY_BACKBONE, write_dataset
+from tests.helpers import DATASET_SETTINGS, TINY_BACKBONE, training_sequence, write_dataset
 from tests.models.test_host_syncs import train_step
 
 ITEMS, TEXT_SHARE, TRANSITION_SHARE = 30, 0.2, 0.3
@@ -128,7 +128,7 @@ def dense_targets(model: CatalogLM, windows: list[np.ndarray]) -> np.ndarray:
 
 def reference(model: CatalogLM, windows: list[np.ndarray], targets: np.ndarray) -> torch.Tensor:
     """Mean cross entropy over the candidates, each with its probability."""
-    sequences = [model.builder.build_training(w, model.settings.use_text) for w in windows]
+    sequences = [training_sequence(model.builder, w, model.settings.use_text) for w in windows]
     batch = collate(sequences, model.pad_token_id)
     states = hidden_states(model.lm, batch)[batch.predict_at]
     scores = model.lm.item_logits(states)
@@ -225,7 +225,7 @@ def test_vectors_that_are_not_read_score_too(tmp_path: Path) -> None:
 
 def test_where_all_tokens_are_learnt_those_of_items_are_soft(tmp_path: Path) -> None:
     model, windows = build(tmp_path, "CoVE", **BOTH)
-    batch = collate([model.builder.build_training(w) for w in windows], model.pad_token_id)
+    batch = collate([training_sequence(model.builder, w) for w in windows], model.pad_token_id)
     soft, soft_gradients = loss_and_gradients(model, [model.loss(batch)])
     kept, model.soft_targets = model.soft_targets, None
     hard, hard_gradients = loss_and_gradients(model, [model.loss(batch)])
@@ -334,7 +334,7 @@ def test_a_pair_that_was_seen_once_does_not_name_itself(tmp_path: Path) -> None:
 
 def test_a_training_step_never_waits(tmp_path: Path) -> None:
     model, windows = build(tmp_path, **BOTH | {"dropout": 0.2})
-    batch = collate([model.builder.build_training(w) for w in windows], model.pad_token_id)
+    batch = collate([training_sequence(model.builder, w) for w in windows], model.pad_token_id)
     assert train_step(model.train(), batch).waits == []
 
 

@@ -9,9 +9,8 @@ import pytest
 from recbole.data import data_preparation
 
 from recbole_idiomoe.config.run_config import RunConfig
-from recbole_idiomoe.data.dataset import HistoryDataset
+from recbole_idiomoe.data.dataset import HistoryDataset, WindowDataset
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.data.windows import WindowDataset
 from recbole_idiomoe.protocol.seen_items import SeenItems
 from tests.helpers import DATASET_SETTINGS, write_dataset
 

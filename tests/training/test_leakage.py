@@ -22,7 +22,7 @@ from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.training.stages import run_first_stage
 from recbole_idiomoe.training.trainers import get_trainer
 from tests.golden.runs import COMMON, OWN
-from tests.helpers import write_dataset
+from tests.helpers import training_sequence, write_dataset
 
 USERS, ITEMS, LENGTH = 24, 30, 8
 TITLES = [f"thing number {n} of many" for n in range(ITEMS)]
@@ -130,7 +130,7 @@ def test_a_training_prediction_reads_nothing_of_its_target(model: str, tmp_path:
     """Whatever stands behind where an item is predicted from, its text or its ID, may change."""
     catalog_lm = language_model(model, tmp_path)
     window = np.array([3, 17, 8, 25, 11])
-    batch = collate([catalog_lm.builder.build_training(window)], catalog_lm.pad_token_id)
+    batch = collate([training_sequence(catalog_lm.builder, window)], catalog_lm.pad_token_id)
     offset = catalog_lm.lm.config.item_token_offset
     states = _states(catalog_lm, batch)
     for at in batch.predict_at.tolist():

@@ -11,48 +11,12 @@ from pathlib import Path
 from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.base.command_line import Parser, run_program
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.data.amazon.building import CORE, MAX_MALFORMED, Dumps, report
-from recbole_idiomoe.data.amazon.fetching import fetch
-from recbole_idiomoe.data.amazon.writing import convert
+from recbole_idiomoe.data.amazon.building import Dumps, report
+from recbole_idiomoe.data.amazon.writing import CORE, MAX_MALFORMED, convert
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert dumps as the arguments say; returns the exit code."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
-    return run_program(
-        lambda: print(_run(_parser().parse_args(arguments))),
-        interrupted="interrupted; the same command goes on with what is fetched",
-    )
-
-
-def _run(given: argparse.Namespace) -> str:
-    """Convert, and return the report to print."""
-    if given.core < 1 or not 0 <= given.max_malformed <= 1:
-        raise SettingError("--core must be at least 1, and --max_malformed between 0 and 1.")
-    if bool(given.reviews) != bool(given.metadata):
-        raise SettingError("--reviews and --metadata go together; give both, or neither to fetch.")
-    folder = Path(given.data_path) / given.dataset
-    dumps = _known_dumps(given.dataset)
-    if given.reviews:
-        reviews, metadata = Path(given.reviews), Path(given.metadata)
-    elif dumps:
-        where = folder.with_name(f"{folder.name}-dumps")
-        reviews, metadata = (fetch(source, where) for source in (dumps.reviews, dumps.metadata))
-    else:
-        raise SettingError(
-            f"nobody knows where the dumps of {given.dataset} are; give --reviews and --metadata."
-        )
-    return report(convert(reviews, metadata, folder, given.core, given.max_malformed), dumps)
-
-
-def _known_dumps(dataset: str) -> Dumps | None:
-    file = yaml_files.properties_path() / "dataset" / f"{dataset}.yaml"
-    entry = yaml_files.read_settings(file).get("dumps") if file.is_file() else None
-    return Dumps.from_setting(entry) if entry else None
-
-
-def _parser() -> Parser:
+    """Convert dumps; returns the exit code."""
     parser = Parser(
         prog="python -m recbole_idiomoe.data.amazon",
         description="RecBole's atomic files from the public dumps of Amazon reviews (2014, 2018, "
@@ -79,7 +43,33 @@ def _parser() -> Parser:
         help="largest share of malformed lines, which are skipped (ten are always allowed, "
         "unless it is 0)",
     )
-    return parser
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("recbole_idiomoe").setLevel(logging.INFO)
+    return run_program(
+        lambda: print(_run(parser.parse_args(arguments))),
+        interrupted="interrupted; the same command goes on with what is fetched",
+    )
+
+
+def _run(given: argparse.Namespace) -> str:
+    """Convert, and return the report to print."""
+    if given.core < 1 or not 0 <= given.max_malformed <= 1:
+        raise SettingError("--core must be at least 1, and --max_malformed between 0 and 1.")
+    if bool(given.reviews) != bool(given.metadata):
+        raise SettingError("--reviews and --metadata go together; give both, or neither to fetch.")
+    folder = Path(given.data_path) / given.dataset
+    file = yaml_files.properties_path() / "dataset" / f"{given.dataset}.yaml"
+    entry = yaml_files.read_settings(file).get("dumps") if file.is_file() else None
+    dumps = Dumps.from_setting(entry) if entry else None
+    if given.reviews:
+        reviews, metadata = Path(given.reviews), Path(given.metadata)
+    elif dumps:
+        reviews, metadata = dumps.fetch(folder.with_name(f"{folder.name}-dumps"))
+    else:
+        raise SettingError(
+            f"the addresses of {given.dataset}'s dumps are unknown; give --reviews and --metadata."
+        )
+    return report(convert(reviews, metadata, folder, given.core, given.max_malformed), dumps)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,6 @@ from recbole_idiomoe.data.amazon.fetching import Source, fetch
 from recbole_idiomoe.data.amazon.reading import BrokenDump
 from recbole_idiomoe.data.amazon.writing import Summary, convert
 
-CORE = 5
-MAX_MALFORMED = 0.01
-
 logger = logging.getLogger(__name__)
 
 
@@ -28,31 +25,26 @@ class Dumps:
 
     reviews: Source
     metadata: Source
-    lines: int | None = None
-    """Number of reviews according to the publishers."""
-    table_8: tuple[int, int] | None = None
-    """Sequences and items in the paper's Table 8, as printed."""
+    lines: int | None = None  # reviews, according to the publishers
+    table_8: Sequence[int] | None = None  # sequences and items in the paper's Table 8, as printed
 
     @classmethod
     def from_setting(cls, value: Any) -> Dumps:
-        """Parse and check the entry.
-
-        Raises:
-            SettingError: the entry has another form.
-        """
+        """Parse the entry, or raise a :class:`SettingError` if it has another form."""
         keys = {"reviews", "metadata", "lines", "table_8"}
         if not isinstance(value, Mapping) or not {"reviews", "metadata"} <= set(value) <= keys:
             raise SettingError(
                 "dumps must be {reviews: {urls: [...]}, metadata: {urls: [...]}}, with lines and "
-                f"table_8 where known; not {value!r}."
+                f"table_8 if known; not {value!r}."
             )
-        table = value.get("table_8")
-        return cls(
-            Source.from_setting(value["reviews"], "dumps.reviews"),
-            Source.from_setting(value["metadata"], "dumps.metadata"),
-            value.get("lines"),
-            None if table is None else (table[0], table[1]),
+        reviews, metadata = (
+            Source.from_setting(value[key], f"dumps.{key}") for key in ("reviews", "metadata")
         )
+        return cls(reviews, metadata, value.get("lines"), value.get("table_8"))
+
+    def fetch(self, folder: Path) -> tuple[Path, Path]:
+        """Download both dumps into ``folder``; raises as :func:`fetching.fetch`."""
+        return fetch(self.reviews, folder), fetch(self.metadata, folder)
 
 
 def build(name: str, root: Path, dumps: Dumps) -> None:
@@ -65,46 +57,52 @@ def build(name: str, root: Path, dumps: Dumps) -> None:
         DataError: the dumps cannot be converted.
     """
     folder = root / f"{name}-dumps"
-    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
+    with new_folder(folder):
+        try:
+            with FileLock(lock):
+                if (root / name / f"{name}.inter").is_file():
+                    return
+                reviews, metadata = dumps.fetch(folder)
+                try:
+                    summary = convert(reviews, metadata, root / name)
+                except BrokenDump as error:
+                    for path in (reviews, metadata):
+                        if str(path) in str(error):
+                            path.unlink()
+                    raise
+            text = report(summary, dumps)
+            logger.info(f"{text}\n  the dumps in {folder} are not needed any more")
+        finally:
+            if set(folder.iterdir()) <= {lock}:
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` with its parents; after the block, remove the new ones that are empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock):
-            if (root / name / f"{name}.inter").is_file():
-                return
-            reviews, metadata = (
-                fetch(source, folder) for source in (dumps.reviews, dumps.metadata)
-            )
-            try:
-                summary = convert(reviews, metadata, root / name, CORE, MAX_MALFORMED)
-            except BrokenDump as error:
-                for path in (reviews, metadata):
-                    if str(path) in str(error):
-                        path.unlink()
-                raise
-        logger.info(f"{report(summary, dumps)}\n  the dumps in {folder} are not needed any more")
+        yield
     finally:
-        if set(folder.iterdir()) <= {lock}:
-            lock.unlink(missing_ok=True)
-            with suppress(OSError):
-                for path in new_folders:
-                    path.rmdir()
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
 
 
 def report(summary: Summary, dumps: Dumps | None) -> str:
     """The summary, compared with the numbers of the publishers and of the paper."""
-    lines = [summary.text()]
+    text = summary.text()
     if dumps and dumps.lines is not None:
-        known, read = dumps.lines, summary.lines
-        lines.append(f"  published: {known:,} reviews{_difference(read - known)}")
+        text += f"\n  published: {_compared(dumps.lines, 'reviews', summary.lines)}"
     if dumps and dumps.table_8 is not None:
         users, items = dumps.table_8
-        lines.append(
-            f"  the paper's Table 8: {users:,} sequences{_difference(summary.users - users)}, "
-            f"{items:,} items{_difference(summary.items - items)}"
-        )
-    return "\n".join(lines)
+        text += f"\n  the paper's Table 8: {_compared(users, 'sequences', summary.users)}, "
+        text += _compared(items, "items", summary.items)
+    return text
 
 
-def _difference(here: int) -> str:
-    return f" ({here:+,} here)" if here else " (the same here)"
+def _compared(published: int, what: str, here: int) -> str:
+    difference = f"{here - published:+,} here" if here != published else "the same here"
+    return f"{published:,} {what} ({difference})"

@@ -1,26 +1,26 @@
 """Downloads of dumps, which resume after an interruption.
 
-They use urllib, as RecBole does, since other clients may unpack a ``.gz`` that a server declares
-as a content encoding.
+They use urllib, like RecBole, because other clients may unpack a ``.gz`` file that a server
+declares as a content encoding.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
 import logging
 import os
 import re
 import shutil
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -28,16 +28,14 @@ from tqdm import tqdm
 from recbole_idiomoe.base import __version__
 from recbole_idiomoe.base.errors import DataError, SettingError
 
-PATIENCE_S = 30.0
-"""Seconds without a byte after which a connection is closed."""
-ATTEMPTS = 5
-"""Connections in a row without a byte after which a server is given up."""
-PAUSE_S = 1.0
-"""Seconds before the second of these attempts; the wait doubles after each."""
+PATIENCE_S = 30.0  # seconds without a byte after which a connection is closed
+ATTEMPTS = 5  # connections in a row without a byte after which a server is given up
+PAUSE_S = 1.0  # seconds before the second of these attempts; the wait doubles after each
 
-_PASSING = (408, 429, 500, 502, 503, 504)
+_TEMPORARY = (408, 429, 500, 502, 503, 504)  # HTTP errors after which another attempt may succeed
+_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, HTTPException)
 _CHUNK = 1 << 20
-_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)")
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +46,11 @@ class Unavailable(DataError):
 
 @dataclass(frozen=True)
 class Source:
-    """The addresses of a dump, with its size and hash where they are known."""
+    """The addresses of a dump, with its size and hash if they are known."""
 
-    urls: tuple[str, ...]
-    """Addresses of the same file, tried in turn."""
-    size: int | None = None
-    """Size in bytes, if known."""
-    sha256: str | None = None
-    """SHA-256 in hexadecimal, if published."""
+    urls: tuple[str, ...]  # addresses of the same file, tried in turn
+    size: int | None = None  # in bytes
+    sha256: str | None = None  # in hexadecimal
 
     @property
     def name(self) -> str:
@@ -64,17 +59,13 @@ class Source:
 
     @classmethod
     def from_setting(cls, value: Any, where: str) -> Source:
-        """Parse ``{urls: [...], size: ..., sha256: ...}`` of a YAML file.
-
-        Raises:
-            SettingError: ``value`` has another form.
-        """
+        """Parse ``{urls: [...], size: ..., sha256: ...}``, or raise a :class:`SettingError`."""
         unknown = set(value) - {"urls", "size", "sha256"} if isinstance(value, Mapping) else {"?"}
         urls = [] if unknown else value.get("urls")
         if not urls or not isinstance(urls, list) or not all(map(_is_http, urls)):
             raise SettingError(
                 f"{where} must be {{urls: [https://...], size: BYTES, sha256: HASH}}, the last two "
-                f"where known; not {value!r}."
+                f"if known; not {value!r}."
             )
         return cls(tuple(urls), value.get("size"), value.get("sha256"))
 
@@ -103,15 +94,13 @@ def fetch(source: Source, folder: Path) -> Path:
                 os.fsync(written.fileno())
             os.replace(part, path)
             return path
-        except (_Refused, http.client.HTTPException) as error:
+        except (_Refused, *_NETWORK_ERRORS) as error:
             failures.append(f"{urlsplit(url).netloc}: {_reason(error)}")
         except OSError as error:
-            if not _is_network(error):
-                raise DataError(
-                    f"Cannot write {part} ({error.strerror or error}); free space there, or name "
-                    "another folder with --data_path."
-                ) from error
-            failures.append(f"{urlsplit(url).netloc}: {_reason(error)}")
+            raise DataError(
+                f"Cannot write {part} ({error.strerror or error}); free space there, or name "
+                "another folder with --data_path."
+            ) from error
     kept = f"; {_size(part):,} bytes of it are kept in {folder}" if part.is_file() else ""
     raise Unavailable(f"{source.name} from {', '.join(failures)}{kept}")
 
@@ -128,16 +117,12 @@ def _download(url: str, part: Path, size: int | None) -> None:
             had = _size(part)
             bar.n = had
             try:
-                _stream(url, part, size, bar)
-                return
-            except urllib.error.HTTPError as error:
-                error.close()
-                if error.code not in _PASSING:
-                    raise _Refused(f"HTTP {error.code} {error.reason}") from error
-                fault: Exception = error
-            except (OSError, http.client.HTTPException) as error:
-                if isinstance(error, OSError) and not _is_network(error):
-                    raise
+                return _stream(url, part, size, bar)
+            except _NETWORK_ERRORS as error:
+                if isinstance(error, HTTPError):
+                    error.close()
+                    if error.code not in _TEMPORARY:
+                        raise _Refused(f"HTTP {error.code} {error.reason}") from error
                 fault = error
             idle = 0 if _size(part) > had else idle + 1
             offline = isinstance(getattr(fault, "reason", None), socket.gaierror)
@@ -154,7 +139,7 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
         request.add_header("Range", f"bytes={had}-")
     try:
         response = urllib.request.urlopen(request, timeout=PATIENCE_S)
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         if error.code != 416 or not had:
             raise
         with error:
@@ -175,7 +160,7 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
         bar.total, bar.n = total, had
         chunk = _read(response)
         if not had and not chunk.startswith(b"\x1f") and part.stem.endswith(".gz"):
-            raise _Refused("something that is not gzipped, perhaps a page for people")
+            raise _Refused("something that is not gzipped, perhaps a web page")
         with open(part, "r+b" if had else "wb") as file:
             file.seek(had)
             while chunk:
@@ -187,12 +172,10 @@ def _stream(url: str, part: Path, size: int | None, bar: Any) -> None:
             raise ConnectionError(f"the connection ended after {had:,} of {total:,} bytes")
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
-    """The next bytes; an error of the connection is raised as one, not as a disk error."""
+def _read(response: HTTPResponse) -> bytes:
+    """The next bytes; an error of the connection is raised as a network error."""
     try:
         return response.read1(_CHUNK)
-    except TimeoutError:
-        raise
     except OSError as error:
         raise ConnectionError(_reason(error)) from error
 
@@ -200,17 +183,14 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 def _range_of(response: Any) -> tuple[int | None, int | None]:
     """The offset of the body, and the size of the whole file; None if unknown."""
     if match := _RANGE.match(response.headers.get("Content-Range") or ""):
-        begun, total = match.groups()
-        return _number(begun), _number(total)
-    return 0, _number(response.headers.get("Content-Length"))
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+        begun, total = (int(text) if text else None for text in match.groups())
+        return begun, total
+    length = response.headers.get("Content-Length") or ""
+    return 0, int(length) if length.isdigit() else None
 
 
 def _check(part: Path, source: Source) -> None:
-    """Check size and hash where they are known; remove the part if they differ."""
+    """Check size and hash if they are known; remove the part if they differ."""
     found = _size(part)
     if source.size is not None and found != source.size:
         part.unlink()
@@ -227,11 +207,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _is_network(error: OSError) -> bool:
-    """Whether an error comes from the connection, and not from the disk."""
-    return isinstance(error, urllib.error.URLError | ConnectionError | TimeoutError)
-
-
 def _is_http(url: Any) -> bool:
     return isinstance(url, str) and url.startswith(("http://", "https://")) and "/" in url[8:]
 
@@ -239,7 +214,7 @@ def _is_http(url: Any) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {PATIENCE_S:g} s"
-    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
-        error = error.reason if isinstance(error.reason, Exception) else error
+    if isinstance(reason := getattr(error, "reason", None), Exception):  # of a URLError
+        error = reason
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return text or type(error).__name__

@@ -2,31 +2,31 @@
 
 A line is a JSON object, or in the metadata of 2014 a Python literal, which ``ast.literal_eval``
 parses without running code. A line that is neither, or lacks a needed field, is malformed: it is
-counted and skipped, and too many of them are an error.
+counted and skipped. Too many malformed lines are an error.
 """
 
 from __future__ import annotations
 
 import ast
 import gzip
+import html
 import io
 import json
 import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
 from recbole_idiomoe.base.errors import DataError
-from recbole_idiomoe.data.amazon.text import category_names, one_line
 from recbole_idiomoe.data.atomic_files import MISSING
 
-MAX_LINE = 4 << 20
-"""Most bytes of a line; metadata that contain a whole web page have 1 MB."""
+MAX_LINE = 4 << 20  # most bytes of a line; metadata that contain a whole web page have 1 MB
+LONGEST = 2000  # most characters of a title or brand; longer ones are whole web pages
 
 _TOO_LONG = b"<too long>"
 _ALWAYS_ALLOWED = 10
@@ -34,6 +34,11 @@ _HOPELESS = 1000  # lines; a file whose first ones are all malformed is read no 
 _MAX_TIME = 1e11  # seconds since 1970; a larger number is not a time
 _ID = re.compile(r"[!-~]{1,64}")
 _SHOW_EVERY = 4096
+_TAG = re.compile(r"</?[A-Za-z!][^<>]*>")
+# Control and format characters that pandas, csv or a terminal would act on, and surrogates that
+# UTF-8 cannot hold.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+_SPACE = re.compile(r"\s+")
 
 
 class BrokenDump(DataError):
@@ -67,13 +72,16 @@ class Dump:
     A progress bar is shown if stderr is a terminal.
 
     Args:
-        path: the file.
         limit: largest share of malformed lines; unless it is 0, 10 are always allowed.
 
     Attributes:
         lines: number of lines read, without blank ones.
         faults: number of malformed lines, by reason.
         first: the first malformed line, for example ``line 12: no user``; else empty.
+
+    Raises:
+        DataError: while reading, if the file cannot be read or too many lines are malformed.
+        BrokenDump: while reading, if the file is truncated or damaged.
     """
 
     def __init__(self, path: Path, limit: float) -> None:
@@ -82,31 +90,16 @@ class Dump:
         self.faults: Counter[str] = Counter()
         self.first = ""
 
-    @property
-    def malformed(self) -> int:
-        """The number of malformed lines."""
-        return self.faults.total()
-
     def reviews(self) -> Iterator[Review]:
-        """The well-formed reviews.
-
-        Raises:
-            DataError: the file cannot be read, or too many lines are malformed.
-            BrokenDump: the file is truncated or damaged.
-        """
-        return self._read(_review)
+        """The well-formed reviews."""
+        return self._read(_review, "review")
 
     def items(self) -> Iterator[Item]:
-        """The well-formed rows of metadata; an item may have several.
+        """The well-formed rows of metadata; an item may have several."""
+        return self._read(_item, "row of metadata")
 
-        Raises:
-            DataError: the file cannot be read, or too many lines are malformed.
-            BrokenDump: the file is truncated or damaged.
-        """
-        return self._read(_item)
-
-    def _read(self, parse: Any) -> Iterator[Any]:
-        number = 0
+    def _read(self, parse: Callable[[Mapping[str, Any]], Any], what: str) -> Iterator[Any]:
+        malformed = 0
         for number, line in enumerate(self._raw_lines(), start=1):
             if line.isspace():
                 continue
@@ -114,53 +107,43 @@ class Dump:
             try:
                 yield parse(_mapping(line))
             except _Fault as fault:
+                malformed += 1
                 self.faults[str(fault)] += 1
                 self.first = self.first or f"line {number}: {fault}"
-                if self.malformed == self.lines == _HOPELESS:
+                if malformed == self.lines == _HOPELESS:
                     break
-        allowed = max(_ALWAYS_ALLOWED, self.limit * self.lines) if self.limit > 0 else 0
-        if self.malformed == self.lines or self.malformed > allowed:
-            self._refuse(parse)
-
-    def _refuse(self, parse: Any) -> None:
-        what = "review" if parse is _review else "row of metadata"
         if not self.lines:
             raise DataError(f"{self.path} holds no line; give a dump with at least one {what}.")
-        if self.malformed == self.lines:
+        if malformed == self.lines:
             raise DataError(
                 f"{self.path}: none of its first {self.lines} lines is a {what} ({self.first}); "
                 "give a dump of Amazon's of 2014, 2018 or 2023."
             )
-        raise DataError(
-            f"{self.path}: {self.malformed} of {self.lines} lines are malformed ({self.first}), "
-            f"more than the share of {self.limit:g} allowed; fix the file, or allow more with "
-            "--max_malformed."
-        )
+        allowed = max(_ALWAYS_ALLOWED, self.limit * self.lines) if self.limit > 0 else 0
+        if malformed > allowed:
+            raise DataError(
+                f"{self.path}: {malformed} of {self.lines} lines are malformed ({self.first}), "
+                f"more than the share of {self.limit:g} allowed; fix the file, or allow more with "
+                "--max_malformed."
+            )
 
     def _raw_lines(self) -> Iterator[bytes]:
         """Lines with their line ends, and ``_TOO_LONG`` in place of a line that is too long."""
-        read = 0
+        read, style = 0, {"unit": "B", "unit_scale": True, "desc": self.path.name, "disable": None}
         try:
-            with open(self.path, "rb") as raw:
-                size = self.path.stat().st_size
+            size = self.path.stat().st_size
+            with open(self.path, "rb") as raw, tqdm(total=size, **style) as bar:
                 stream = io.BufferedReader(_unpacked(raw), 1 << 20)
-                with tqdm(
-                    total=size,
-                    unit="B",
-                    unit_scale=True,
-                    desc=self.path.name,
-                    disable=None,
-                ) as bar:
-                    while line := stream.readline(MAX_LINE):
-                        if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                            while line and not line.endswith(b"\n"):
-                                line = stream.readline(MAX_LINE)
-                            line = _TOO_LONG
-                        read += 1
-                        yield line
-                        if read % _SHOW_EVERY == 0:
-                            bar.update(raw.tell() - bar.n)
-                    bar.update(size - bar.n)
+                while line := stream.readline(MAX_LINE):
+                    if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                        while line and not line.endswith(b"\n"):
+                            line = stream.readline(MAX_LINE)
+                        line = _TOO_LONG
+                    read += 1
+                    yield line
+                    if read % _SHOW_EVERY == 0:
+                        bar.update(raw.tell() - bar.n)
+                bar.update(size - bar.n)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise BrokenDump(
                 f"{self.path} is damaged after line {read} ({error}); download it again."
@@ -170,10 +153,42 @@ class Dump:
 
 
 def _unpacked(raw: IO[bytes]) -> Any:
-    """The content of ``raw``, unpacked if its first bytes, not its name, say that it is gzipped."""
+    """The content of ``raw``, unpacked if its first bytes say that it is gzipped."""
     packed = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
     return gzip.GzipFile(fileobj=raw) if packed else raw
+
+
+def one_line(value: Any) -> str:
+    """``value`` as plain text on one line, without entities, tags and control characters.
+
+    The texts of a list are joined by spaces. The result is empty for any other type, and for
+    titles of 2018 that are pieces of a web page's script.
+    """
+    if isinstance(value, list | tuple):
+        value = " ".join(part for part in value if isinstance(part, str))
+    if not isinstance(value, str):
+        return ""
+    text = value[: 100 * LONGEST]
+    for _ in range(3):  # some were escaped twice: &amp;amp;
+        text = html.unescape(text)
+    text = _SPACE.sub(" ", _UNFIT.sub(" ", _TAG.sub(" ", text))).strip()
+    if "getTime" in text:  # the mark of such titles according to the dumps' own page
+        return ""
+    return text[:LONGEST].rstrip()
+
+
+def category_names(value: Any) -> list[str]:
+    """The distinct category names in ``value``: a list, or the nested lists of 2014."""
+    names: list[str] = []
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list | tuple):
+            waiting.extend(reversed(part))
+        elif isinstance(part, str):
+            names.append(one_line(part).replace("|", "/"))
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _mapping(line: bytes) -> Mapping[str, Any]:

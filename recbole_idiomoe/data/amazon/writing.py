@@ -2,25 +2,96 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.base.files import atomic_new_folder
-from recbole_idiomoe.data.amazon.interactions import Interactions
-from recbole_idiomoe.data.amazon.reading import Dump, Item
+from recbole_idiomoe.data.amazon.reading import Dump, Item, Review
 
 INTER_HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ITEM_HEADER = "item_id:token\ttitle:token\tcategories:token_seq\tbrand:token\n"
 
-_CHUNK = 1 << 16
+CORE = 5
+MAX_MALFORMED = 0.01
+
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Rows of ``(user, item, time)``, and the ids of users and items; 16 bytes for each row."""
+
+    user: np.ndarray  # index into ``users``, int32, shape ``(n,)``
+    item: np.ndarray  # index into ``items``, int32, shape ``(n,)``
+    time: np.ndarray  # seconds since 1970, float64, shape ``(n,)``
+    users: list[str]
+    items: list[str]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @classmethod
+    def collect(cls, reviews: Iterable[Review]) -> Interactions:
+        """The interactions of ``reviews``, in their order."""
+        users: dict[str, int] = {}
+        items: dict[str, int] = {}
+        columns = array("i"), array("i"), array("d")
+        for user, item, time in reviews:
+            columns[0].append(users.setdefault(user, len(users)))
+            columns[1].append(items.setdefault(item, len(items)))
+            columns[2].append(time)
+        user_column, item_column, time_column = map(np.asarray, columns)
+        return cls(user_column, item_column, time_column, list(users), list(items))
+
+    def each_pair_once(self) -> Interactions:
+        """Keep the earliest interaction of each user and item, as in the benchmark of 2023.
+
+        Of several at the same time, the first in the file is kept.
+        """
+        order = np.lexsort((self.time, self.item, self.user))
+        user, item = self.user[order], self.item[order]
+        repeated = (user[1:] == user[:-1]) & (item[1:] == item[:-1])
+        return self._rows(np.sort(np.delete(order, np.flatnonzero(repeated) + 1)))
+
+    def k_core(self, k: int) -> Interactions:
+        """The k-core: users and items with fewer than ``k`` rows are removed until none is left."""
+        kept = np.arange(len(self))
+        while True:
+            user, item = self.user[kept], self.item[kept]
+            enough = (np.bincount(user)[user] >= k) & (np.bincount(item)[item] >= k)
+            if enough.all():
+                return self._rows(kept)
+            kept = kept[enough]
+
+    def in_order(self) -> Interactions:
+        """Rows by user, in the order of first appearance, then by time, then as in the file."""
+        return self._rows(np.lexsort((self.time, self.user)))
+
+    def _rows(self, rows: np.ndarray) -> Interactions:
+        """The given rows, with only the users and items that they contain."""
+        user, users = _renumbered(self.user[rows], self.users)
+        item, items = _renumbered(self.item[rows], self.items)
+        return Interactions(user, item, self.time[rows], users, items)
+
+
+def _renumbered(values: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """``values`` renumbered without gaps, and the names of those that occur."""
+    occurs = np.zeros(len(names), dtype=bool)
+    occurs[values] = True
+    numbers = np.cumsum(occurs, dtype=np.int32) - 1
+    return numbers[values].astype(np.int32), list(itertools.compress(names, occurs))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Numbers of what was read, and of what is left after preprocessing."""
+    """Counts of what was read, and of what is left after preprocessing."""
 
     dataset: str
     reviews: str
@@ -30,39 +101,31 @@ class Summary:
     malformed: dict[str, int]
     metadata_lines: int
     metadata_malformed: dict[str, int]
-    repeated: int
-    """Number of reviews of an item by a user who has already reviewed it."""
+    repeated: int  # reviews of an item by a user who has already reviewed it
     users: int
     items: int
     interactions: int
-    without_metadata: int
+    without_metadata: int  # counts of items; one without metadata has no title and no categories
     without_title: int
-    """Number of items without a title, or without metadata."""
     without_categories: int
 
     def text(self) -> str:
         """The summary as text of several lines."""
         left_out = self.lines - sum(self.malformed.values()) - self.repeated - self.interactions
-        return "\n".join(
-            [
-                f"{self.dataset}: {self.users:,} users, {self.items:,} items, "
-                f"{self.interactions:,} interactions ({self.interactions / self.users:.2f} a user)",
-                f"  reviews: {self.lines:,} lines of {self.reviews}; {_counted(self.malformed)}, "
-                f"{self.repeated:,} repeated, {left_out:,} outside the {self.core}-core",
-                f"  metadata: {self.metadata_lines:,} lines of {self.metadata}; "
-                f"{_counted(self.metadata_malformed)}",
-                f"  items without metadata {self.without_metadata:,}, without a title "
-                f"{self.without_title:,}, without categories {self.without_categories:,}",
-            ]
+        return (
+            f"{self.dataset}: {self.users:,} users, {self.items:,} items, "
+            f"{self.interactions:,} interactions ({self.interactions / self.users:.2f} a user)\n"
+            f"  reviews: {self.lines:,} lines of {self.reviews}; {_counted(self.malformed)}, "
+            f"{self.repeated:,} repeated, {left_out:,} outside the {self.core}-core\n"
+            f"  metadata: {self.metadata_lines:,} lines of {self.metadata}; "
+            f"{_counted(self.metadata_malformed)}\n"
+            f"  items without metadata {self.without_metadata:,}, without a title "
+            f"{self.without_title:,}, without categories {self.without_categories:,}"
         )
 
 
 def convert(
-    reviews: Path,
-    metadata: Path,
-    folder: Path,
-    core: int = 5,
-    max_malformed: float = 0.01,
+    reviews: Path, metadata: Path, folder: Path, core: int = CORE, limit: float = MAX_MALFORMED
 ) -> Summary:
     """Write ``folder/NAME.inter``, ``NAME.item`` and ``NAME.summary.json``; NAME is the folder's.
 
@@ -72,11 +135,9 @@ def convert(
     the order of time, in seconds since 1970.
 
     Args:
-        reviews: dump of reviews.
-        metadata: dump of metadata.
         folder: the new folder, which appears once all files are written.
         core: fewest interactions of a user and of an item (paper, section B.3: 5).
-        max_malformed: largest share of malformed lines in either dump.
+        limit: largest share of malformed lines in either dump.
 
     Raises:
         DataError: ``folder`` has files, a dump cannot be read or has too many malformed lines, or
@@ -85,7 +146,7 @@ def convert(
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} holds files already; remove it, or give another name.")
-    dump = Dump(reviews, max_malformed)
+    dump = Dump(reviews, limit)
     read = Interactions.collect(dump.reviews())
     once = read.each_pair_once()
     repeated = len(read) - len(once)
@@ -96,10 +157,8 @@ def convert(
             f"{reviews}: no user has {core} interactions with items that {core} users have; "
             "lower --core, or give more reviews."
         )
-    about = Dump(metadata, max_malformed)
+    about = Dump(metadata, limit)
     described = _described(about, set(kept.items))
-    titles = [described[item].title if item in described else "" for item in kept.items]
-    categories = [item for item in described.values() if item.categories]
     summary = Summary(
         dataset=folder.name,
         reviews=reviews.name,
@@ -114,15 +173,15 @@ def convert(
         items=len(kept.items),
         interactions=len(kept),
         without_metadata=len(kept.items) - len(described),
-        without_title=titles.count(""),
-        without_categories=len(kept.items) - len(categories),
+        without_title=len(kept.items) - sum(bool(item.title) for item in described.values()),
+        without_categories=len(kept.items) - sum(bool(i.categories) for i in described.values()),
     )
     _write(folder, kept, described, summary)
     return summary
 
 
 def _described(dump: Dump, wanted: set[str]) -> dict[str, Item]:
-    """The metadata of ``wanted`` items: the first row of each with a title, else its first row."""
+    """The metadata of ``wanted`` items: the first row with a title of each, else its first row."""
     found: dict[str, Item] = {}
     for row in dump.items():
         if row.item in wanted and (row.item not in found or not found[row.item].title):
@@ -152,8 +211,8 @@ def _write(folder: Path, kept: Interactions, items: dict[str, Item], summary: Su
 
 
 def _inter_lines(kept: Interactions) -> Iterator[str]:
-    for start in range(0, len(kept), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    for start in range(0, len(kept), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
         columns = (column[rows].tolist() for column in (kept.user, kept.item, kept.time))
         for user, item, time in zip(*columns, strict=True):
             yield f"{kept.users[user]}\t{kept.items[item]}\t{time:.15g}\n"

@@ -10,7 +10,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from scipy.sparse import csr_array, diags_array
 
-from recbole_idiomoe.data.transitions import count_transitions, popularity_damping
+from recbole_idiomoe.data.dataset import count_transitions, popularity_damping
 from recbole_idiomoe.models.counting.options import TransitionCounterOptions
 from recbole_idiomoe.models.full_sort import FullSortRecommender
 

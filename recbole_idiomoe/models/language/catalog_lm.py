@@ -222,7 +222,7 @@ class CatalogLM(nn.Module):
             raise DataError("a history is empty; at least one item is needed to go on from.")
         asked = NOTHING if query is None else self.encode_query(query)
         with_text = np.full(len(histories), self.settings.use_text)
-        return self.builder.build_all(histories, with_text, [asked] * len(histories))
+        return self.builder.build(histories, with_text, [asked] * len(histories))
 
     def encode_query(self, query: str) -> np.ndarray:
         """Token ids of the query prompt and the first ``MAX_QUERY_TOKENS`` tokens of a query."""

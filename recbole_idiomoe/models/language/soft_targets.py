@@ -19,7 +19,7 @@ import torch
 from scipy.sparse import csr_array, diags_array
 from torch import Tensor, nn
 
-from recbole_idiomoe.data.transitions import count_transitions, popularity_damping
+from recbole_idiomoe.data.dataset import count_transitions, popularity_damping
 from recbole_idiomoe.lm.embedding import text_directions
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 

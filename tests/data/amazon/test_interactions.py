@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_idiomoe.data.amazon.interactions import Interactions
 from recbole_idiomoe.data.amazon.reading import Review
+from recbole_idiomoe.data.amazon.writing import Interactions
 
 REVIEWS = st.lists(
     st.builds(

@@ -26,7 +26,7 @@ def test_a_review_of_each_year(year: int, suffix: str, tmp_path: Path) -> None:
     found, dump = reviews_of(path)
     time = 1_400_000_000.923 if year == 2023 else 1_400_000_000
     assert found == [Review("AUSER", "B00X", time)]
-    assert (dump.lines, dump.malformed, dump.first) == (1, 0, "")
+    assert (dump.lines, dump.faults.total(), dump.first) == (1, 0, "")
 
 
 @pytest.mark.parametrize("year", YEARS)

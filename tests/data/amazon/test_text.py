@@ -7,8 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_idiomoe.data.amazon.reading import Dump
-from recbole_idiomoe.data.amazon.text import LONGEST, category_names, one_line
+from recbole_idiomoe.data.amazon.reading import LONGEST, Dump, category_names, one_line
 from recbole_idiomoe.data.amazon.writing import convert
 from recbole_idiomoe.data.atomic_files import AtomicFile
 from tests.data.amazon.dumps import block, review, write
@@ -47,7 +46,7 @@ def test_any_line_is_read_or_counted(tmp_path: Path, lines: list[bytes]) -> None
     good = review(2014, "A1", "B1", 1)
     path = write(tmp_path / "x.json", [good, *(line.replace(b"\n", b"") + b"\n" for line in lines)])
     dump = Dump(path, 1.0)
-    assert len(list(dump.reviews())) == dump.lines - dump.malformed >= 1
+    assert len(list(dump.reviews())) == dump.lines - dump.faults.total() >= 1
 
 
 @given(st.lists(st.tuples(JSON, JSON, JSON), min_size=5, max_size=5))

@@ -141,7 +141,7 @@ def test_the_command_holds_its_counts_against_the_papers(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--dataset=x"], "nobody knows where the dumps of x are"),
+        (["--dataset=x"], "the addresses of x's dumps are unknown"),
         (["--dataset=x", "--reviews=r"], "--reviews and --metadata go together"),
         (["--dataset=x", "--reviews=r", "--metadata=m"], "Cannot read r: No such file"),
         (["--dataset=x", "--core=0"], "--core must be at least 1"),
