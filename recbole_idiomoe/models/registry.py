@@ -53,7 +53,7 @@ def _entries(folder: str, dataset: str, *names: str, options: str = "") -> dict[
     }
 
 
-_HISTORIES, _WINDOWS = "dataset:HistoryDataset", "windows:WindowDataset"
+_HISTORIES, _WINDOWS = "dataset:HistoryDataset", "dataset:WindowDataset"
 
 LANGUAGE_MODELS: dict[str, Entry] = {
     "IDIOMoE": Entry(
