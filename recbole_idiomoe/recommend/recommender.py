@@ -17,7 +17,7 @@ import torch
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.base.run_folder import write_run
 from recbole_idiomoe.data.catalog import Catalog, check_history
-from recbole_idiomoe.protocol.users_at_once import users_at_once
+from recbole_idiomoe.protocol.loader import users_at_once
 from recbole_idiomoe.recommend.recommendation import Recommendation, Scorer
 from recbole_idiomoe.recommend.session import Session
 
