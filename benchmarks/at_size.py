@@ -50,10 +50,9 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     from recbole_idiomoe.data.text_tokens import text_tokens
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
     from recbole_idiomoe.models.registry import get_model
-    from recbole_idiomoe.protocol.loader import CandidateLoader
+    from recbole_idiomoe.protocol.loader import CandidateLoader, limit_users
     from recbole_idiomoe.protocol.seen_items import SeenItemMask
     from recbole_idiomoe.protocol.splits import split_dataset
-    from recbole_idiomoe.protocol.users_at_once import limit_users
     from recbole_idiomoe.training.trainers import get_trainer
 
     config = RunConfig("IDIOMoE", name, settings=settings)

@@ -36,7 +36,7 @@ from measuring import (
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_model
-from recbole_idiomoe.protocol import users_at_once
+from recbole_idiomoe.protocol import loader as loaders
 from recbole_idiomoe.protocol.loader import CandidateLoader
 from recbole_idiomoe.protocol.seen_items import SeenItemMask
 from recbole_idiomoe.protocol.splits import split_dataset
@@ -137,7 +137,7 @@ def write_catalogue(folder: Path, items: int, users: int, length: int) -> str:
 def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: Path) -> str:
     """A table of the memory for evaluating more and more users of a synthetic data set."""
     counts = [128, 256, 512] if given.tiny else [512, 1024, 2048]
-    bound = users_at_once.SCORES if given.items > 100_000 else given.items * 16
+    bound = loaders.MAX_SCORES if given.items > 100_000 else given.items * 16
     columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id"]}
     settings = settings | {"load_col": columns, "item_text_fields": None, "use_text": False}
     settings |= {"user_inter_num_interval": None, "item_inter_num_interval": None}
@@ -147,11 +147,11 @@ def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: 
 
     def memory(users: int, scores: int) -> float:
         """MiB: on a GPU all beyond the model, else the largest tensor."""
-        users_at_once.SCORES = scores
+        loaders.MAX_SCORES = scores
         part = test._dataset.copy(test._dataset.inter_feat[:users])
         loader = CandidateLoader(config, part)
         loader.mask(SeenItemMask(test.seen.seen, part))
-        users_at_once.limit_users(loader)
+        loaders.limit_users(loader)
 
         def evaluate() -> None:
             trainer.evaluate(loader, load_best_model=False)

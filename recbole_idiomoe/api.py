@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,53 +38,58 @@ def run(
 ) -> list[dict[str, Any]]:
     """Train and test every model on every dataset, one after another, under one protocol.
 
-    With ``variants`` (a mapping: a row's name to its settings) or ``seeds`` (how many) among the
-    settings, or in the files, the runs make one table of means and of differences in % from the
-    row called ``baseline``. A row's settings win over all others.
+    With ``variants`` (a mapping from the name of a row to its settings) or ``seeds`` (a number) in
+    the settings or files, the runs make one table, with means over the seeds and differences in %
+    from the row called ``baseline``. A row's settings win over all others.
 
-    Under torchrun or ``accelerate launch`` every process calls this alike: language models train
-    and are evaluated on all of them, other models on rank 0 while the others wait. Tables and
-    leaderboards are for one process.
+    Under torchrun or ``accelerate launch``, every process makes the same call: language models
+    train and are evaluated on all of them, other models on rank 0 while the others wait. Tables
+    and leaderboards run in one process.
 
     Args:
-        models: names, as a list or separated by commas; None: what ``config_files`` name,
-            else IDIOMoE.
-        datasets: names in the same forms; None: what ``config_files`` name, else ml-100k.
-        config_files: YAML files, or result files of earlier runs; later ones win.
-        settings: settings by name; they win over the files.
-        result_file: where the results go as JSON. It is written after every run; that of a
-            table when all its runs are there, which are kept beside it until then.
-        resume: folder of an unfinished run to go on with; its model and dataset are taken.
-        leaderboard: folder of a leaderboard: what it lacks is run, every run stays in it, and its
-            tables are written anew. It is made if it is not there.
-        jobs: how many runs of a table go on at a time, each in a process of its own if more
-            than one.
+        models: names, as a list or separated by commas; None: the ``model`` of ``config_files``,
+            or else IDIOMoE.
+        datasets: names, as a list or separated by commas; None: the ``dataset`` of
+            ``config_files``, or else ml-100k.
+        config_files: YAML files, or result files of earlier runs; later files win.
+        settings: settings by name, which win over the files.
+        result_file: the JSON file to write the results to, after every run. The file of a table is
+            written when all its runs have finished; until then they are kept beside it.
+        resume: the folder of an unfinished run to resume, with its model and dataset.
+        leaderboard: the folder of a leaderboard, which is created if it is missing. Runs that it
+            lacks are run and kept there, and its tables are written again.
+        jobs: how many runs of a table run at the same time; more than one run in processes of
+            their own.
 
     Returns:
-        One result a run, with its protocol, metrics, costs and complete settings; or the one
-        result of a table, which holds what is compared of its ``runs``, or of a leaderboard, which
-        holds its ``rows``.
+        One result per run, with its protocol, metrics, costs and complete settings; or the one
+        result of a table, with the comparison of its ``runs``; or the one result of a leaderboard,
+        with its ``rows``.
 
     Raises:
-        IdiomoeError: a setting, file or machine that does not do; the message is one line.
+        IdiomoeError: a setting, a file or the machine does not allow the run, or the run failed;
+            the message is one line.
     """
     distributed.start()
     if result_file is not None and distributed.is_main():
         check_writable(result_file)
-    if resume is not None:
-        models, datasets, config_files, settings = _resumed(Path(resume), config_files, settings)
+    settings = settings or {}
+    folder = Path(resume) if resume is not None else None
+    if folder is not None:
+        models, datasets, config_files, settings = _resumed(folder, config_files, settings)
     layers = yaml_files.read_layers(config_files)
     names, labels = names_of(models, datasets, layers)
-    given = {key: value for layer in [*layers, settings or {}] for key, value in layer.items()}
+    layers.append(dict(settings))
+    given = {key: value for layer in layers for key, value in layer.items()}
     given |= {"model": names, "dataset": labels, "resume": resume and str(resume)}
     distributed.check_alike(given | versions())
-    grid = read_grid(names, [*layers, settings or {}])
+    grid = read_grid(names, layers)
     if grid or leaderboard or jobs != 1:
         distributed.refuse("a table (variants, seeds, leaderboard, jobs)")
-    if resume is not None and (grid or leaderboard or jobs != 1):
-        raise SettingError(
-            "resume goes on with one run; leave variants, seeds, leaderboard and jobs out."
-        )
+        if resume is not None:
+            raise SettingError(
+                "resume goes on with one run; leave variants, seeds, leaderboard and jobs out."
+            )
     if leaderboard is not None:
         if result_file is not None:
             raise SettingError("leaderboard has files of its own; leave result_file out.")
@@ -100,20 +106,12 @@ def run(
             ]
     if jobs != 1:
         raise SettingError(f"jobs={jobs!r} is for tables of variants or seeds; leave it out.")
-    requests = [
-        RunRequest(
-            name,
-            label,
-            config_files,
-            settings or {},
-            beside=names,
-            resume=Path(resume) if resume is not None else None,
-        )
-        for label in labels
-        for name in names
+    plans = [
+        plan(RunRequest(name, label, config_files, settings, beside=names, resume=folder))
+        for label, name in product(labels, names)
     ]
     results = []
-    for planned in [plan(request) for request in requests]:
+    for planned in plans:
         results.append(execution.execute(planned).to_json())
         if result_file is not None and distributed.is_main():
             write_result(result_file, results)
@@ -121,21 +119,19 @@ def run(
 
 
 def _resumed(
-    folder: Path,
-    config_files: Sequence[str | Path],
-    settings: Mapping[str, Any] | None,
+    folder: Path, config_files: Sequence[str | Path], settings: Mapping[str, Any]
 ) -> tuple[str, str, list[str | Path], dict[str, Any]]:
-    """Model, data set, files and settings of a run that goes on with that of ``folder``.
+    """Model, data set, files and settings to resume the run in ``folder``.
 
     Raises:
         CheckpointError: it is not the folder of a run.
-        SettingError: it cannot be written.
+        SettingError: the folder cannot be written.
     """
     earlier = read_run(folder)
     if distributed.is_main() and (reason := unwritable_reason(folder)):
         raise SettingError(
             f"resume={folder} cannot be written ({reason}); go on with a copy of it."
         )
-    # Whether to run code is not for a folder to say: whoever resumes it says so again.
-    settings = {"trust_remote_code": False, **(settings or {})}
+    # A folder must not allow remote code; whoever resumes the run must allow it again.
+    settings = {"trust_remote_code": False, **settings}
     return earlier["model"], earlier["dataset"], [folder / RUN_FILE, *config_files], settings

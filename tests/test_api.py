@@ -171,10 +171,11 @@ def test_several_models_on_several_datasets(tmp_path: Path) -> None:
 
 def test_a_failure_keeps_the_results_before_it(tmp_path: Path) -> None:
     path = write_cycle(tmp_path / "one")
+    write_cycle(tmp_path / "short", length=2)
     settings = TINY | {"data_path": str(path), "epochs": 1}
     file = tmp_path / "results.json"
-    with pytest.raises(DataError, match="unknown dataset 'none-such'"):
-        api.run("IDIOMoE", ["one", "none-such"], (), settings, result_file=file)
+    with pytest.raises(DataError, match="short: no user has 3 interactions"):
+        api.run("IDIOMoE", ["one", "short"], (), settings, result_file=file)
     assert json.loads(file.read_text())["dataset"] == "one"
 
 
@@ -251,7 +252,7 @@ def test_a_run_that_was_stopped_before_its_folder_names_none(
     def interrupted(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(one_run, "load_dataset", interrupted)
+    monkeypatch.setattr(one_run, "read_dataset", interrupted)
     settings = TINY | {"data_path": str(write_cycle(tmp_path / "cycle"))}
     with pytest.raises(KeyboardInterrupt) as stop:
         api.run("SASRec", "cycle", settings=settings)

@@ -1,9 +1,9 @@
-"""How well new items are found: metrics of seen and of unseen test items apart.
+"""How well new items are found: the metrics of seen and of unseen test items, measured apart.
 
-A ranked list of K items holds at most ``floor(epsilon K)`` unseen ones (TIGER, section 4.3; the
-paper's section B.6.2 has epsilon .1). Of more, the best stay, and items that were trained on move
-up. So the rank of a target depends on K, and each K is measured on a list of its own. The metrics
-are RecBole's own, so with epsilon 1 they equal those of its evaluation to the last digit.
+A ranked list of K items holds at most ``floor(epsilon K)`` unseen items (TIGER, section 4.3; the
+paper's section B.6.2 uses epsilon 0.1). If there are more, the best ones stay, and items that were
+trained on move up. The rank of a target thus depends on K, and each K is measured on a list of its
+own. The metrics are RecBole's, so with epsilon 1 they equal its evaluation to the last digit.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from recbole.evaluator import Evaluator
 from recbole.evaluator.collector import DataStruct
 
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch, plain_metrics
-from recbole_idiomoe.protocol.sharing import in_order
+from recbole_idiomoe.protocol.loader import in_order
 from recbole_idiomoe.protocol.splits import Splits
 
 logger = logging.getLogger(__name__)
 
 
 class ColdStartSplit(Observer):
-    """Measures seen and unseen targets apart, by the rule above.
+    """Measures seen and unseen targets apart, by the rule of this module.
 
     Args:
-        config: of the run: ``topk``, ``metrics`` and ``cold_start_epsilon``.
-        unseen: rows of the unseen items.
+        config: the config of the run, with ``topk``, ``metrics`` and ``cold_start_epsilon``.
+        unseen: catalogue rows of the unseen items, shape ``(items,)``.
 
     Attributes:
         all_result: metrics of all targets by name, once the evaluation has finished.
@@ -41,7 +41,6 @@ class ColdStartSplit(Observer):
         self.epsilon: float = config["cold_start_epsilon"]
         self.items = torch.from_numpy(unseen).to(config["device"])
         self.evaluator = Evaluator(config)
-        self.all_result: dict[str, float] = {}
 
     def started(self, loader: Any) -> None:
         self._loader = loader
@@ -50,26 +49,25 @@ class ColdStartSplit(Observer):
 
     def ranked(self, batch: RankedBatch) -> None:
         targets = batch.targets.to(batch.scores.device)
-        lists = [_under_rule(batch.scores, self.items, k, self.epsilon) for k in self.topk]
-        by_list = [_positions(allowed, targets, max(self.topk)) for allowed in lists]
+        lists = [_limited(batch.scores, self.items, k, self.epsilon) for k in self.topk]
+        by_list = [_hits(scores, targets, max(self.topk)) for scores in lists]
         self._hits.append(torch.stack(by_list, dim=1).cpu())
         self._is_unseen.append(torch.isin(targets, self.items).cpu())
 
     def finished(self) -> None:
-        self._found, self._apart = (
-            in_order(torch.cat(part), self._loader) for part in (self._hits, self._is_unseen)
-        )
-        self.all_result = self._metrics(self._found)
+        self._found = in_order(torch.cat(self._hits), self._loader)
+        self._apart = in_order(torch.cat(self._is_unseen), self._loader)
+        self.all_result: dict[str, float] = self._metrics(self._found)
 
     def result(self, can_rank: bool) -> dict[str, Any]:
-        """What ``cold_start`` in the result of a run says.
+        """The entries of ``cold_start`` in the result of a run.
 
         Args:
             can_rank: whether the model can rank unseen items.
 
         Returns:
-            ``items`` and ``unseen_targets``, how many there are, and the metrics of ``seen`` and
-            of ``unseen`` targets, the latter None for a model that cannot rank them.
+            The numbers of ``items`` and of ``unseen_targets``, and the metrics of the ``seen`` and
+            the ``unseen`` targets; ``unseen`` is None if the model cannot rank them.
         """
         return {
             "items": len(self.items),
@@ -79,7 +77,7 @@ class ColdStartSplit(Observer):
         }
 
     def _metrics(self, hits: torch.Tensor) -> dict[str, float]:
-        """RecBole's metrics of lists: ``hits`` is (n, len(topk), max(topk)), a list for each K."""
+        """RecBole's metrics of ``hits`` (n, len(topk), max(topk)), each K from its own list."""
         by_list = {}
         for position, k in enumerate(self.topk):
             relevant = torch.ones(len(hits), 1, dtype=torch.int)
@@ -93,36 +91,34 @@ class ColdStartSplit(Observer):
 def evaluate_cold_start(
     trainer: Any, splits: Splits, *, load_best_model: bool = True, show_progress: bool = False
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Test a trained model under the rule.
+    """Test a trained model by the rule of this module.
 
-    A model without a true ``ranks_unseen_items`` has no unseen items among its candidates.
+    Unseen items are no candidates of a model whose ``ranks_unseen_items`` is false or missing.
 
     Args:
-        trainer: of the model.
-        splits: of the run.
-        load_best_model: test the best epoch instead of the weights as they are.
+        trainer: the trainer of the model.
+        splits: the splits of the run.
+        load_best_model: test the best epoch instead of the current weights.
         show_progress: show a progress bar.
 
     Returns:
-        Metrics of all targets, and what ``cold_start`` in the result of a run says.
+        Metrics of all targets, and ``cold_start`` of the result of a run.
     """
+    config = trainer.config
     can_rank = bool(getattr(trainer.model, "ranks_unseen_items", False))
     if not can_rank:
         splits.test.leave_out(splits.unseen)
-        name = trainer.config["model"]
+        name = config["model"]
         logger.info(f"{name} cannot rank unseen items: they are left out of its candidates")
-    apart = ColdStartSplit(trainer.config, splits.unseen)
+    apart = ColdStartSplit(config, splits.unseen)
     trainer.evaluate(splits.test, load_best_model, None, show_progress, observers=[apart])
-    rule = {
-        "share": trainer.config["cold_start"],
-        "epsilon": trainer.config["cold_start_epsilon"],
-    }
+    rule = {"share": config["cold_start"], "epsilon": config["cold_start_epsilon"]}
     return apart.all_result, rule | apart.result(can_rank)
 
 
-def _under_rule(scores: torch.Tensor, unseen: torch.Tensor, k: int, epsilon: float) -> torch.Tensor:
+def _limited(scores: torch.Tensor, unseen: torch.Tensor, k: int, epsilon: float) -> torch.Tensor:
     """``scores`` (n, item_num) with -inf for unseen items that a list of ``k`` has no room for."""
-    # A tenth has no exact binary form, and .29 * 100 is below 29.
+    # 0.29 * 100 is below 29 in floating point.
     room = math.floor(epsilon * k + 1e-9)
     if room >= min(k, len(unseen)):
         return scores
@@ -130,11 +126,11 @@ def _under_rule(scores: torch.Tensor, unseen: torch.Tensor, k: int, epsilon: flo
     return scores.index_fill(1, unseen, -torch.inf).scatter(1, unseen[which], best)
 
 
-def _positions(scores: torch.Tensor, targets: torch.Tensor, width: int) -> torch.Tensor:
-    """Where the targets (n,) are ranked: (n, width), True there, all False if nowhere.
+def _hits(scores: torch.Tensor, targets: torch.Tensor, width: int) -> torch.Tensor:
+    """Where the top ``width`` items are the targets (n,): booleans of shape (n, width).
 
-    Ties fall as RecBole has them fall, which cuts its shorter lists from the longest.
+    Tied items are in RecBole's order, which cuts its shorter lists from the longest one.
     """
     best, listed = scores.topk(width, dim=1)
-    # A short catalogue fills its lists with masked items.
+    # In a small catalogue the lists are filled up with masked items.
     return (listed == targets[:, None]) & (best > -torch.inf)

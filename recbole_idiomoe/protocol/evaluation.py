@@ -7,7 +7,7 @@ says which items are candidates, RecBole's ``Collector`` and ``Evaluator`` make 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,14 +17,18 @@ from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
+from recbole.evaluator.collector import Collector, DataStruct
 from recbole.utils import EvaluatorType, get_gpu_usage, set_color
 from tqdm import tqdm
 
 from recbole_idiomoe.base import distributed
-from recbole_idiomoe.protocol.sharing import SharedCollector
+from recbole_idiomoe.protocol.loader import in_order
+
+# RecBole collects these for each user; whatever else it collects is the same on every rank.
+_COLLECTED_BY_USER = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
 
 Rescore = Callable[[Interaction, torch.Tensor], torch.Tensor]
-"""Makes the scores ``(users, item_num)`` that are ranked of those that the model gave."""
+"""Turns the masked scores of a model into the scores to rank; both are ``(users, item_num)``."""
 
 
 @dataclass(frozen=True)
@@ -34,42 +38,71 @@ class RankedBatch:
     interaction: Interaction
     """The users and their histories, one row each."""
     scores: torch.Tensor
-    """What is ranked, shape ``(users, item_num)``: -inf where an item is no candidate."""
+    """The scores that are ranked, shape ``(users, item_num)``; -inf for items that are masked."""
     rows: torch.Tensor
-    """For each target, the row of its user, shape ``(targets,)``."""
+    """The row of the user of each target, shape ``(targets,)``."""
     targets: torch.Tensor
     """The items to be found, shape ``(targets,)``."""
     hits: torch.Tensor | None
-    """True where RecBole's top-k list holds its user's target, shape ``(users, k)``; None if no
-    metric needs the list."""
+    """True where RecBole's top-k list of a user holds the target, shape ``(users, k)``; None if no
+    metric needs the lists."""
 
 
 class Observer:
-    """Looks on at an evaluation. A subclass overrides the hooks that it needs."""
+    """Is told about the steps of an evaluation. A subclass overrides the hooks that it needs."""
 
     def started(self, loader: Any) -> None:
         """The evaluation of ``loader`` begins."""
 
     def predicted(self, interaction: Interaction, scores: torch.Tensor) -> None:
-        """The model gave ``scores`` of the rows of ``interaction``; none is masked yet."""
+        """The model gave ``scores`` for the rows of ``interaction``; no item is masked yet."""
 
     def ranked(self, batch: RankedBatch) -> None:
-        """Candidates were masked, and RecBole's metrics have seen the batch."""
+        """Items were masked, and RecBole's metrics have seen the batch."""
 
     def finished(self) -> None:
-        """All batches have been seen; nothing is called if the evaluation was broken off."""
+        """All batches have been seen. This is not called if the evaluation raised an error."""
+
+
+class SharedCollector(Collector):  # type: ignore[misc]
+    """RecBole's collector, extended to give what all ranks have collected.
+
+    Attributes:
+        loader: the loader that is being evaluated.
+    """
+
+    loader: Any = None
+
+    def newest_hits(self, count: int) -> torch.Tensor | None:
+        """Where the top-k lists of the newest ``count`` users hold the target.
+
+        Returns:
+            Booleans of shape ``(count, k)``; None if no metric needs the lists.
+        """
+        if not self.register.need("rec.topk"):
+            return None
+        # The last column counts the targets.
+        hits: torch.Tensor = self.data_struct.get("rec.topk")[-count:, :-1] > 0
+        return hits
+
+    def get_data_struct(self) -> DataStruct:
+        struct = super().get_data_struct()
+        for name in _COLLECTED_BY_USER:
+            if name in struct:
+                struct.set(name, in_order(struct.get(name), self.loader))
+        return struct
 
 
 class Evaluation:
     """An evaluation of ``model`` on ``loader``.
 
     Args:
-        model: a recommender of RecBole's or ours; it is set to evaluation mode.
-        loader: RecBole's of validation or test data, of full or sampled candidates.
-        config: of the run: metrics, device and ``eval_batch_size``.
-        collector: knows what metrics need of the training data; None: no metric needs it.
-        observers: see :class:`Observer`; they are called in their order.
-        rescore: replaces the masked scores before they are ranked; None: they are ranked.
+        model: a recommender of RecBole or of this package; it is set to evaluation mode.
+        loader: an evaluation loader of RecBole, with full or sampled candidates.
+        config: the config of the run, with its metrics, device and ``eval_batch_size``.
+        collector: a collector that has read the training data; None if no metric needs that data.
+        observers: they are called in this order.
+        rescore: replaces the masked scores before they are ranked; None keeps them.
     """
 
     def __init__(
@@ -98,7 +131,9 @@ class Evaluation:
         self.collector.loader = self.loader
         for observer in self.observers:
             observer.started(self.loader)
-        for interaction, masked, rows, targets in self._batches(show_progress):
+        title = set_color("Evaluate   ", "pink")
+        bar = tqdm(self.loader, ncols=100, desc=title, disable=not show_progress)
+        for interaction, masked, rows, targets in bar:
             scores = self._scores(interaction, masked, rows)
             if self.rescore is not None:
                 scores = self.rescore(interaction, scores)
@@ -107,49 +142,43 @@ class Evaluation:
             batch = RankedBatch(interaction, scores, rows, targets, hits)
             for observer in self.observers:
                 observer.ranked(batch)
+            if show_progress and self.device.type == "cuda":
+                usage = "GPU RAM: " + get_gpu_usage(self.device)
+                bar.set_postfix_str(set_color(usage, "yellow"))
         self.collector.model_collect(self.model)
         struct = self.collector.get_data_struct()
-        # Whether training stops early must not depend on the last digit of another machine.
+        # Early stopping must not depend on the last digit of another machine.
         result = distributed.from_main(lambda: plain_metrics(self.evaluator.evaluate(struct)))
         for observer in self.observers:
             observer.finished()
         return result
 
-    def _batches(self, show_progress: bool) -> Iterable[Any]:
-        if not show_progress:
-            yield from self.loader
-            return
-        bar = tqdm(self.loader, ncols=100, desc=set_color("Evaluate   ", "pink"))
-        for batch in bar:
-            yield batch
-            if self.device.type == "cuda":
-                usage = "GPU RAM: " + get_gpu_usage(self.device)
-                bar.set_postfix_str(set_color(usage, "yellow"))
-
     def _scores(self, interaction: Interaction, masked: Any, rows: torch.Tensor) -> torch.Tensor:
         """Scores of the batch, as ``recbole/trainer/trainer.py:515-565`` makes them."""
         if self.is_full:
             scores = self._full_scores(interaction.to(self.device)).view(-1, self.item_num)
-            self._tell_predicted(interaction, scores)
+        else:
+            scores = self._predicted(interaction)
+        for observer in self.observers:
+            observer.predicted(interaction, scores)
+        if self.is_full:
             scores[:, 0] = -torch.inf  # the padding item
             if masked is not None:
                 scores[masked] = -torch.inf
             return scores
-        found = self._predicted(interaction)
-        self._tell_predicted(interaction, found)
         if not self.is_ranking:
-            return found
-        # Of sampled candidates ``masked`` is the row of each one's user.
+            return scores
+        # With sampled candidates, ``masked`` holds the row of each candidate's user.
         size = (int(rows[-1]) + 1, self.item_num)
-        scores = torch.full(size, -torch.inf, device=self.device)
-        scores[masked, interaction[self.item_field]] = found
-        return scores
+        spread = torch.full(size, -torch.inf, device=self.device)
+        spread[masked, interaction[self.item_field]] = scores
+        return spread
 
     def _full_scores(self, interaction: Interaction) -> torch.Tensor:
         try:
             scores: torch.Tensor = self.model.full_sort_predict(interaction)
             return scores
-        except NotImplementedError:  # a model that only scores pairs of a user and an item
+        except NotImplementedError:  # the model only scores pairs of a user and an item
             pairs = interaction.repeat_interleave(self.item_num)
             pairs.update(self._item_features.repeat(len(interaction)))
             return self._predicted(pairs)
@@ -164,11 +193,7 @@ class Evaluation:
         parts = [interaction[start : start + self.batch_size] for start in starts]
         return torch.cat([self.model.predict(part.to(self.device)).reshape(-1) for part in parts])
 
-    def _tell_predicted(self, interaction: Interaction, scores: torch.Tensor) -> None:
-        for observer in self.observers:
-            observer.predicted(interaction, scores)
-
 
 def plain_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as numbers of Python's own, which JSON takes."""
+    """Metrics as Python floats, which JSON can hold."""
     return {name: float(value) for name, value in result.items()}

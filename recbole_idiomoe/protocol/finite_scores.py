@@ -1,4 +1,4 @@
-"""Scores that are not numbers are refused: RecBole's ``topk`` would rank them first."""
+"""An evaluation fails if a score is nan, because RecBole's ``topk`` would rank it first."""
 
 from __future__ import annotations
 
@@ -13,36 +13,33 @@ from recbole_idiomoe.protocol.evaluation import Observer
 
 
 class FiniteScores(Observer):
-    """Fails an evaluation in which the model scored an item nan.
+    """Fails an evaluation in which the model gave an item the score nan.
 
-    It looks at the scores before anything is masked. What it finds stays on the device, so that
-    the host waits once, at the end.
+    It checks the scores before items are masked. The marks stay on the device until the end, so
+    that the host waits for it only once.
 
     Args:
         model: the name of the model, for the message.
-        dataset: any split of the run; it knows the ids of the users.
+        dataset: any split of the run, for the ids of the users.
     """
 
     def __init__(self, model: str, dataset: Any) -> None:
         self.model, self.dataset = model, dataset
+
+    def started(self, loader: Any) -> None:
         self._users: list[torch.Tensor] = []
         self._faulty: list[torch.Tensor] = []
 
-    def started(self, loader: Any) -> None:
-        self._users, self._faulty = [], []
-
     def predicted(self, interaction: Interaction, scores: torch.Tensor) -> None:
-        # A maximum passes nan on, and needs no marks as large as the scores.
+        # amax passes nan on, and needs no mask as large as the scores.
         rows = scores.detach().reshape(len(interaction), -1)
         self._faulty.append(rows.amax(dim=1).isnan())
         self._users.append(interaction[self.dataset.uid_field])
 
     def finished(self) -> None:
         """Raises:
-        IdiomoeError: a score was nan; it names the model and the first of the users.
+        IdiomoeError: a score was nan; the message names the model and the first such user.
         """
-        if not self._faulty:
-            return
         found = torch.cat(self._faulty).cpu()
         own = torch.cat([part.cpu() for part in self._users])[found]
         rows = torch.cat(distributed.gathered(own)).unique()

@@ -1,4 +1,4 @@
-"""How much of its language a trained model has kept: its likelihood of a text, before and after."""
+"""How much language a model keeps: the likelihood of a text before and after training."""
 
 from __future__ import annotations
 
@@ -9,50 +9,39 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recbole_idiomoe.base.backbones import UNTRAINED
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.backbone import no_progress_bars
 from recbole_idiomoe.lm.likelihood import Likelihood, likelihood
 from recbole_idiomoe.models.language.catalog_lm import untouched_backbone
 from recbole_idiomoe.models.language.options import LanguageModelOptions
-from recbole_idiomoe.models.language.recommender import LanguageModelRecommender
 from recbole_idiomoe.report.extra_rows import nll_change
 
 logger = logging.getLogger(__name__)
 
 CONTEXT = 512
-"""Tokens of a window, where the decoder can read as many. The next begins half a window later, so
-that every token is predicted once, and all but the first from at least half a window before it."""
-
-
-def has_language(model: Any, settings: LanguageModelOptions) -> bool:
-    """Whether ``model`` started from a pretrained language model."""
-    return (
-        isinstance(model, LanguageModelRecommender)
-        and model.pretrained
-        and settings.backbone != UNTRAINED
-    )
+"""Tokens of a window, if the decoder can read that many. The next window begins half a window
+later, so every token is predicted once, and after the first window from at least half a window."""
 
 
 def language_kept(
     folder: Path, path: Path, settings: LanguageModelOptions, *, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """The NLL of the text in ``path`` under a run's best model and under its backbone.
+    """The NLL of the text in ``path`` under a run's best model and under its untouched backbone.
 
-    The model reads text alone, every token through the text path; both compute in float32 and read
-    the same windows, so that weights that are equal give a change of exactly 0. The model is read
-    from its folder, the backbone from where it came.
+    All tokens are text tokens. Both models compute in float32 and read the same windows, so equal
+    weights give a change of exactly 0.
 
     Args:
-        folder: a run's.
+        folder: the folder of the run, which holds the best model.
         path: a file of UTF-8 text.
-        settings: its own.
-        seed: likewise.
+        settings: the options of the run, which say where the backbone is loaded from.
+        seed: the seed of the run.
         device: where to compute.
 
     Returns:
-        ``file`` (its name), ``tokenizer`` (whose), ``tokens``, ``context``, and in nats a token
-        ``nll``, ``untouched_nll`` and ``nll_change``, the one minus the other.
+        ``file`` (the name of the text file), ``tokenizer`` (the name of its model), ``tokens``,
+        ``context``, and in nats per token ``nll``, ``untouched_nll`` and their difference
+        ``nll_change``.
     """
     backbone, tokenizer = untouched_backbone(settings, seed)
     with no_progress_bars():
@@ -63,7 +52,9 @@ def language_kept(
     after = text_likelihood(trained.language_model(), tokenizer, text, device)
     before = text_likelihood(backbone, tokenizer, text, device)
     nll, untouched = after.nll_per_token, before.nll_per_token
-    kept = {
+    change = nll_change(nll - untouched)
+    logger.info(f"{path.name}: {nll:.4f} nats a token, a change of {change} from the backbone")
+    return {
         "file": path.name,
         "tokenizer": tokenizer_name(settings),
         "tokens": after.token_num,
@@ -72,18 +63,19 @@ def language_kept(
         "untouched_nll": untouched,
         "nll_change": nll - untouched,
     }
-    change = nll_change(nll - untouched)
-    logger.info(f"{path.name}: {nll:.4f} nats a token, a change of {change} from the backbone")
-    return kept
 
 
 def text_likelihood(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, device: torch.device
 ) -> Likelihood:
-    """The likelihood of ``text`` under a decoder, which computes on ``device``.
+    """The likelihood of ``text`` under a decoder, computed on ``device``.
 
     Args:
-        model: left on the CPU; a run's is set to text, :meth:`IdiomoeForCausalLM.language_model`.
+        model: the decoder, which is moved back to the CPU afterwards. For a model with experts,
+            pass :meth:`IdiomoeForCausalLM.language_model`.
+        tokenizer: the tokenizer of the decoder.
+        text: the text to measure.
+        device: where to compute.
     """
     found = likelihood(model.eval().to(device), tokenizer, [text], window_of(model))
     model.cpu()
@@ -91,11 +83,11 @@ def text_likelihood(
 
 
 def window_of(model: PreTrainedModel) -> int:
-    """Tokens of a window that ``model`` reads."""
+    """The number of tokens in a window that ``model`` reads, at most :data:`CONTEXT`."""
     return min(CONTEXT, getattr(model.config, "max_position_embeddings", None) or CONTEXT)
 
 
 def tokenizer_name(settings: LanguageModelOptions) -> str:
-    """Whose tokenizer a run has."""
+    """The name of the model whose tokenizer a run uses, without the folders of a local path."""
     path = Path(settings.backbone)
-    return path.name if path.is_dir() else settings.backbone  # where it lies is its owner's affair
+    return path.name if path.is_dir() else settings.backbone

@@ -1,7 +1,11 @@
-"""The loader of a full ranking, which says for each user which items are no candidates.
+"""The loader of a full ranking: candidates, users per batch, and the share of each process.
 
 RecBole's full-sort loader names no history for sequential models, so an item that the user has
 just had can be ranked first (``recbole/data/dataloader/general_dataloader.py:281``).
+
+Several processes give exactly the numbers of one process: whole batches are dealt out to the
+ranks, so that the scores of a user are the same to the last bit, and the results are put back into
+the order of the loader before anything is averaged.
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
 from torch.utils.data import Sampler
 
+from recbole_idiomoe.base import distributed
 from recbole_idiomoe.protocol.seen_items import SeenItemMask
-from recbole_idiomoe.protocol.sharing import own_rows
+
+MAX_SCORES = 2**26
+"""Scores held at once: 256 MiB in float32, and as much again for RecBole's marks of the targets."""
 
 Masked = tuple[torch.Tensor, torch.Tensor]
 EvalBatch = tuple[Any, Masked | None, torch.Tensor, torch.Tensor]
@@ -25,12 +32,12 @@ EvalBatch = tuple[Any, Masked | None, torch.Tensor, torch.Tensor]
 class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
     """RecBole's full-sort loader that also names the items that are masked for each user.
 
-    Several processes each get a share of the batches.
+    With several processes, each one gets a share of the batches.
 
     Args:
-        config: of the run.
-        dataset: the split, each user's rows in the order of time.
-        sampler: RecBole's, which a full ranking does not use.
+        config: the config of the run.
+        dataset: the split; each user's rows are in the order of time.
+        sampler: RecBole's sampler, which a full ranking does not use.
     """
 
     def __init__(self, config: Config, dataset: Any, sampler: Any = None) -> None:
@@ -40,19 +47,19 @@ class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
         self.batch_sampler.sampler = OwnRows(self)
 
     def mask(self, seen: SeenItemMask) -> None:
-        """Mask from now on what each user had before."""
+        """From now on, mask the items that each user had before the target."""
         self.seen = seen
 
     def leave_out(self, items: np.ndarray) -> None:
-        """Mask from now on ``items`` for every user, even where they are the target."""
+        """From now on, mask ``items`` for every user, even if one of them is the target."""
         self._left_out = torch.from_numpy(items)
 
     def collate_fn(self, index: Any) -> EvalBatch:
-        """The rows ``index`` as RecBole's trainer reads them.
+        """The rows ``index`` of the split, as RecBole's trainer reads them.
 
         Returns:
-            Users and histories; rows and items of what is masked, or None; rows and items of the
-            targets.
+            The users and histories; the rows and items to mask, or None; the rows of the targets;
+            the items of the targets.
         """
         interaction, _, rows, targets = super().collate_fn(index)
         return interaction, self._masked(index, targets), rows, targets
@@ -62,14 +69,14 @@ class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
         if count := len(self._left_out):
             users = torch.arange(len(targets)).repeat_interleave(count)
             parts.append((users, self._left_out.repeat(len(targets))))
-        if not parts:
-            return None
+        if len(parts) < 2:
+            return parts[0] if parts else None
         users, items = (torch.cat(part) for part in zip(*parts, strict=True))
         return users, items
 
 
 class OwnRows(Sampler):  # type: ignore[type-arg]
-    """The rows of a loader that this process evaluates, asked anew for every pass."""
+    """The rows that this process evaluates, computed again for each pass over the loader."""
 
     def __init__(self, loader: FullSortEvalDataLoader) -> None:
         self._loader = loader
@@ -79,3 +86,55 @@ class OwnRows(Sampler):  # type: ignore[type-arg]
 
     def __len__(self) -> int:
         return len(own_rows(self._loader))
+
+
+def users_at_once(item_num: int) -> int:
+    """How many users can be scored together on ``item_num`` items; at least one."""
+    return max(1, MAX_SCORES // item_num)
+
+
+def limit_users(loader: Any) -> None:
+    """Make an evaluation loader give at most :func:`users_at_once` users in a batch.
+
+    RecBole holds the scores of a batch for the whole catalogue, so memory would grow with users
+    times items. Each user is ranked alone, so the lists do not depend on the size of the batch.
+    """
+    loader.step = min(loader.step, users_at_once(loader._dataset.item_num))
+    # The batch_size of a DataLoader is fixed; its sampler is what cuts the batches.
+    loader.batch_sampler.batch_size = loader.step
+
+
+def own_rows(loader: Any) -> np.ndarray:
+    """The rows of ``loader`` that this rank evaluates, in the order of the loader.
+
+    Every rank gets the same number of batches, so some ranks repeat the first batch. Sampled
+    candidates are drawn in an order that all ranks share, so every rank evaluates all their rows.
+    """
+    rows = np.arange(loader.sample_size)
+    ranks = distributed.world_size()
+    if ranks == 1 or not isinstance(loader, FullSortEvalDataLoader):
+        return rows
+    batches = np.split(rows, np.arange(loader.step, len(rows), loader.step))
+    own = batches[distributed.rank() :: ranks]
+    most = -(-len(batches) // ranks)
+    # Repeats go in front: after the last batch, which may be short, they would be cut differently.
+    return np.concatenate(batches[:1] * (most - len(own)) + own)
+
+
+def in_order(values: torch.Tensor, loader: Any) -> torch.Tensor:
+    """The ``values`` of all ranks in the order of ``loader``, with repeated rows left out.
+
+    Args:
+        values: the values of this rank, one for each row that it evaluated, shape ``(rows, ...)``.
+        loader: the loader that was evaluated.
+
+    Returns:
+        In one process ``values`` itself; in several processes a tensor on the CPU.
+    """
+    if distributed.world_size() == 1 or not isinstance(loader, FullSortEvalDataLoader):
+        return values
+    parts = distributed.gathered((own_rows(loader), values.cpu()))
+    rows = np.concatenate([rows for rows, _ in parts])
+    every, first = np.unique(rows, return_index=True)
+    assert len(every) == loader.sample_size
+    return torch.cat([part for _, part in parts])[torch.from_numpy(first)]

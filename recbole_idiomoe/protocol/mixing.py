@@ -1,10 +1,10 @@
-"""A trained model mixed with a counter: linear interpolation of what each expects next.
+"""A trained model mixed with a counter: linear interpolation of their next-item distributions.
 
-A candidate's score is ``(1 - w) * p + w * c``: ``p`` the softmax of the model's scores, ``c`` the
-counter's share of all its counts, both over the user's candidates alone, so after what RecBole's
-trainer masks. The weight ``w`` is the one of :data:`WEIGHTS` that ``valid_metric`` on validation
-favours; the test is then evaluated once. At 0 and 1 the mix is the model and the counter to the
-last digit, ties included. Nothing is trained for it, and the model's own result does not change.
+A candidate's score is ``(1 - w) * p + w * c``: ``p`` is the softmax of the model's scores and
+``c`` the counter's count divided by the sum of its counts, both over the user's candidates that are
+not masked. The weight ``w`` is the one of :data:`WEIGHTS` with the best ``valid_metric`` on
+validation; the test is then evaluated once. At 0 and 1 the mix is the model and the counter to the
+last digit, ties included. Nothing is trained, and the model's own result does not change.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from recbole_idiomoe.models.counting.model import UntrainedRecommender
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch, plain_metrics
 from recbole_idiomoe.protocol.ranks import RankRecorder
-from recbole_idiomoe.protocol.sharing import SharedCollector
 from recbole_idiomoe.protocol.splits import Splits
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = tuple(step / 20 for step in range(21))
-"""Weights of the counter that are tried; of equals, the smallest is taken."""
+"""Weights of the counter that are tried; among equally good ones the smallest is taken."""
 
 
 def evaluate_mix(
@@ -44,17 +43,18 @@ def evaluate_mix(
     ranks: Path,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Choose a weight on validation, then test the mix with it, and keep its ranks.
+    """Choose a weight on validation, test the mix with this weight, and save the ranks.
 
     Args:
-        trainer: any of RecBole's or ours, whose best model is mixed; it stays as it was.
-        counter: see :func:`load_counter`.
-        splits: of the run.
-        ranks: the ``.npz`` file of the mix's ranks.
+        trainer: the trainer of the model; its best epoch is mixed, without being changed.
+        counter: the counter, from :func:`load_counter`.
+        splits: the splits of the run.
+        ranks: the ``.npz`` file to write the ranks of the mix to.
+        show_progress: show progress bars.
 
     Returns:
-        What ``mix`` in a result says: ``with``, ``weight``, ``best_valid_result``, ``test_result``
-        and ``eval_seconds``.
+        ``mix`` of the result of a run: ``with``, ``weight``, ``best_valid_result``,
+        ``test_result`` and ``eval_seconds``.
     """
     start = time.perf_counter()
     search = WeightSearch(trainer, counter)
@@ -65,7 +65,7 @@ def evaluate_mix(
         load_best_model=False,
         show_progress=show_progress,
         observers=[RankRecorder(ranks, splits.popularity)],
-        rescore=Mixer(trainer.model, counter, weight),
+        rescore=lambda interaction, scores: search.mixture(interaction, scores).at(weight),
     )
     mix = {
         "with": type(counter).__name__,
@@ -81,15 +81,15 @@ def evaluate_mix(
 def load_counter(
     config: RunConfig, settings: Mapping[str, Any], dataset: Any
 ) -> UntrainedRecommender:
-    """The counter that ``mix`` names, as it is when run beside the model with its own defaults.
+    """The counter that the setting ``mix`` names, with the defaults that it has in its own run.
 
     Args:
-        config: of the model's run.
-        settings: complete, as they were before the run.
-        dataset: the run's.
+        config: the config of the model's run.
+        settings: the complete settings of the run, as they were before it started.
+        dataset: the data set of the run.
 
     Raises:
-        DataError: the counter's data number the items otherwise.
+        DataError: the counter's data set numbers the items differently.
     """
     name, model, label = config["mix"], config["model"], config["dataset_label"]
     own = RunConfig(name, label, settings={**settings, "mix": None}, beside=[model])
@@ -102,31 +102,37 @@ def load_counter(
 
 
 class WeightSearch(Observer):
-    """Measures the mix by every weight of :data:`WEIGHTS` in one pass of the model.
+    """Measures the mix with every weight of :data:`WEIGHTS` in one pass of the model.
 
     Args:
-        trainer: the model's; its metrics are RecBole's own.
+        trainer: the trainer of the model, which has RecBole's metrics.
         counter: what the model is mixed with.
     """
 
     def __init__(self, trainer: Any, counter: UntrainedRecommender) -> None:
         self.trainer, self.counter = trainer, counter
         self.are_counts = isinstance(trainer.model, UntrainedRecommender)
-        self.collectors = {weight: _collector_like(trainer.eval_collector) for weight in WEIGHTS}
+        # Copies have read the training data too, and collect the validation data separately.
+        self.collectors = {weight: copy.copy(trainer.eval_collector) for weight in WEIGHTS}
+        for collector in self.collectors.values():
+            collector.data_struct = copy.deepcopy(collector.data_struct)
 
     def started(self, loader: Any) -> None:
         for collector in self.collectors.values():
             collector.loader = loader
 
     def ranked(self, batch: RankedBatch) -> None:
-        counts = self.counter.full_sort_predict(batch.interaction)
-        mixture = Mixture(batch.scores, counts, self.are_counts)
+        mixture = self.mixture(batch.interaction, batch.scores)
         for weight, collector in self.collectors.items():
             scores = mixture.at(weight)
             collector.eval_batch_collect(scores, batch.interaction, batch.rows, batch.targets)
 
+    def mixture(self, interaction: Interaction, scores: torch.Tensor) -> Mixture:
+        """The mixture of the model's masked ``scores`` (users, item_num) with the counter's."""
+        return Mixture(scores, self.counter.full_sort_predict(interaction), self.are_counts)
+
     def best(self) -> tuple[float, dict[str, float]]:
-        """The weight that ``valid_metric`` favours, and all metrics of its mix."""
+        """The weight with the best ``valid_metric``, and all metrics of its mix."""
         trainer, results = self.trainer, {}
         for weight, collector in self.collectors.items():
             collector.model_collect(trainer.model)
@@ -140,58 +146,32 @@ class WeightSearch(Observer):
         return best, results[best]
 
 
-class Mixer:
-    """Rescores the masked scores of a model by a mix of one weight.
-
-    Args:
-        model: whose scores they are.
-        counter: what it is mixed with.
-        weight: of the counter, 0 to 1.
-    """
-
-    def __init__(self, model: Any, counter: UntrainedRecommender, weight: float) -> None:
-        self.counter, self.weight = counter, weight
-        self.are_counts = isinstance(model, UntrainedRecommender)
-
-    def __call__(self, interaction: Interaction, scores: torch.Tensor) -> torch.Tensor:
-        counts = self.counter.full_sort_predict(interaction)
-        return Mixture(scores, counts, self.are_counts).at(self.weight)
-
-
 class Mixture:
-    """Scores of a model and of a counter for the same users, to be mixed by any weight.
+    """Scores of a model and of a counter for the same users, which any weight can mix.
 
     Args:
-        scores: the model's (n, item_num), -inf where an item is no candidate.
-        counts: the counter's (n, item_num), none negative.
-        are_counts: whether ``scores`` are counts too, which have shares and no softmax.
+        scores: the model's scores (n, item_num), -inf where an item is masked.
+        counts: the counter's counts (n, item_num), none of them negative.
+        are_counts: whether ``scores`` are counts too, which are normalised by their sum.
     """
 
     def __init__(self, scores: torch.Tensor, counts: torch.Tensor, are_counts: bool) -> None:
         masked = scores == -torch.inf
         self._scores, self._counts = scores, counts.masked_fill(masked, -torch.inf)
-        expected = _shares(scores, masked) if are_counts else scores.softmax(dim=1)
-        # What is masked stays behind candidates that neither expects.
-        self._expected = expected.masked_fill(masked, -torch.inf)
+        model_shares = _shares(scores, masked) if are_counts else scores.softmax(dim=1)
+        # Masked items must rank behind candidates that have the share 0 in both.
+        self._model_shares = model_shares.masked_fill(masked, -torch.inf)
         self._shares = _shares(counts, masked).masked_fill(masked, -torch.inf)
 
     def at(self, weight: float) -> torch.Tensor:
-        """The mixed scores (n, item_num), the counter's with weight ``weight``, 0 to 1."""
-        if weight in (0, 1):  # also, 0 times what is masked would be nan
+        """The mixed scores (n, item_num), with ``weight`` (0 to 1) for the counter."""
+        if weight in (0, 1):  # 0 times the -inf of a masked item would be nan
             return self._counts if weight else self._scores
-        return torch.add((1 - weight) * self._expected, self._shares, alpha=weight)
+        return torch.add((1 - weight) * self._model_shares, self._shares, alpha=weight)
 
 
 def _shares(counts: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """Each row's ``counts`` by their sum, 0 where masked; all 0 where nothing was counted."""
+    """``counts`` divided by the sum of their row; 0 where masked, and in rows without counts."""
     counts = counts.masked_fill(masked, 0)
-    # Next to nothing for rows of zeros, whose sum has no inverse.
-    tiny = torch.finfo(counts.dtype).tiny
+    tiny = torch.finfo(counts.dtype).tiny  # avoids a division by 0
     return counts / counts.sum(dim=1, keepdim=True).clamp(min=tiny)
-
-
-def _collector_like(collector: SharedCollector) -> SharedCollector:
-    """Another collector that knows the same of the training data."""
-    other = copy.copy(collector)
-    other.data_struct = copy.deepcopy(collector.data_struct)
-    return other

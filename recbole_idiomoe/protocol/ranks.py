@@ -1,12 +1,10 @@
-"""The rank of every test target, kept user by user: any metric of ranked lists can be had later.
+"""The rank of every test target, saved per user, from which metrics can be computed later.
 
-The scores of every model, RecBole's or ours, pass RecBole's collector once, after padding and seen
-items are masked. There the rank is taken, on the device; no scores are kept.
-
-Within the longest list that is measured, the rank is the target's place in RecBole's own list, ties
-as ``torch.topk`` has them fall. Beyond, where ties can change no measured metric, a target is the
-last of those that score the same, and behind any nan. So :meth:`Ranks.metric` gives RecBole's
-numbers to the last digit.
+The rank is taken on the device after padding and seen items are masked; no scores are kept. Within
+the longest measured list, it is the target's place in RecBole's own list, with ties in the order of
+``torch.topk``. Further down, where ties cannot change a measured metric, a target ranks behind all
+items with the same score, and behind nan. So :meth:`Ranks.metric` gives RecBole's numbers to the
+last digit.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import IdiomoeError, short_reason
 from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch
-from recbole_idiomoe.protocol.sharing import in_order
+from recbole_idiomoe.protocol.loader import in_order
 
 METRICS = ("hit", "recall", "ndcg", "mrr", "map", "precision")
 """RecBole's metrics that follow from the rank of a single target."""
@@ -31,20 +29,22 @@ METRICS = ("hit", "recall", "ndcg", "mrr", "map", "precision")
 
 @dataclass(frozen=True)
 class Ranks:
-    """A row a test target, in the loader's order; every array has shape ``(targets,)``."""
+    """One entry per test target, in the order of the loader; all arrays are ``(targets,)``."""
 
     rank: np.ndarray
-    """The target's place among the candidates, 1 the first."""
+    """The target's place among the candidates; 1 is the first."""
     history: np.ndarray
     """Items of history that the model is given: at most ``MAX_ITEM_LIST_LENGTH``."""
     popularity: np.ndarray
     """The target's training interactions."""
 
     def metric(self, name: str) -> np.ndarray:
-        """Each target's own ``name``, as ``ndcg@10``; its mean is what RecBole reports.
+        """The metric ``name``, such as ``ndcg@10``, of each target: ``(targets,)``.
+
+        RecBole reports the mean.
 
         Raises:
-            IdiomoeError: it does not follow from ranks.
+            IdiomoeError: the metric does not follow from ranks.
         """
         kind, _, cutoff = name.lower().partition("@")
         if not is_ranked(name):
@@ -63,43 +63,43 @@ class Ranks:
 
 @dataclass(frozen=True)
 class NamedRanks(Ranks):
-    """Ranks as a run keeps them in its folder: whose they are, too."""
+    """The ranks that a run keeps in its folder, with the ids of users and targets."""
 
     user: np.ndarray
-    """Users' ids, as in the data."""
+    """Ids of the users, as in the data."""
     item: np.ndarray
-    """The targets' ids, as in the data."""
+    """Ids of the targets, as in the data."""
 
     def save(self, path: Path) -> None:
-        """Write the arrays to ``path``, a ``.npz`` file, whole or not at all."""
+        """Write the arrays to the ``.npz`` file ``path``, atomically."""
         save_arrays(path, **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> NamedRanks:
-        """What :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            IdiomoeError: ``path`` holds something else.
+            IdiomoeError: the file is missing or holds something else.
         """
         return cls(**load_arrays(path, *(f.name for f in fields(cls))))
 
     def targets_digest(self) -> str:
-        """A hash of who was asked for what, in order."""
+        """A hash of the users and their targets, in order."""
         named = "\n".join(np.char.add(np.char.add(self.user, "\t"), self.item))
         return hashlib.sha256(named.encode()).hexdigest()
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write ``arrays`` to ``path``, a ``.npz`` file, whole or not at all."""
+    """Write ``arrays`` to the ``.npz`` file ``path``, atomically."""
     with atomic_write(path) as aside, open(aside, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Those of ``path`` that :func:`save_arrays` wrote under ``names``.
+    """Read the arrays ``names`` from a file that :func:`save_arrays` wrote.
 
     Raises:
-        IdiomoeError: ``path`` lacks one, or holds something else.
+        IdiomoeError: the file is missing, lacks one of the arrays, or holds something else.
     """
     try:
         with np.load(path) as arrays:
@@ -109,16 +109,16 @@ def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def is_ranked(metric: str) -> bool:
-    """Whether ``metric`` follows from the rank of a single target."""
+    """Whether ``metric``, such as ``ndcg@10``, follows from the rank of a single target."""
     kind, _, cutoff = metric.lower().partition("@")
     return kind in METRICS and cutoff.isdigit()
 
 
 def item_counts(dataset: Any) -> np.ndarray:
-    """Interactions of every item of a loaded data set that is not split yet: ``(item_num,)``.
+    """Interactions of every item in a loaded data set that is not split yet: ``(item_num,)``.
 
-    A user's only interaction does not count: it is no target and stands in front of none, so that
-    nothing is trained on it.
+    Users with a single interaction do not count: it is no target and precedes none, so nothing is
+    trained on it.
     """
     users, items = (
         np.asarray(dataset.inter_feat[field]) for field in (dataset.uid_field, dataset.iid_field)
@@ -127,7 +127,7 @@ def item_counts(dataset: Any) -> np.ndarray:
 
 
 class RankRecorder(Observer):
-    """Records the rank of every target of an evaluation, and saves them when it has finished.
+    """Records the rank of every target of an evaluation, and saves them at the end.
 
     Args:
         path: the ``.npz`` file to write.
@@ -144,7 +144,7 @@ class RankRecorder(Observer):
 
     def ranked(self, batch: RankedBatch) -> None:
         targets = batch.targets.to(batch.scores.device)
-        # They stay on the device: the host waits once, at the end.
+        # The ranks stay on the device, so that the host waits for it only once, at the end.
         self._ranks.append(ranks_among(batch.scores, targets, batch.hits))
         known = (self._dataset.uid_field, self._dataset.item_list_length_field)
         user, length = (batch.interaction[field].cpu().long() for field in known)
@@ -166,10 +166,16 @@ class RankRecorder(Observer):
 def ranks_among(
     scores: torch.Tensor, targets: torch.Tensor, listed: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The rank of ``targets`` (n,) by ``scores`` (n, items): (n,), 1 the best, the last of ties.
+    """The rank of each target by its scores, from 1; a target ranks last among tied items.
 
     Args:
-        listed: the head of each list (n, k), True where the target stands: that place is its rank.
+        scores: scores of all items, shape ``(n, item_num)``.
+        targets: the targets, shape ``(n,)``.
+        listed: True where the top-k list holds the target, shape ``(n, k)``; the place in the list
+            is then the rank.
+
+    Returns:
+        Shape ``(n,)``.
     """
     own = scores.gather(1, targets[:, None])
     ranks = (~(scores < own)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Which items each user has seen before a target, for the masks of every model alike."""
+"""Which items each user has seen before a target; the masks of all models are made from this."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from recbole.data.dataset import SequentialDataset
 from recbole_idiomoe.data.dataset import HistoryDataset
 
 ROWS = 65_536
-"""Rows of histories that are looked at together."""
+"""Rows of histories that are read together, to bound memory."""
 
 
 class SeenItems:
-    """Which items each user had in the given splits, as one flat array with offsets."""
+    """Which items each user had in ``splits``, as one flat array with offsets."""
 
     def __init__(self, splits: Sequence[SequentialDataset]) -> None:
-        # One number a pair: sorting numbers is ten times as fast as sorting columns.
+        # A pair is one number: sorting numbers is ten times as fast as sorting columns.
         self._item_num, self._user_num = splits[0].item_num, splits[0].user_num
         self._keep(np.concatenate([_pairs(split) for split in splits]))
 
     def with_split(self, split: SequentialDataset) -> SeenItems:
-        """These, and those of another split."""
+        """A copy that also knows the items of ``split``."""
         return self._with(_pairs(split))
 
     def with_pairs(self, users: np.ndarray, items: np.ndarray) -> SeenItems:
-        """These, and further items, each with its user."""
+        """A copy that also knows the given pairs; ``users`` and ``items`` are ``(pairs,)``."""
         return self._with(users * self._item_num + items)
 
     def _with(self, pairs: np.ndarray) -> SeenItems:
@@ -43,24 +43,24 @@ class SeenItems:
         self.offsets = np.searchsorted(pairs // self._item_num, np.arange(self._user_num + 1))
 
     def of(self, user: int) -> np.ndarray:
-        """Item rows that ``user`` had, sorted, each once."""
+        """The sorted catalogue rows of the items that ``user`` had, each once."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
 
 def _distinct(numbers: np.ndarray) -> np.ndarray:
-    """Each once, ascending: ``np.unique``, which takes its time with a table of hashes."""
+    """``np.unique(numbers)``, which is slower because it uses a hash table."""
     ordered = np.sort(numbers)
     distinct: np.ndarray = ordered[np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)]]
     return distinct
 
 
 def _pairs(split: SequentialDataset) -> np.ndarray:
-    """``user * item_num + item`` of all that the rows of ``split`` hold; some may repeat."""
+    """``user * item_num + item`` of all items in the rows of ``split``, with some repeats."""
     if isinstance(split, HistoryDataset):
         users, items = split.known_interactions()
         return users * split.item_num + items
     rows, found = split.inter_feat, []
-    # Every prefix has the items of those before it: what they repeat goes, piece by piece.
+    # A user's rows are prefixes of one history; repeats are removed block by block.
     for start in range(0, len(rows), ROWS):
         users, targets, histories = (
             rows[field][start : start + ROWS].numpy()
@@ -73,26 +73,26 @@ def _pairs(split: SequentialDataset) -> np.ndarray:
 
 
 class SeenItemMask:
-    """The items to mask in a split: what each user had before, as one pair a row and item.
+    """The items to mask in a split: all that each user had before the target.
 
-    The target is never masked, even if the user had it before, as RecBole does for general
-    recommenders.
+    The target itself is never masked, even if the user had it before; RecBole does the same for
+    general recommenders.
 
     Args:
-        seen: what users had in the splits before this one.
-        split: the split, each user's rows in the order of time.
+        seen: the items that users had in the splits before this one.
+        split: the split; each user's rows are in the order of time.
     """
 
     def __init__(self, seen: SeenItems, split: SequentialDataset) -> None:
         rows = split.inter_feat
         self.users, targets = rows[split.uid_field].numpy(), rows[split.iid_field].numpy()
-        # In a split by ratio a user has several rows, and at each had the targets of those before.
+        # In a split by ratio a user has several rows, and has seen the targets of earlier rows.
         by_user = np.argsort(self.users, kind="stable")
         self.targets = targets[by_user]
         self.first = np.searchsorted(self.users[by_user], self.users)
         self.place = np.empty_like(by_user)
         self.place[by_user] = np.arange(len(by_user))
-        # A user who begins in this split has a first item that is nobody's target.
+        # The first item of a user whose history begins in this split is no row's target.
         is_first = (self.place == self.first) & (rows[split.item_list_length_field] == 1).numpy()
         begins = np.flatnonzero(is_first)
         first_items = split[begins][split.item_id_list_field][:, 0].numpy()
@@ -103,10 +103,10 @@ class SeenItemMask:
 
         Args:
             index: row numbers of the split.
-            targets: the items to be found there, shape ``(rows,)``.
+            targets: the targets of these rows, shape ``(rows,)``.
 
         Returns:
-            Numbers of the rows within ``index``, and items, each of shape ``(pairs,)``.
+            Positions within ``index``, and the item to mask there, both of shape ``(pairs,)``.
         """
         seen = [self._before(row) for row in index]
         rows = np.repeat(np.arange(len(seen)), [len(items) for items in seen])
@@ -115,7 +115,7 @@ class SeenItemMask:
         return torch.from_numpy(rows[keep]), torch.from_numpy(items[keep])
 
     def _before(self, row: int) -> np.ndarray:
-        """What the user of ``row`` had before its target."""
+        """The items that the user of ``row`` had before its target."""
         own = self.targets[self.first[row] : self.place[row]]
         earlier = self.seen.of(self.users[row])
         return np.concatenate((earlier, own)) if len(own) else earlier

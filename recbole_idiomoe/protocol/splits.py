@@ -1,4 +1,4 @@
-"""The data of a run, split and ready to be evaluated under the protocol that all models share."""
+"""The data of a run, split and ready for the evaluation that all models share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.data.cold_start import unseen_items
-from recbole_idiomoe.protocol.loader import CandidateLoader
+from recbole_idiomoe.protocol.loader import CandidateLoader, limit_users
 from recbole_idiomoe.protocol.ranks import item_counts
 from recbole_idiomoe.protocol.seen_items import SeenItemMask, SeenItems
-from recbole_idiomoe.protocol.users_at_once import limit_users
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set and RecBole's loaders of its three parts."""
+    """A data set and RecBole's loaders of its training, validation and test split."""
 
     dataset: Any
     counts: dict[str, int]
@@ -34,52 +33,38 @@ class Splits:
 
     @property
     def unseen(self) -> np.ndarray:
-        """Rows of the items that a cold start took out of all histories; empty without one."""
+        """Catalogue rows of the items that a cold start removed from all histories."""
         return unseen_items(self.dataset)
 
     @cached_property
     def popularity(self) -> np.ndarray:
         """Training interactions of every item, shape ``(item_num,)``."""
-        held_out = [
-            np.asarray(loader._dataset.inter_feat[self.dataset.iid_field])
-            for loader in (self.valid, self.test)
-        ]
+        field = self.dataset.iid_field
+        held_out = [loader._dataset.inter_feat[field] for loader in (self.valid, self.test)]
         taken = np.bincount(np.concatenate(held_out), minlength=len(self.item_counts))
         popularity: np.ndarray = self.item_counts - taken
         return popularity
 
-    @property
-    def is_fully_ranked(self) -> bool:
-        """Whether the test ranks the whole catalogue, and not sampled candidates."""
-        return isinstance(self.test, CandidateLoader)
-
-
-def counts_of(dataset: Any) -> dict[str, int]:
-    """``users``, ``items`` and ``interactions`` of a loaded data set."""
-    return {
-        "users": dataset.user_num - 1,
-        "items": dataset.item_num - 1,
-        "interactions": dataset.inter_num,
-    }
-
 
 def split_dataset(config: Config, dataset: Any) -> Splits:
-    """Split ``dataset`` as ``eval_args`` says, and mask what is no candidate.
+    """Split ``dataset`` by ``eval_args``, and mask the items that are no candidates.
 
-    With ``mask_seen`` that is at validation the training history, at test the validation item
-    too, and in a split by ratio also the user's earlier targets in the same part. In a cold start
-    the unseen items are no candidates at validation. Each evaluation loader gives only as many
-    users at once as leaves memory for their scores.
+    With ``mask_seen``, validation masks the training history, and the test also masks the
+    validation item; a split by ratio also masks the user's earlier targets in the same split. In a
+    cold start, validation masks the unseen items. Each evaluation loader gives only as many users
+    at once as there is memory for.
 
     Args:
-        config: of the run.
-        dataset: filtered and not split yet; the split changes it.
+        config: the config of the run.
+        dataset: the filtered data set, which the split changes in place.
 
     Raises:
-        DataError: a part is empty.
-        SettingError: ``mask_seen`` with sampled candidates.
+        DataError: the validation or the test split is empty.
+        SettingError: ``mask_seen`` is set together with sampled candidates.
     """
-    counts, counted = counts_of(dataset), item_counts(dataset)
+    users, items = dataset.user_num - 1, dataset.item_num - 1
+    counts = {"users": users, "items": items, "interactions": dataset.inter_num}
+    counted = item_counts(dataset)
     train, *evaluated = data_preparation(config, dataset)
     loaders = []
     for name, loader in zip(("validation", "test"), evaluated, strict=True):

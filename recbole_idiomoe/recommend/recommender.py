@@ -15,7 +15,7 @@ import torch
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError
 from recbole_idiomoe.base.run_folder import write_run
 from recbole_idiomoe.data.catalog import Catalog, check_history
-from recbole_idiomoe.protocol.users_at_once import users_at_once
+from recbole_idiomoe.protocol.loader import users_at_once
 
 if TYPE_CHECKING:  # imports transformers, for seconds, which RecBole's models do not need
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM

@@ -1,4 +1,4 @@
-"""The log of a run, which RecBole writes wherever it is started."""
+"""The log of a run, which RecBole writes into the current folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from recbole.utils import init_logger
 
 from recbole_idiomoe import compat
+from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
 from recbole_idiomoe.base.files import DISK_FULL_ERRNOS, unwritable_reason
 from recbole_idiomoe.config.run_config import RunConfig
@@ -17,19 +18,28 @@ LOG, CURVES = Path("log"), Path("log_tensorboard")
 
 
 def start_log(config: RunConfig) -> None:
-    """RecBole's log to the terminal and a new file; all the settings go into the file alone.
+    """Start RecBole's log on the terminal and in a new file, which also gets all the settings.
+
+    A rank other than 0 gets no log, curves or progress bars.
 
     Raises:
-        IdiomoeError: the log cannot be written, now or, as :class:`DiskFullError`, in its midst.
+        IdiomoeError: the log cannot be written. If the disk is full later, logging raises a
+            :class:`DiskFullError`.
     """
     root = logging.getLogger()
-    for handler in root.handlers[:]:  # of the run before: basicConfig would keep them
+    if not distributed.is_main():
+        root.handlers.clear()
+        root.setLevel(logging.ERROR)
+        compat.leave_out_tensorboard()
+        config["show_progress"] = config["log_wandb"] = False
+        return
+    for handler in root.handlers[:]:  # of an earlier run; basicConfig would keep them
         root.removeHandler(handler)
         handler.close()
     for folder in (LOG, CURVES):
         if reason := unwritable_reason(folder):
             raise IdiomoeError(f"the log cannot be written ({reason}); run in another folder.")
-    # RecBole looks first and makes then: of several runs that start together, one would fail.
+    # RecBole checks for the folder before it makes it, which fails if two runs start together.
     (LOG / config["model"]).mkdir(parents=True, exist_ok=True)
     init_logger(config)
     record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
@@ -44,20 +54,8 @@ def start_log(config: RunConfig) -> None:
             file.handle(record)
 
 
-def start_no_log(config: RunConfig) -> None:
-    """For a process that is not to write or print."""
-    root = logging.getLogger()
-    root.handlers.clear()
-    root.setLevel(logging.ERROR)
-    compat.leave_out_tensorboard()
-    config["show_progress"] = config["log_wandb"] = False
-
-
 class _LogFile(logging.FileHandler):
-    """A log file that stops the run when its disk is full.
-
-    ``logging`` by itself would print a traceback for every line.
-    """
+    """A log file that stops the run when its disk is full; ``logging`` would print tracebacks."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

@@ -1,4 +1,4 @@
-"""What will be run: settings resolved, data found, and everything refused that can be refused."""
+"""What will be run: settings are resolved and the data is found, or the request is refused."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class RunPlan:
     """One run that can be executed.
 
     Attributes:
-        config: resolved and checked; it points at the data set's files.
-        settings: complete, as they were before the run changes any.
+        config: the resolved and checked config, with the paths of the data set's files.
+        settings: the complete settings, before the run changes any.
         folder: the folder that the run writes.
-        resume: the folder of the unfinished run to go on with; None: a new run.
-        tests: evaluate the test split.
+        resume: the folder of the unfinished run to resume; None: a new run.
+        tests: whether to evaluate the test split.
     """
 
     config: RunConfig
@@ -34,10 +34,10 @@ class RunPlan:
 
 
 def plan(request: RunRequest) -> RunPlan:
-    """Resolve the settings of ``request``, find its data and name its folder.
+    """Resolve the settings of ``request``, find its data and choose its folder.
 
     Raises:
-        IdiomoeError: a setting, a file or a machine that cannot be; the message is one line.
+        IdiomoeError: a setting is invalid, or a file or device is missing; the message is one line.
     """
     config = RunConfig(
         request.model,
@@ -50,11 +50,9 @@ def plan(request: RunRequest) -> RunPlan:
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])
     settings = config.complete_settings()
-    folder = request.folder or request.resume or _new_folder(config)
+    folder = request.folder or request.resume
+    if folder is None:
+        parent, name = Path(config["checkpoint_dir"]), f"{config['model']}-{config['dataset']}"
+        folder = distributed.from_main(lambda: new_folder(parent, name))
     find_data(config)
     return RunPlan(config, settings, folder, request.resume, request.tests)
-
-
-def _new_folder(config: RunConfig) -> Path:
-    parent, name = Path(config["checkpoint_dir"]), f"{config['model']}-{config['dataset']}"
-    return distributed.from_main(lambda: new_folder(parent, name))

@@ -12,20 +12,19 @@ from recbole_idiomoe.base.errors import SettingError
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One run as it was asked for; :func:`~recbole_idiomoe.runs.plan.plan` checks and completes it.
+    """One run as a user asks for it, which :func:`~recbole_idiomoe.runs.plan.plan` completes.
 
     Attributes:
-        model: a name that the registry knows.
+        model: a model that the registry knows.
         dataset: the name of a data set.
-        config_files: YAML files or result files, of which later ones win.
+        config_files: YAML files or result files; later ones win.
         settings: settings by name, which win over the files.
-        beside: other models that the same command runs. A setting that only they know is left
-            out here.
+        beside: other models that the same command runs. Settings that only they have are ignored.
         own: settings for this model alone, which win over all others.
-        resume: the folder of an unfinished run to go on with; None: a new run.
+        resume: the folder of an unfinished run to resume; None: a new run.
         folder: the folder to write; None: ``resume``, or a new one under ``checkpoint_dir``.
-        tests: evaluate the test split. A search for settings does not, so that it cannot choose
-            by the test.
+        tests: whether to evaluate the test split. A search for settings does not, so that it
+            cannot choose by the test.
     """
 
     model: str
@@ -47,16 +46,18 @@ def names_of(
     """Names of the models and data sets to run.
 
     Args:
-        models: names, as a list or separated by commas; None: what ``layers`` name, else IDIOMoE.
-        datasets: names in the same forms; None: what ``layers`` name, else ml-100k.
-        layers: settings, of which later ones win.
+        models: names, as a list or separated by commas; None: the ``model`` of ``layers``, or else
+            IDIOMoE.
+        datasets: names, as a list or separated by commas; None: the ``dataset`` of ``layers``, or
+            else ml-100k.
+        layers: settings by name; later layers win.
 
     Raises:
-        SettingError: an empty list.
+        SettingError: no name is left.
     """
-    named = {"model": "IDIOMoE", "dataset": "ml-100k"}
-    for content in layers:
-        named.update({key: content[key] for key in named.keys() & content.keys()})
+    named: dict[str, Any] = {"model": "IDIOMoE", "dataset": "ml-100k"}
+    for layer in layers:
+        named |= layer
     return (
         _names("model", named["model"] if models is None else models),
         _names("dataset", named["dataset"] if datasets is None else datasets),
@@ -64,7 +65,7 @@ def names_of(
 
 
 def _names(kind: str, names: str | Sequence[str]) -> list[str]:
-    listed = names.split(",") if isinstance(names, str) else list(names)
+    listed = names.split(",") if isinstance(names, str) else names
     found = [name.strip() for name in listed if name.strip()]
     if not found:
         raise SettingError(f"no {kind} is named; --list_{kind}s names those there are.")

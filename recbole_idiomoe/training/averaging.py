@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights that train (EMA, Polyak averaging)."""
+"""An exponential moving average (EMA) of the weights that train."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """Means of a model's trained weights, beside the weights themselves.
+    """The moving averages of a model's trained weights, kept beside the weights.
 
-    The mean starts as the weights are then, whose share after t updates is ``decay ** t``. The
-    usual warm-up of the decay, ``min(decay, (1 + t) / (10 + t))``, is for weights that start at
-    random: it would be rid at once of the pretrained weights and text vectors that ours start as.
+    The average starts as the initial weights, whose share after t updates is ``decay ** t``. The
+    usual warm-up of the decay, ``min(decay, (1 + t) / (10 + t))``, is for random initial weights;
+    it would quickly lose the pretrained weights and text vectors that this package starts from.
 
-    PyTorch's ``AveragedModel`` would copy frozen weights as well, several times as many as train
-    where a backbone is frozen, and handle each weight by itself before every update.
+    PyTorch's ``AveragedModel`` would also copy the frozen weights, which are most of the weights if
+    the backbone is frozen, and would handle every weight by itself.
 
     Args:
-        model: whose weights that train are averaged, each once, however many modules share it.
-        decay: share of the mean that an update keeps, in (0, 1).
+        model: its weights that train are averaged, each once even if several modules share it.
+        decay: share of the average that an update keeps, in (0, 1).
 
     Attributes:
-        weights: those that are averaged, in the order of ``model.parameters()``.
-        means: one a weight.
+        weights: the weights that are averaged, in the order of ``model.parameters()``.
+        means: the average of each weight, with the weight's shape.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -35,17 +35,17 @@ class WeightAverage:
         self._move = get_ema_multi_avg_fn(decay)
 
     def update(self) -> None:
-        """Move the means towards the weights: one operator for all, and no wait for the device."""
+        """Move the averages towards the weights, by one operator and without a device sync."""
         self._move(self.means, self.weights, None)
 
     def load(self, means: Sequence[torch.Tensor]) -> None:
-        """Take over the means of an earlier training of the same model."""
+        """Copy the averages of an earlier training of the same model."""
         for mean, saved in zip(self.means, means, strict=True):
             mean.copy_(saved)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the means inside, and after it, whatever happens, its weights again."""
+        """The model has the averages inside the block, and its own weights after it."""
         self._exchange()
         try:
             yield
@@ -54,10 +54,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Weights and means change places, each once, also where weights are tied.
-
-        Their contents do: the storage of weights that are cut over processes is not to be moved.
-        """
+        """Swap the contents of weights and averages; the storage of sharded weights must stay."""
         for mean, weight in zip(self.means, self.weights, strict=True):
             held = weight.detach().clone()
             weight.copy_(mean)

@@ -1,4 +1,4 @@
-"""An optimizer step whose batches do not fit into the device's memory is made of smaller ones."""
+"""An optimizer step whose batches do not fit into the device's memory is cut into smaller ones."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ logger = logging.getLogger(__name__)
 
 
 class MicroBatches:
-    """Forward and backward passes of one step after another, within the memory that there is.
+    """The forward and backward passes of each step, within the memory that there is.
 
-    A batch that is too large halves ``max_batch_tokens`` of the loader, for its step, which is
-    done again from its first batch, and for all later ones. What a step learns from stays the
-    same.
+    If a batch is too large, the loader's ``max_batch_tokens`` becomes half of the batch, the step
+    starts again with smaller batches, and all later steps use them too. The gradients of a step
+    stay the same.
 
     Args:
-        loader: of the steps.
-        backward: adds a batch's gradients to those that are there; gives its loss, detached.
-        zero_grad: forgets all gradients.
-        kept_here: inside, a backward pass leaves its gradients to this process alone. The last
-            one of a step is outside of it, and brings those of all processes together.
+        loader: the loader of the steps.
+        backward: adds the gradients of a batch to the present ones; returns its detached loss.
+        zero_grad: resets all gradients.
+        no_sync: a context in which a backward pass does not exchange gradients between processes.
+            The last backward pass of a step runs outside of it.
     """
 
     def __init__(
@@ -36,26 +36,24 @@ class MicroBatches:
         loader: WindowLoader,
         backward: Callable[[SequenceBatch], torch.Tensor],
         zero_grad: Callable[[], None],
-        kept_here: Callable[[], AbstractContextManager[None]] = nullcontext,
+        no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self.loader = loader
-        self.backward = backward
-        self.zero_grad = zero_grad
-        self.kept_here = kept_here
+        self.loader, self.backward = loader, backward
+        self.zero_grad, self.no_sync = zero_grad, no_sync
 
     def run(self, number: int, batches: list[SequenceBatch]) -> list[torch.Tensor]:
-        """Leave a step's gradients in the model.
+        """Compute the gradients of a step.
 
         Args:
-            number: of the step in the loader's iteration, from 0.
-            batches: the step as the loader gave it, maybe before another one did not fit.
+            number: number of the step in the loader's iteration, from 0.
+            batches: the step as the loader gave it, maybe before its limit was lowered.
 
         Returns:
-            The losses of its batches, detached; they add up to the step's.
+            The detached losses of its batches, which add up to the loss of the step.
 
         Raises:
-            IdiomoeError: a sequence does not fit alone; or a batch does not, of one of several
-                processes: the others are in the midst of theirs, and cannot begin again.
+            IdiomoeError: a single sequence does not fit. With several processes, also if a batch
+                does not fit, because the other processes cannot start the step again.
         """
         before = self.loader.max_batch_tokens
         if any(len(batch.input_ids) > 1 and _size(batch) > before for batch in batches):
@@ -64,12 +62,12 @@ class MicroBatches:
             losses = []
             try:
                 for left, batch in enumerate(batches, start=1 - len(batches)):
-                    with self.kept_here() if left else nullcontext():
+                    with self.no_sync() if left else nullcontext():
                         losses.append(self.backward(batch))
                 break
             except torch.OutOfMemoryError:
                 pass
-            # Here, not in the handler: until it is left, the error keeps the activations.
+            # Not in the handler, because the error holds the activations until it is left.
             if len(batch.input_ids) == 1:
                 raise IdiomoeError(
                     f"a sequence of {_size(batch)} tokens is too large for the device's memory, "
@@ -95,5 +93,5 @@ class MicroBatches:
 
 
 def _size(batch: SequenceBatch) -> int:
-    """Tokens, padding included."""
+    """Tokens of the batch, including padding."""
     return batch.input_ids.numel()

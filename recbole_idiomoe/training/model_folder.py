@@ -1,4 +1,4 @@
-"""What a language model's trainer keeps in the folder of its run."""
+"""What the trainer of a language model keeps in the folder of its run."""
 
 from __future__ import annotations
 
@@ -11,93 +11,80 @@ from recbole_idiomoe.base.errors import CheckpointError
 from recbole_idiomoe.base.files import atomic_new_folder
 from recbole_idiomoe.base.run_folder import read_run, write_run
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
+from recbole_idiomoe.training import sharding
 from recbole_idiomoe.training.averaging import WeightAverage
-from recbole_idiomoe.training.sharding import (
-    cut_optimizer_state,
-    cut_weights,
-    load_saved,
-    optimized,
-    whole,
-    whole_optimizer_state,
-    whole_weights,
-)
 from recbole_idiomoe.training.state import other_architecture, write_state
-
-EPOCH_FOLDER = "epoch-"
 
 
 class ModelFolder:
-    """The folder itself is the best model; beside it are kept epochs and the training's state.
+    """A folder that holds the best model, and beside it epochs and the state of the training.
 
     Args:
         path: the folder of the run.
-        catalog_lm: the model. Of several processes each may have a part of its weights; what is
-            written is whole, by the first.
-        sharded: whether the weights are cut into parts by FSDP2.
+        catalog_lm: the model. If its weights are sharded, rank 0 writes the whole weights.
+        sharded: whether FSDP2 shards the weights.
     """
 
     def __init__(self, path: Path, catalog_lm: CatalogLM, sharded: bool) -> None:
         self.path, self.catalog_lm, self.sharded = path, catalog_lm, sharded
 
     def save_codes(self) -> None:
-        """Write the codes that items are trained with."""
+        """Write the item codes that the model is trained with."""
         distributed.from_main(lambda: self.catalog_lm.item_codes.save(self.path))
 
     def save_best(self) -> None:
         """Write the model as the best one so far."""
-        weights = whole_weights(self.catalog_lm.lm)
+        weights = sharding.whole_weights(self.catalog_lm.lm)
         distributed.from_main(lambda: self.catalog_lm.save(self.path, weights))
 
     def load_best(self, path: Path | None = None) -> None:
-        """Load the best model, or the one that another run left in ``path``."""
+        """Load the best model, or the model in the run's folder ``path``."""
         folder = path or self.path
         if self.sharded:
-            load_saved(self.catalog_lm.lm, folder)
+            sharding.load_saved(self.catalog_lm.lm, folder)
         else:
             self.catalog_lm.load_weights(folder)
 
     def keep_epoch(self, epoch: int, most: int) -> None:
-        """Write the model into a folder of its own, which ``load`` opens like the best one's.
+        """Write the model into a folder ``epoch-N``, which ``load`` opens like the run's folder.
 
         Args:
-            epoch: its number from 0.
-            most: how many of the newest epochs stay.
+            epoch: number of the epoch, from 0; in the name of the folder it counts from 1.
+            most: how many of the newest epochs to keep.
         """
-        name = f"{EPOCH_FOLDER}{epoch + 1:05d}"
-        weights = whole_weights(self.catalog_lm.lm)
+        folder = self.path / f"epoch-{epoch + 1:05d}"
+        weights = sharding.whole_weights(self.catalog_lm.lm)
 
         def write() -> None:
-            shutil.rmtree(self.path / name, ignore_errors=True)  # of one that was broken off
-            with atomic_new_folder(self.path / name) as aside:
+            shutil.rmtree(folder, ignore_errors=True)  # from an interrupted run
+            with atomic_new_folder(folder) as aside:
                 self.catalog_lm.save(aside, weights)
                 write_run(aside, read_run(self.path))
-            for older in sorted(self.path.glob(f"{EPOCH_FOLDER}*"))[:-most]:
+            for older in sorted(self.path.glob("epoch-*"))[:-most]:
                 shutil.rmtree(older)
 
         distributed.from_main(write)
 
     def save_state(self, trainer: Any, epoch: int, average: WeightAverage | None) -> None:
-        """Write everything that going on after ``epoch`` needs."""
-        more = {"ema": whole(average.means, average.weights)} if average else {}
+        """Write the state from which ``trainer`` can resume after ``epoch``, from 0."""
+        more = {"ema": sharding.whole(average.means, average.weights)} if average else {}
         write_state(
             trainer,
             epoch,
             fingerprint=self.catalog_lm.catalog.fingerprint,
-            model=whole_weights(self.catalog_lm),
-            optimizer=whole_optimizer_state(trainer.optimizer),
+            model=sharding.whole_weights(self.catalog_lm),
+            optimizer=sharding.whole_optimizer_state(trainer.optimizer),
             scheduler=trainer.scheduler.state_dict(),
             **more,
         )
 
     def load_state(self, state: dict[str, Any], optimizer: Any, folder: Path) -> None:
-        """Give the model and ``optimizer`` what :meth:`save_state` wrote.
-
-        Items keep the codes that they were trained with, whatever would be made of them now.
+        """Load a state into the model and ``optimizer``, and the item codes from ``folder``.
 
         Args:
-            state: as :func:`~recbole_idiomoe.training.state.read_state` gives it.
-            optimizer: of a new training.
-            folder: where the state is from.
+            state: the state, from :func:`~recbole_idiomoe.training.state.read_state`.
+            optimizer: the optimizer of the new training.
+            folder: the folder that the state was read from.
 
         Raises:
             CheckpointError: the state belongs to another catalogue or model.
@@ -114,11 +101,10 @@ class ModelFolder:
             )
         self.catalog_lm.load_item_codes(folder)
         try:
-            self.catalog_lm.load_state_dict(cut_weights(state["model"], self.catalog_lm))
+            self.catalog_lm.load_state_dict(sharding.cut_weights(state["model"], self.catalog_lm))
             fused = optimizer.defaults["fused"]
-            own = cut_optimizer_state(state["optimizer"], optimized(optimizer))
-            optimizer.load_state_dict(own)
+            optimizer.load_state_dict(sharding.cut_optimizer_state(state["optimizer"], optimizer))
             for group in optimizer.param_groups:
-                group["fused"] = fused  # as fits this device, whichever the state is from
+                group["fused"] = fused  # fits this device, which may not be the state's
         except (RuntimeError, ValueError) as error:
             raise other_architecture(folder, error) from error

@@ -1,4 +1,4 @@
-"""What every trainer here adds to RecBole's: one evaluation, observers and a learning curve."""
+"""What all trainers here add to RecBole's: one evaluation, observers and a learning curve."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from recbole.config import Config
 from recbole.trainer import Trainer
 
 from recbole_idiomoe.base.errors import CheckpointError
-from recbole_idiomoe.protocol.clock import Clock, EvaluationTime
-from recbole_idiomoe.protocol.evaluation import Evaluation, Observer, Rescore
+from recbole_idiomoe.protocol.clock import Clock
+from recbole_idiomoe.protocol.evaluation import Evaluation, Observer, Rescore, SharedCollector
 from recbole_idiomoe.protocol.finite_scores import FiniteScores
-from recbole_idiomoe.protocol.sharing import SharedCollector
 
 
 class ObservedTrainer(Trainer):  # type: ignore[misc]
     """RecBole's ``Trainer``, evaluated by :class:`Evaluation`.
 
     Attributes:
-        clock: adds up the seconds of evaluations; the run adds those of its training.
-        learning_curve: what each validation found: ``epoch`` from 1, ``train_loss``, and
+        clock: adds up the seconds of the evaluations as ``evaluate``.
+        learning_curve: one entry per validation, with ``epoch`` from 1, ``train_loss``, and
             ``valid``, the value of ``valid_metric``.
-        observers: of every evaluation.
+        observers: the observers of every evaluation.
     """
 
     def __init__(self, config: Config, model: Any) -> None:
@@ -39,24 +38,29 @@ class ObservedTrainer(Trainer):  # type: ignore[misc]
         """Become the trainer of a run.
 
         Args:
-            file: the checkpoint of the best epoch; its folder is the run's.
-            dataset: the training split, which knows users by their ids.
-            clock: of the run.
+            file: the checkpoint of the best epoch, in the folder of the run.
+            dataset: the training split, which knows the ids of the users.
+            clock: the clock of the run.
         """
         self.saved_model_file = str(file)
         self.clock = clock
-        self.observers = [FiniteScores(self.config["model"], dataset), EvaluationTime(clock)]
+        self.observers = [FiniteScores(self.config["model"], dataset)]
 
     @property
     def folder(self) -> Path:
         """The folder that the run writes."""
         return Path(self.saved_model_file).parent
 
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether early stopping has ended the training, maybe in an earlier process of the run."""
+        return bool(self.cur_step > self.stopping_step)
+
     def load_best_model(self, file: str | Path | None = None) -> None:
         """Load the best epoch of the training.
 
         Args:
-            file: another checkpoint than ``saved_model_file``.
+            file: the checkpoint to load; None: ``saved_model_file``.
 
         Raises:
             CheckpointError: the file is damaged or pickled.
@@ -79,15 +83,18 @@ class ObservedTrainer(Trainer):  # type: ignore[misc]
         observers: Sequence[Observer] = (),
         rescore: Rescore | None = None,
     ) -> dict[str, float] | None:
-        """The metrics of the model on ``eval_data``, as RecBole's ``Trainer`` gives them.
+        """The metrics of the model on ``eval_data`` by name, as RecBole's ``Trainer`` gives them.
 
         Args:
-            eval_data: loader of validation or test data; None: nothing is evaluated.
-            load_best_model: evaluate the best epoch instead of the weights as they are.
-            model_file: see :meth:`load_best_model`.
+            eval_data: the loader of validation or test data; None: nothing is evaluated.
+            load_best_model: evaluate the best epoch instead of the current weights.
+            model_file: the checkpoint of the best epoch; None: ``saved_model_file``.
             show_progress: show a progress bar.
-            observers: of this evaluation, beside those of all.
-            rescore: see :class:`Evaluation`.
+            observers: observers of this evaluation, beside those of every evaluation.
+            rescore: replaces the masked scores before they are ranked, see :class:`Evaluation`.
+
+        Raises:
+            IdiomoeError: the model scored an item nan, or the checkpoint cannot be loaded.
         """
         if not eval_data:
             return None
@@ -101,7 +108,8 @@ class ObservedTrainer(Trainer):  # type: ignore[misc]
             observers=[*self.observers, *observers],
             rescore=rescore,
         )
-        result = evaluation.run(show_progress)
+        with self.clock.timing("evaluate"):
+            result = evaluation.run(show_progress)
         self.wandblogger.log_eval_metrics(result, head="eval")
         return result
 

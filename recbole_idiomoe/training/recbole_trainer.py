@@ -1,23 +1,25 @@
-"""RecBole's trainers, made to be observed, to stop at a loss that is no number, and to resume.
+"""RecBole's trainers, made to be observed, to stop at a non-finite loss, and to resume exactly.
 
-RecBole's own resume from the best epoch; here training goes on exactly where it was.
+RecBole resumes from the best epoch; here training continues after the last finished epoch.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from recbole.config import Config
 from recbole.data.interaction import Interaction
 from recbole.utils import set_color
 
 from recbole_idiomoe.base.files import atomic_write
-from recbole_idiomoe.protocol.clock import Clock
-from recbole_idiomoe.training.loss_watch import StepWatch
+from recbole_idiomoe.training.loss_watch import stop_training
 from recbole_idiomoe.training.observed import ObservedTrainer
 from recbole_idiomoe.training.state import (
-    is_out_of_patience,
     other_architecture,
     read_state,
     set_random_state,
@@ -26,60 +28,44 @@ from recbole_idiomoe.training.state import (
 
 
 class RecBoleTrainer(ObservedTrainer):
-    """A base before one of RecBole's trainers that stops at a loss that is no finite number."""
+    """A base class in front of one of RecBole's trainers that stops at a non-finite loss."""
 
-    _watch: StepWatch | None = None
-
-    def join_run(self, file: Path, dataset: Any, clock: Clock) -> None:
-        super().join_run(file, dataset, clock)
-        self.watch_loss(file.parent, dataset)
-
-    def watch_loss(self, folder: Path, dataset: Any) -> None:
-        """Stop at a training loss that is not finite, and name its users in a file of ``folder``.
-
-        Args:
-            folder: of the run.
-            dataset: the training split, which knows users by their ids.
-        """
-        self._watch = StepWatch(folder, dataset)
+    def __init__(self, config: Config, model: Any) -> None:
+        super().__init__(config, model)
+        self._users: deque[Any] = deque([[], []], maxlen=2)  # of the previous and the current step
 
     def _train_epoch(
-        self,
-        train_data: Any,
-        epoch_idx: int,
-        loss_func: Any = None,
-        show_progress: bool = False,
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> Any:
         calculate_loss = loss_func or self.model.calculate_loss
+        self._epoch, self._dataset = epoch_idx, train_data._dataset
 
         def watched(interaction: Interaction) -> Any:
-            if self._watch is not None:
-                self._watch.next_step(epoch_idx, interaction)
+            self._users.append(interaction[self._dataset.uid_field])
             return calculate_loss(interaction)
 
         return super()._train_epoch(train_data, epoch_idx, watched, show_progress)
 
     def _check_nan(self, loss: torch.Tensor) -> None:
-        # RecBole stops at nan alone, with a traceback, and trains on at infinity.
-        if self._watch is not None:
-            self._watch.check(loss)
-        else:
-            super()._check_nan(loss)
+        # RecBole only stops at nan, with a traceback, and continues at infinity.
+        if not math.isfinite(value := loss.item()):
+            before, users = self._users
+            stop_training(self.folder, self._dataset, value, self._epoch, users, before)
 
 
 class ResumableTrainer(RecBoleTrainer):
     """A :class:`RecBoleTrainer` that writes its state at the end of every epoch.
 
-    RecBole's loop has no place to write one, so an epoch has ended, its validation and early
-    stopping included, when the next one or nothing follows.
+    RecBole's loop has no hook after validation and early stopping, so the state of an epoch is
+    written when the next epoch begins or the loop ends.
     """
 
     _resumed: dict[str, Any] | None = None
     _loaders: tuple[Any, ...] = ()
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, from the state that was resumed if one was."""
-        # Each loader shuffles with a generator of its own, which goes on from epoch to epoch.
+        """Train, after :meth:`resume_checkpoint` from the resumed state; see RecBole's ``fit``."""
+        # Each loader shuffles with its own generator, whose state depends on the earlier epochs.
         self._loaders = tuple(loader for loader in (train_data, valid_data) if loader is not None)
         if self._resumed is not None:
             for loader, state in zip(self._loaders, self._resumed["loaders"], strict=True):
@@ -90,10 +76,13 @@ class ResumableTrainer(RecBoleTrainer):
         return result
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Go on from the last finished epoch in a run's folder, or start over if there is none.
+        """Resume after the last finished epoch of a run, or start again if there is none.
+
+        Args:
+            resume_file: the folder of the run.
 
         Raises:
-            CheckpointError: the state there is damaged, or belongs to another model.
+            CheckpointError: the state is damaged, or belongs to another model.
         """
         state = read_state(self, Path(resume_file))
         if state is None:
@@ -105,7 +94,7 @@ class ResumableTrainer(RecBoleTrainer):
         except (RuntimeError, ValueError, KeyError) as error:
             raise other_architecture(Path(resume_file), error) from error
         self._resumed = state
-        if is_out_of_patience(self):
+        if self.is_out_of_patience:
             self.epochs = self.start_epoch
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +103,7 @@ class ResumableTrainer(RecBoleTrainer):
         return super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
 
     def _write_state(self, epoch: int) -> None:
-        if epoch < self.start_epoch:  # nothing was trained since, or ever
+        if epoch < self.start_epoch:  # no epoch was trained in this process
             return
         others = self.model.other_parameter().items()
         write_state(
@@ -122,16 +111,49 @@ class ResumableTrainer(RecBoleTrainer):
             epoch,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            # A module's weights are among the model's already.
+            # The weights of modules are already in the model's state.
             other_parameter={k: v for k, v in others if not isinstance(v, torch.nn.Module)},
             loaders=[loader.generator.get_state() for loader in self._loaders],
         )
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if epoch < 0 and self.start_epoch > 0:
-            return  # RecBole's loop has no epoch left, and would save the last weights as the best
+            return  # resumed after the last epoch; RecBole would save its weights as the best
         path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
         with atomic_write(path) as aside:
             super()._save_checkpoint(epoch, verbose=False, saved_model_file=aside, **kwargs)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
+
+
+class UntrainedTrainer(ResumableTrainer):
+    """RecBole's trainer for a model without parameters, which validates once and saves.
+
+    RecBole's own ``TraditionalTrainer`` would run an epoch of zero losses.
+    """
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
+        # RecBole's checkpoints need the state of an optimizer.
+        optimizer: torch.optim.Optimizer = super()._build_optimizer(params=[{"params": []}])
+        return optimizer
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Validate and save; arguments and result are those of RecBole's ``Trainer.fit``."""
+        self.eval_collector.data_collect(train_data)
+        if valid_data is not None:
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(
+                valid_data, show_progress=show_progress
+            )
+            if callback_fn:
+                callback_fn(0, self.best_valid_score)
+        if saved:
+            self._save_checkpoint(-1, verbose=verbose)
+        return self.best_valid_score, self.best_valid_result

@@ -1,9 +1,9 @@
-"""A model whose weights, gradients and optimizer state are cut into a part a rank.
+"""A model whose weights, gradients and optimizer state are sharded: each rank holds a part.
 
-All of them by FSDP2: around every block of the decoder its weights are gathered, used and let go
-again, forwards and backwards; what is outside of the blocks is gathered around the whole. Or,
-beside DDP, the item table's rows alone, which are never gathered. What is written to disk is whole,
-as one process writes it, and any number of processes reads it.
+With ``sharding=fsdp2``, FSDP2 shards all weights. It gathers the weights of a decoder block around
+each pass through the block, and all other weights around the whole model. With ``shard_items``,
+only the rows of the item table are sharded, beside DDP, and never gathered. Files always hold whole
+tensors, as one process would write them, so that any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -38,30 +34,49 @@ from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
 def is_sharded(settings: LanguageModelOptions) -> bool:
-    """Whether a model with ``settings`` is cut, which in one process none is."""
+    """Whether FSDP2 shards a model with ``settings``; never in a run of one process."""
     return settings.sharding == "fsdp2" and distributed.world_size() > 1
 
 
-def shard(model: CatalogLM, device: torch.device) -> None:
-    """Cut a model that is the same on every rank, in place, and move its parts to ``device``.
+def has_cut_items(settings: LanguageModelOptions) -> bool:
+    """Whether the item table of a model with ``settings`` is sharded; never in one process."""
+    return settings.shard_items and distributed.world_size() > 1
 
-    From then on it is for :meth:`CatalogLM.loss` and :meth:`CatalogLM.scores`, which all ranks
-    call together, each with what is its own.
+
+def placed(model: Any, settings: LanguageModelOptions, device: torch.device) -> Any:
+    """Shard the item table of a recommender, if ``settings`` say so, and move it to ``device``.
+
+    A model that FSDP2 will shard is not moved; :func:`shard` moves its parts.
 
     Raises:
-        SettingError: a setting that needs the weights whole.
+        SettingError: a setting, or this kind of model, needs the whole item table.
+    """
+    if has_cut_items(settings):
+        cut_items(model.catalog_lm)
+    return model if is_sharded(settings) else model.to(device)
+
+
+def shard(model: CatalogLM, device: torch.device) -> None:
+    """Shard a model that is the same on every rank in place by FSDP2, on ``device``.
+
+    All ranks must then call :meth:`CatalogLM.loss` and :meth:`CatalogLM.scores` together, each
+    with its own batch.
+
+    Raises:
+        SettingError: the run is a cold start, which needs the whole weights.
     """
     if model.catalog.untrained:
         raise SettingError("sharding=fsdp2 does not go with cold_start; take sharding=ddp.")
     options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (distributed.world_size(),)),
-        # Also of what is outside of the blocks: what an evaluation leaves gathered would not
+        # Also for weights outside the blocks: if an evaluation left them gathered, they would not
         # follow when the weights change.
         "reshard_after_forward": True,
     }
     blocks = dict(options)
     if computes_in_bf16(model.settings, device):
-        # What autocast makes of them anyway, in half the bytes; the residual stream stays float32.
+        # Autocast would cast the weights too, but gather twice the bytes. The residual stream
+        # stays float32.
         blocks["mp_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -73,34 +88,19 @@ def shard(model: CatalogLM, device: torch.device) -> None:
     model.passes_of_all = distributed.largest
 
 
-def has_cut_items(settings: LanguageModelOptions) -> bool:
-    """Whether the item table of a model with ``settings`` is cut, which in one process none is."""
-    return settings.shard_items and distributed.world_size() > 1
-
-
-def placed(model: Any, settings: LanguageModelOptions, device: torch.device) -> Any:
-    """A recommender on ``device``, its item table cut before if it is to be.
-
-    What FSDP2 cuts goes there as :func:`shard` cuts it.
-    """
-    if has_cut_items(settings):
-        cut_items(model.catalog_lm)
-    return model if is_sharded(settings) else model.to(device)
-
-
 def cut_items(model: CatalogLM) -> None:
-    """Leave a model that is the same on every rank this rank's rows of its item table, in place.
+    """Replace the item table of a model that is the same on every rank by this rank's rows.
 
-    From then on :meth:`CatalogLM.loss` and :meth:`CatalogLM.scores` are called by all ranks
-    together, each with what is its own.
+    All ranks must then call :meth:`CatalogLM.loss` and :meth:`CatalogLM.scores` together, each
+    with its own batch.
 
     Raises:
-        SettingError: a setting, or a kind of model, that needs the table whole.
+        SettingError: a setting, or this kind of model, needs the whole item table.
     """
     settings, table = model.settings, model.lm.item_table
     needs_whole = {
         "item_text_added": settings.item_text_added,
-        # First of what such a model sets by itself.
+        # Before the settings that such a model sets itself, so that the message names the model.
         "a model with item tables of its own": type(table) is not ItemTable,
         "sharding=fsdp2": settings.sharding != "ddp",
         "cold_start": bool(model.catalog.untrained),
@@ -116,10 +116,10 @@ def cut_items(model: CatalogLM) -> None:
 
 
 def leave_cut_to_ranks(model: nn.Module) -> bool:
-    """Have DDP, which ``model`` is about to be given to, not touch weights that are cut.
+    """Make DDP ignore the sharded weights of ``model``, before it wraps the model.
 
     Returns:
-        Whether there are others that train: without any, it takes no model.
+        Whether other weights train; without any, DDP refuses the model.
     """
     names = [name for name, weight in model.named_parameters() if own_rows(weight)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
@@ -129,10 +129,15 @@ def leave_cut_to_ranks(model: nn.Module) -> bool:
 def clip_gradients(
     weights: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
 ) -> torch.Tensor:
-    """torch's ``clip_grad_norm_`` beside DDP: every gradient counts once, cut ones in their parts.
+    """torch's ``clip_grad_norm_`` for a model with sharded rows beside DDP.
+
+    Args:
+        weights: the weights whose gradients are clipped.
+        max_norm: largest norm of all gradients, with the parts of all ranks counted once.
+        norm_type: the p of the p-norm.
 
     Returns:
-        The norm before.
+        The norm before clipping, a scalar.
     """
     weights = list(weights)
     learnt = [(weight.grad, own_rows(weight)) for weight in weights if weight.grad is not None]
@@ -144,12 +149,14 @@ def clip_gradients(
 
 
 def whole(value: Any, like: Any = None) -> Any:
-    """``value``, tensors in dictionaries and lists, with every cut one put together, on the CPU.
+    """``value`` with every sharded tensor replaced by the whole tensor, on the CPU.
 
-    All ranks call it together; the others than rank 0 get nothing for a cut tensor.
+    All ranks call this together. Only rank 0 gets the whole tensors; the others get None instead.
 
     Args:
-        like: the weight that a tensor is of, or belongs to; of a list, as long a one.
+        value: a tensor, or dictionaries and lists of tensors.
+        like: the weight that the tensors in ``value`` belong to, such as its optimizer state; for
+            a list of tensors, a list of as many weights.
     """
     if isinstance(value, DTensor):
         full = value.full_tensor()
@@ -166,7 +173,7 @@ def whole(value: Any, like: Any = None) -> Any:
 
 
 def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """``module.state_dict()`` with :func:`whole` tensors; tied ones stay one tensor."""
+    """``module.state_dict()`` with :func:`whole` tensors; tied weights stay one tensor."""
     own = module.state_dict(keep_vars=True)
     made = {id(tensor): tensor for tensor in own.values()}
     made = {key: whole(tensor.detach(), tensor) for key, tensor in made.items()}
@@ -175,18 +182,12 @@ def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def whole_optimizer_state(optimizer: Any) -> dict[str, Any]:
     """``optimizer.state_dict()`` with :func:`whole` tensors."""
-    state = optimizer.state_dict()
-    by_number = dict(enumerate(optimized(optimizer)))
-    return {**state, "state": {n: whole(part, by_number[n]) for n, part in state["state"].items()}}
-
-
-def optimized(optimizer: Any) -> list[torch.Tensor]:
-    """The weights of an optimizer, in the order of its state's numbers."""
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
+    state, weights = optimizer.state_dict(), _weights_of(optimizer)
+    return {**state, "state": {n: whole(part, weights[n]) for n, part in state["state"].items()}}
 
 
 def cut(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's part of ``full``, which all ranks have, if ``like`` is cut; else all of it."""
+    """This rank's part of the whole tensor ``full``, sharded as the weight ``like`` is sharded."""
     if rows := own_rows(like):
         return rows.of(full)
     if not isinstance(like, DTensor):
@@ -197,20 +198,18 @@ def cut(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def cut_weights(full: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
-    """A whole state of ``module`` as its ``load_state_dict`` takes it, cut items whole."""
+    """This rank's parts of the whole weights ``full``, for ``module.load_state_dict``."""
     own = module.state_dict()
     return {n: cut(tensor, own[n]) if n in own else tensor for n, tensor in full.items()}
 
 
-def cut_optimizer_state(
-    full: Mapping[str, Any], parameters: Iterable[torch.Tensor]
-) -> dict[str, Any]:
-    """A whole state of an optimizer of ``parameters`` as its ``load_state_dict`` takes it."""
-    by_number = dict(enumerate(parameters))
+def cut_optimizer_state(full: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """This rank's parts of the whole state ``full``, for ``optimizer.load_state_dict``."""
+    weights = _weights_of(optimizer)
     state = {
         number: {
-            name: cut(value, by_number[number])
-            if getattr(value, "shape", None) == whole_shape(by_number[number])
+            name: cut(value, weights[number])
+            if getattr(value, "shape", None) == whole_shape(weights[number])
             else value
             for name, value in values.items()
         }
@@ -219,8 +218,13 @@ def cut_optimizer_state(
     return {**full, "state": state}
 
 
+def _weights_of(optimizer: Any) -> dict[int, torch.Tensor]:
+    """The weights of an optimizer by their numbers in its state."""
+    return dict(enumerate(w for group in optimizer.param_groups for w in group["params"]))
+
+
 def load_saved(lm: IdiomoeForCausalLM, folder: Path) -> None:
-    """Give a cut model the weights in ``folder``, which rank 0 reads and sends to the others."""
+    """Load the weights in ``folder`` into a model sharded by FSDP2; only rank 0 reads the file."""
     saved: dict[str, Any] = {}
     if distributed.is_main():
         with no_progress_bars():

@@ -1,4 +1,4 @@
-"""What a run goes on from: one file in its folder, replaced whole at the end of every epoch."""
+"""The state from which a run resumes: one file, atomically replaced at the end of every epoch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ STATE_FILE = "training_state.pt"
 
 
 def random_state() -> dict[str, Any]:
-    """Where torch's, numpy's and Python's random numbers are, as tensors and plain values.
+    """The state of torch's, numpy's and Python's random numbers, as tensors and plain values.
 
-    Of the GPUs, that which is used: another process or machine may not have the others.
+    Only the GPU in use is included: another process or machine may not have the others.
     """
     _, numbers, *rest = np.random.get_state(legacy=True)
     return {
@@ -34,7 +34,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on with the random numbers of :func:`random_state`."""
+    """Restore the random numbers that :func:`random_state` gave."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0].cpu())
@@ -44,14 +44,16 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def write_state(trainer: Any, epoch: int, **more: Any) -> None:
-    """Write all that going on after ``epoch`` needs into the trainer's folder.
+    """Write the state of ``trainer`` after ``epoch``, from 0, into the folder of its run.
 
     Args:
-        more: what the trainer has beside what all of RecBole's have; like all of a state, of
-            tensors and plain values, which alone ``torch.load`` trusts.
+        trainer: an :class:`~recbole_idiomoe.training.observed.ObservedTrainer`.
+        epoch: the number of the epoch that has just finished.
+        more: the state of the model, the optimizer and whatever else the trainer needs, as tensors
+            and plain values, because ``torch.load`` trusts nothing else.
 
     Raises:
-        DiskFullError: there is no room; the state before it is untouched.
+        DiskFullError: there is no room; the earlier state is unchanged.
     """
     best = trainer.best_valid_result
     state = {
@@ -67,23 +69,27 @@ def write_state(trainer: Any, epoch: int, **more: Any) -> None:
     }
 
     def write() -> None:
-        with atomic_write(_file(trainer)) as aside:
+        with atomic_write(trainer.folder / STATE_FILE) as aside:
             torch.save(state, aside)
 
     distributed.from_main(write)
 
 
 def read_state(trainer: Any, folder: Path, in_parts: bool = False) -> dict[str, Any] | None:
-    """The state in ``folder``, its bookkeeping given to ``trainer`` already; None: there is none.
+    """Read the state in ``folder``, and give ``trainer`` its progress, results and times.
 
-    Model, optimizer and random numbers are left to the trainer.
+    The trainer itself restores the model, the optimizer and the random numbers.
 
     Args:
-        in_parts: leave its tensors on the disk until they are read, of which this process will
-            read but a part.
+        trainer: an :class:`~recbole_idiomoe.training.observed.ObservedTrainer`.
+        folder: the folder of the run.
+        in_parts: map the file into memory, for a process that needs only a part of the tensors.
+
+    Returns:
+        The state; None if no epoch has finished.
 
     Raises:
-        CheckpointError: it is damaged, or of another version.
+        CheckpointError: the state is damaged, or was written by another version.
     """
     path = folder / STATE_FILE
     if not path.exists():
@@ -92,7 +98,9 @@ def read_state(trainer: Any, folder: Path, in_parts: bool = False) -> dict[str, 
         )
         return None
     try:
-        _check_sums(path)
+        with ZipFile(path) as parts:  # torch.load ignores the checksums that torch.save writes
+            if (altered := parts.testzip()) is not None:
+                raise BadZipFile(f"{altered} was altered")
         where = torch.device("cpu") if in_parts else trainer.device
         state: dict[str, Any] = torch.load(
             path, map_location=where, weights_only=True, mmap=in_parts
@@ -120,30 +128,9 @@ def read_state(trainer: Any, folder: Path, in_parts: bool = False) -> dict[str, 
     return state
 
 
-def is_out_of_patience(trainer: Any) -> bool:
-    """Whether early stopping has ended the training, in this process or the one before it."""
-    stopped: bool = trainer.cur_step > trainer.stopping_step
-    return stopped
-
-
 def other_architecture(folder: Path, error: Exception) -> CheckpointError:
-    """What a state that does not fit the model or its optimizer says."""
+    """The error for a state in ``folder`` that does not fit the model or its optimizer."""
     return CheckpointError(
         f"{folder} holds another architecture ({type(error).__name__}); resume it with its own "
         "settings."
     )
-
-
-def _check_sums(path: Path) -> None:
-    """``torch.load`` does not look at the checksums that ``torch.save`` writes.
-
-    Raises:
-        BadZipFile: a part of the file is not what was written.
-    """
-    with ZipFile(path) as parts:
-        if (altered := parts.testzip()) is not None:
-            raise BadZipFile(f"{altered} was altered")
-
-
-def _file(trainer: Any) -> Path:
-    return Path(trainer.saved_model_file).parent / STATE_FILE

@@ -16,8 +16,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.run_folder import MIX_RANKS_FILE, RANKS_FILE
-from recbole_idiomoe.protocol.loader import OwnRows
-from recbole_idiomoe.protocol.sharing import in_order, own_rows
+from recbole_idiomoe.protocol.loader import OwnRows, in_order, own_rows
 from tests.distributed.ranks import runs, started
 from tests.training.cycle import TINY, write_cycle
 

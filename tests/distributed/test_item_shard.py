@@ -22,7 +22,7 @@ from recbole_idiomoe.lm.untied_tables import ProjectedItemTable
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 from recbole_idiomoe.models.language.item_codes.factory import ITEM_CODES
 from recbole_idiomoe.models.language.options import LanguageModelOptions
-from recbole_idiomoe.training import model_folder, sharding, trainer
+from recbole_idiomoe.training import model_folder, sharding
 from tests.distributed.ranks import interrupted_in_epoch, runs, started
 from tests.distributed.test_training import (
     assert_alike,
@@ -153,7 +153,7 @@ def asked_of(data: Path, **settings: Any) -> list[dict[str, Any]]:
 
 def runs_norms_and_bytes(*asked: dict[str, Any]) -> tuple[Any, list[float], list[Any]]:
     """Results, gradients' norms, and what this rank held of the item table at every run's end."""
-    norms, held, clip = [], [], trainer.clip_gradients
+    norms, held, clip = [], [], sharding.clip_gradients
     write = model_folder.write_state
 
     def clip_gradients(*args: Any, **options: Any) -> Any:
@@ -169,7 +169,7 @@ def runs_norms_and_bytes(*asked: dict[str, Any]) -> tuple[Any, list[float], list
         held.append([tensor.untyped_storage().nbytes() for tensor in tensors])
         write(ours, *args, **more)
 
-    trainer.clip_gradients, model_folder.write_state = clip_gradients, write_state
+    sharding.clip_gradients, model_folder.write_state = clip_gradients, write_state
     item_loss.SCORE_BYTES = 4 * 21 * 10  # ten positions at once
     return runs(*asked), norms, held
 

@@ -94,7 +94,7 @@ class Runner:
             "folder": str(folder),
             "settings": config.complete_settings(),
         }
-        return RunResult.from_json(content)
+        return RunResult(**content)
 
 
 def ranks_by_chance(name: str, most: int) -> NamedRanks:

@@ -13,7 +13,7 @@ from recbole_idiomoe import api
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_model
-from recbole_idiomoe.protocol import users_at_once
+from recbole_idiomoe.protocol import loader
 from recbole_idiomoe.protocol.splits import split_dataset
 from recbole_idiomoe.training.trainers import get_trainer
 from tests.training.cycle import TINY, write_cycle
@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
 
     def run(model: str, scores: int, **options: Any) -> tuple[Any, Lists]:
         ranked.clear()
-        monkeypatch.setattr(users_at_once, "SCORES", scores)
+        monkeypatch.setattr(loader, "MAX_SCORES", scores)
         settings = TINY | MODELS[model] | {"data_path": str(path), "epochs": 1} | options
         (result,) = api.run(model, "cycle", settings=settings)
         return result, list(ranked)
@@ -73,12 +73,12 @@ def test_fewer_users_at_once_have_the_same_lists_and_metrics(
 
 
 def test_one_user_is_always_ranked_and_smaller_batches_stay() -> None:
-    assert users_at_once.users_at_once(2**30) == 1
-    assert users_at_once.users_at_once(1000) == 67_108
+    assert loader.users_at_once(2**30) == 1
+    assert loader.users_at_once(1000) == 67_108
     config = RunConfig("SASRec", "ml-100k", settings={"gpu_id": "", "eval_batch_size": 30})
     test = split_dataset(config, load_dataset(config)).test
     before = len(test)
-    users_at_once.limit_users(test)
+    loader.limit_users(test)
     assert len(test) == before == 32
 
 
@@ -87,14 +87,14 @@ def test_the_largest_tensor_does_not_grow_with_the_catalogue(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = users_at_once.SCORES
+    rows = loader.MAX_SCORES
 
     def largest(items: int, bounded: bool) -> int:
         path = write_cycle(tmp_path / f"{items}-{bounded}" / "cycle", items, USERS, length=items)
         settings = TINY | MODELS[model] | {"data_path": str(path), "MAX_ITEM_LIST_LENGTH": 2}
         settings |= {"max_batch_tokens": 64} if model == "IDIOMoE" else {}
         config = RunConfig(model, "cycle", settings=settings)
-        monkeypatch.setattr(users_at_once, "SCORES", 8000 if bounded else rows)
+        monkeypatch.setattr(loader, "MAX_SCORES", 8000 if bounded else rows)
         splits = split_dataset(config, load_dataset(config))
         assert splits.dataset.item_num == items + 1
         trainer = get_trainer(model)(config, get_model(model)(config, splits.train._dataset))

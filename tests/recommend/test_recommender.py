@@ -19,7 +19,7 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_model
-from recbole_idiomoe.protocol import users_at_once
+from recbole_idiomoe.protocol import loader
 from recbole_idiomoe.recommend.__main__ import main
 from recbole_idiomoe.recommend.recommender import Recommender
 from recbole_idiomoe.training.trainers import get_trainer
@@ -116,7 +116,7 @@ def test_many_histories_are_ranked_few_at_a_time(
         return scorer(part)
 
     recommender.scorer = counted
-    monkeypatch.setattr(users_at_once, "SCORES", 3 * recommender.catalog.item_num)
+    monkeypatch.setattr(loader, "MAX_SCORES", 3 * recommender.catalog.item_num)
     for found, expected in zip(recommender.recommend(histories, k=40), wanted, strict=True):
         assert [item.item_id for item in found] == [item.item_id for item in expected]
         assert [i.score for i in found] == pytest.approx([i.score for i in expected], abs=1e-5)

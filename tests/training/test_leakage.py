@@ -19,8 +19,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model
 from recbole_idiomoe.protocol.clock import Clock
-from recbole_idiomoe.training.stages import run_first_stage
-from recbole_idiomoe.training.trainers import get_trainer
+from recbole_idiomoe.training.trainers import Stage, first_stage, get_trainer
 from tests.golden.runs import COMMON, OWN
 from tests.helpers import training_sequence, write_dataset
 
@@ -56,7 +55,8 @@ def learnt_from(model: str, rows: Rows, place: Path) -> list[Any]:
     config = RunConfig(model, "toy", settings=settings)
     init_seed(config["seed"], config["reproducibility"])
     train, valid, _ = data_preparation(config, load_dataset(config))
-    run_first_stage(config, train, valid, place / "stage", Clock())
+    if stage := first_stage(config):
+        stage.train(Stage(config, train, valid, place / "stage", Clock()))
     init_seed(config["seed"], config["reproducibility"])
     built = get_model(model)(config, train._dataset)
     trainer = get_trainer(model)(config, built)
@@ -112,7 +112,9 @@ def language_model(model: str, place: Path) -> Any:
     dataset = load_dataset(config)
     if model == "E4SRec":
         train, valid, _ = data_preparation(config, dataset)
-        run_first_stage(config, train, valid, place / "stage", Clock())
+        stage = first_stage(config)
+        assert stage is not None
+        stage.train(Stage(config, train, valid, place / "stage", Clock()))
         dataset = train._dataset
     else:
         dataset = dataset.build()[0]

@@ -18,6 +18,7 @@ from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol import clock
+from recbole_idiomoe.protocol.evaluation import Evaluation
 from recbole_idiomoe.training.state import STATE_FILE
 from recbole_idiomoe.training.trainer import IdiomoeTrainer
 from tests.training.cycle import TINY, titles_of, write_cycle
@@ -135,18 +136,18 @@ def test_a_resumed_run_says_what_it_took_in_all(
     passed = 0.0
     monkeypatch.setattr(clock.time, "perf_counter", lambda: passed)
 
-    def taking(name: str, seconds: float) -> None:
-        original = getattr(trainer, name)
+    def taking(owner: Any, name: str, seconds: float) -> None:
+        original = getattr(owner, name)
 
         def slow(*args: Any, **given: Any) -> Any:
             nonlocal passed
             passed += seconds
             return original(*args, **given)
 
-        monkeypatch.setattr(trainer, name, slow)
+        monkeypatch.setattr(owner, name, slow)
 
-    taking("_train_epoch", 1000)
-    taking("evaluate", 100)
+    taking(trainer, "_train_epoch", 1000)
+    taking(Evaluation, "run", 100)
     own: dict[str, Any] = {"item_warmup": 0.0, "text_ramp": 0.0}
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_train_epoch", interrupt(trainer, "_train_epoch", 4))
