@@ -23,9 +23,9 @@ from recbole_idiomoe.analysis.settings import EfficiencySettings
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
+from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
 from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
-from recbole_idiomoe.models.language.forward import ATTENTION_KERNELS
 from recbole_idiomoe.training.trainer import COMPILED_WIDTH
 
 logger = logging.getLogger(__name__)

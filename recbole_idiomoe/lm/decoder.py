@@ -6,6 +6,7 @@ import inspect
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +20,8 @@ LAYOUTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("fc1",), "fc2"),
 )
 ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
+# cuDNN's kernel is left out: it plans anew for every shape, and every batch has its own length.
+ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and Phi"
 
 

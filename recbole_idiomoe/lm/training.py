@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from recbole_idiomoe.base.errors import SettingError
-from recbole_idiomoe.lm.decoder import attention_of, backbone_ffns, decoder_layers
+from recbole_idiomoe.lm.decoder import (
+    ATTENTION_KERNELS,
+    attention_of,
+    backbone_ffns,
+    decoder_layers,
+)
 from recbole_idiomoe.lm.embedding import ItemTable
 
 
@@ -54,7 +60,12 @@ def _with_checkpoint(block: type[nn.Module]) -> type[nn.Module]:
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled():
                 return super().forward(*args, **kwargs)
-            return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+            return checkpoint(self._attending, *args, use_reentrant=False, **kwargs)
+
+        def _attending(self, *args: Any, **kwargs: Any) -> Any:
+            # Backward runs outside the caller's choice of kernels, and must take the same ones.
+            with sdpa_kernel(ATTENTION_KERNELS):
+                return super().forward(*args, **kwargs)
 
     Checkpointed.__name__ = block.__name__  # by which transformers and FSDP2 find blocks
     return Checkpointed

@@ -32,6 +32,19 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         torch.testing.assert_close(weight, other[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_that_are_computed_again_learn_the_same(
+    precision: str, compiled: bool, tmp_path: Path
+) -> None:
+    plain = train(tmp_path, "plain", precision=precision, compile=compiled)
+    again = {"activation_checkpointing": True, "compile": compiled}
+    found = train(tmp_path, "again", precision=precision, **again)
+    for name, weight in plain.items():
+        tolerance = 1e-3 if precision == "fp32" else 2e-2
+        torch.testing.assert_close(found[name], weight, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "options",

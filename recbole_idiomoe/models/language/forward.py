@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.lm import IdiomoeForCausalLM
-
-# cuDNN's kernel is left out: it plans anew for every shape, and every batch has its own length.
-ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
 
 
 def hidden_states(lm: IdiomoeForCausalLM, batch: SequenceBatch) -> torch.Tensor:

@@ -10,8 +10,8 @@ from torch.nn.attention import sdpa_kernel
 from transformers import DynamicCache
 
 from recbole_idiomoe.data.sequence import ITEM, NOTHING
+from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
-from recbole_idiomoe.models.language.forward import ATTENTION_KERNELS
 
 
 class HistoryCache:

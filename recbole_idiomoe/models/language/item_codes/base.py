@@ -16,8 +16,8 @@ from torch.nn.attention import sdpa_kernel
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm import IdiomoeForCausalLM
+from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
 from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
-from recbole_idiomoe.models.language.forward import ATTENTION_KERNELS
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 
 
