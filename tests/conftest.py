@@ -11,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+# Collecting tests makes millions of objects, and nearly all of them stay.
+gc.disable()
+
 # The same examples each time. For more: pytest --hypothesis-profile=slow
 settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, database=None)
 settings.register_profile("slow", max_examples=500, deadline=None, derandomize=True, database=None)
@@ -21,6 +24,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays; to look whether it is garbage took a tenth of the time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
