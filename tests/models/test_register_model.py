@@ -172,6 +172,18 @@ def test_processes_cannot_have_a_class_of_a_function(given: dict[str, Any]) -> N
     assert "\n" not in str(error.value)
 
 
+def test_another_process_finds_it_again() -> None:
+    register_model(LastItem, options=LastItemOptions)
+    places = json.loads(json.dumps(registration.places_of(["LastItem", "SASRec"])))
+    assert set(places) == {"LastItem"}
+    for table in (registry.MODELS, registry.BASELINES):
+        table.pop("LastItem", None)
+    registration.restore(places)
+    assert registry.get_model("LastItem") is LastItem
+    assert registry.get_options("LastItem") is LastItemOptions
+
+
+@pytest.mark.slow
 def test_a_table_runs_it_in_processes(given: dict[str, Any]) -> None:
     register_model(LastItem, options=LastItemOptions)
     rows = {"row": {"model": "LastItem"}}
