@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recbole_idiomoe.base.options import NonNegativeFloat, Options, PositiveInt, Share
+from recbole_idiomoe.models.sasrec.options import SASRecCEOptions
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,6 @@ class HSTUOptions(Options):
     temperature: NonNegativeFloat = 0.05
     """What cosines are divided by, above 0."""
 
-    recipe = {
-        "learning_rate": 0.001,
-        "train_batch_size": 128,  # training windows
-        "epochs": 200,
-        "stopping_step": 10,
-    }
-    search_space = {
-        "learning_rate": {"low": 0.0001, "high": 0.005, "log": True},
-        "hidden_size": {"choices": [64, 128, 256]},
-        "n_layers": {"low": 1, "high": 3},
-        "n_heads": {"choices": [1, 2, 4]},
-        "dropout_prob": {"low": 0.1, "high": 0.5, "step": 0.1},
-    }
+    # Both are next-item models on windows, so they are trained and tuned alike.
+    recipe = SASRecCEOptions.recipe
+    search_space = SASRecCEOptions.search_space
