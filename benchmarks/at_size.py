@@ -50,7 +50,7 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     from recbole_idiomoe.data.text_tokens import text_tokens
     from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
     from recbole_idiomoe.models.registry import get_model
-    from recbole_idiomoe.protocol.loader import CandidateLoader, limit_users
+    from recbole_idiomoe.protocol.loader import CandidateLoader
     from recbole_idiomoe.protocol.seen_items import SeenItemMask
     from recbole_idiomoe.protocol.splits import split_dataset
     from recbole_idiomoe.training.trainers import get_trainer
@@ -98,7 +98,6 @@ def ours(folder: Path, name: str, settings: dict[str, Any], steps: int, users: i
     part = test._dataset.copy(test._dataset.inter_feat[:users])
     loader = CandidateLoader(config, part)
     loader.mask(SeenItemMask(test.seen.seen, part))
-    limit_users(loader)
     trainer.eval_collector.data_collect(train)
     with stage("evaluation slice"):
         trainer.evaluate(loader, load_best_model=False)

@@ -151,7 +151,6 @@ def measure_memory(given: argparse.Namespace, settings: dict[str, Any], folder: 
         part = test._dataset.copy(test._dataset.inter_feat[:users])
         loader = CandidateLoader(config, part)
         loader.mask(SeenItemMask(test.seen.seen, part))
-        loaders.limit_users(loader)
 
         def evaluate() -> None:
             trainer.evaluate(loader, load_best_model=False)

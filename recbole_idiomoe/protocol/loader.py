@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from torch.utils.data import Sampler
 
 from recbole_idiomoe.base import distributed
@@ -29,7 +29,31 @@ Masked = tuple[torch.Tensor, torch.Tensor]
 EvalBatch = tuple[Any, Masked | None, torch.Tensor, torch.Tensor]
 
 
-class CandidateLoader(FullSortEvalDataLoader):  # type: ignore[misc]
+def users_at_once(item_num: int) -> int:
+    """How many users can be scored together on ``item_num`` items; at least one."""
+    return max(1, MAX_SCORES // item_num)
+
+
+class LimitedUsers:
+    """What makes a RecBole evaluation loader give at most :func:`users_at_once` users in a batch.
+
+    RecBole holds the scores of a batch for the whole catalogue, so memory would grow with users
+    times items. Each user is ranked alone, so the lists do not depend on the size of the batch.
+    """
+
+    step: int
+    _dataset: Any
+
+    def _init_batch_size_and_step(self) -> None:
+        super()._init_batch_size_and_step()  # type: ignore[misc]
+        self.step = min(self.step, users_at_once(self._dataset.item_num))
+
+
+class SampledLoader(LimitedUsers, NegSampleEvalDataLoader):  # type: ignore[misc]
+    """RecBole's loader of sampled candidates, with a limited number of users at once."""
+
+
+class CandidateLoader(LimitedUsers, FullSortEvalDataLoader):  # type: ignore[misc]
     """RecBole's full-sort loader that also names the items that are masked for each user.
 
     With several processes, each one gets a share of the batches.
@@ -86,22 +110,6 @@ class OwnRows(Sampler):  # type: ignore[type-arg]
 
     def __len__(self) -> int:
         return len(own_rows(self._loader))
-
-
-def users_at_once(item_num: int) -> int:
-    """How many users can be scored together on ``item_num`` items; at least one."""
-    return max(1, MAX_SCORES // item_num)
-
-
-def limit_users(loader: Any) -> None:
-    """Make an evaluation loader give at most :func:`users_at_once` users in a batch.
-
-    RecBole holds the scores of a batch for the whole catalogue, so memory would grow with users
-    times items. Each user is ranked alone, so the lists do not depend on the size of the batch.
-    """
-    loader.step = min(loader.step, users_at_once(loader._dataset.item_num))
-    # The batch_size of a DataLoader is fixed; its sampler is what cuts the batches.
-    loader.batch_sampler.batch_size = loader.step
 
 
 def own_rows(loader: Any) -> np.ndarray:

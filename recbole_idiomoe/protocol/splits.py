@@ -13,7 +13,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.data.cold_start import unseen_items
-from recbole_idiomoe.protocol.loader import CandidateLoader, limit_users
+from recbole_idiomoe.protocol.loader import CandidateLoader, SampledLoader
 from recbole_idiomoe.protocol.ranks import item_counts
 from recbole_idiomoe.protocol.seen_items import SeenItemMask, SeenItems
 
@@ -73,10 +73,9 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
                 f"{config['dataset_label']}: nothing is left for {name}; users need at least 4 "
                 "interactions to be validated on, 3 to be tested on."
             )
-        if isinstance(loader, FullSortEvalDataLoader):
-            loader = CandidateLoader(config, loader._dataset, loader._sampler)
-        limit_users(loader)
-        loaders.append(loader)
+        full = isinstance(loader, FullSortEvalDataLoader)
+        kind = CandidateLoader if full else SampledLoader
+        loaders.append(kind(config, loader._dataset, loader._sampler))
     splits = Splits(dataset, counts, counted, train, *loaders)
     if config["mask_seen"]:
         _mask_seen_items(config, splits)
