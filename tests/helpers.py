@@ -69,15 +69,17 @@ def write_dataset(
     folder: Path,
     interactions: list[tuple[str, str, float]],
     items: list[tuple[str, str, str]] | None = None,
+    names: tuple[str, str, str] = ("user_id", "item_id", "timestamp"),
 ) -> Path:
     """Atomic files of a dataset named after ``folder``; returns the folder's parent."""
+    user_id, item_id, time = names
     folder.mkdir(parents=True)
     rows = "".join(f"{user}\t{item}\t{when}\n" for user, item, when in interactions)
-    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    header = f"{user_id}:token\t{item_id}:token\t{time}:float\n"
     (folder / f"{folder.name}.inter").write_text(header + rows, encoding="utf-8")
     if items is not None:
         rows = "".join(f"{item}\t{title}\t{categories}\n" for item, title, categories in items)
-        header = "item_id:token\ttitle:token\tcategories:token_seq\n"
+        header = f"{item_id}:token\ttitle:token\tcategories:token_seq\n"
         (folder / f"{folder.name}.item").write_text(header + rows, encoding="utf-8")
     return folder.parent
 

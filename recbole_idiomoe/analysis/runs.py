@@ -19,6 +19,7 @@ from recbole_idiomoe.base.run_folder import read_run
 from recbole_idiomoe.config.options import listed_defaults
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.catalog import text_fields
+from recbole_idiomoe.data.dataset import item_list_field
 from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.lm import with_random_weights
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
@@ -137,7 +138,7 @@ class Run:
         lengths = rows[test.item_list_length_field].tolist()
         return [
             self.catalog_lm.catalog.rows(names[items[:length]])
-            for items, length in zip(rows[test.item_id_list_field].numpy(), lengths, strict=True)
+            for items, length in zip(rows[item_list_field(test)].numpy(), lengths, strict=True)
         ]
 
 

@@ -128,9 +128,10 @@ def check_forms(final: Mapping[str, Any]) -> None:
     ):
         raise SettingError(f"clip_grad_norm={clip!r} must be null or as {{max_norm: 1.0}}.")
     parts = final.get("benchmark_filename")
-    if parts is not None and (not _is_texts(parts) or len(parts) != 3):
+    if parts is not None and (not _is_texts(parts) or len(set(parts)) != 3):
         raise SettingError(
-            f"benchmark_filename={parts!r} must be null or three parts, as [train, valid, test]."
+            f"benchmark_filename={parts!r} must be null or three parts, as [train, valid, test]: "
+            "models are both validated and tested."
         )
 
 

@@ -46,6 +46,9 @@ _COMPUTED |= {"test_neg_sample_args", "valid_neg_sample_args"}
 # RecBole reads these, but none of its YAML files gives them a value.
 _UNDECLARED = {"beta", "eta", "ft_ratio", "mask_ratio", "reg_weight", "tail_ratio"}
 
+# RecBole's default, in its own names of columns and without the time, which histories need.
+_RECBOLE_COLUMNS = {"inter": ["user_id", "item_id"]}
+
 # These learn from labelled pairs; RecBole marks them POINTWISE, like models that do not.
 _LABEL_MODELS = ("DIEN", "DIN")
 
@@ -102,8 +105,14 @@ class RunConfig(Config):  # type: ignore[misc]
 
     @property
     def dataset_class(self) -> type[Any]:
-        """The subclass of RecBole's ``Dataset`` that the model is trained on."""
-        return registry.get_dataset_class(self.model)
+        """The subclass of RecBole's ``Dataset`` that the model is trained on.
+
+        Raises:
+            SettingError: the model needs a dataset of its own, which reads no ready-made split.
+        """
+        is_ready_made = self["benchmark_filename"] is not None
+        get = registry.get_ready_made_class if is_ready_made else registry.get_dataset_class
+        return get(self.model)
 
     @property
     def settings(self) -> Options:
@@ -208,6 +217,8 @@ class RunConfig(Config):  # type: ignore[misc]
         checks.check_values(external, internal)
         final = overlay(copy.deepcopy(internal), external)
         final.update(self._forced_settings(external))
+        if "load_col" not in external and final["load_col"] == _RECBOLE_COLUMNS:
+            final["load_col"] = _needed_columns(final)
         checks.check_forms(final)
         checks.check_eval_args(final)
         checks.check_metrics(final)
@@ -287,6 +298,14 @@ class RunConfig(Config):  # type: ignore[misc]
     def _set_eval_neg_sample_args(self, phase: str) -> None:
         with _recbole_refusals():
             super()._set_eval_neg_sample_args(phase)
+
+
+def _needed_columns(final: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns to load of a data set whose settings name none."""
+    columns = [final[name] for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+    if final.get("benchmark_filename"):
+        columns.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
+    return {"inter": columns}
 
 
 def _learns_from_negatives(model_class: type[Any], loss_type: str | None) -> bool:

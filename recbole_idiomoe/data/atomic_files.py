@@ -21,6 +21,11 @@ MISSING = {
 
 # Stricter than Python's float(), which accepts 1_000; pandas does not.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_DATE = re.compile(
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[T ](?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}(?::?\d{2})?)?)?",
+    re.ASCII,
+)
 _LARGEST = float(np.finfo(np.float32).max)
 _BLOCK = 2**20  # characters that are checked at a time
 _LONGEST_LINE = 2**24  # characters, so that a file without line ends is not held in memory
@@ -63,71 +68,23 @@ class AtomicFile:
                 raise DataError(f"{path}: column {name!r:.60} is there twice; rename one.")
             self.columns[name] = kind
 
-    def check(
-        self,
-        ids: Sequence[str],
-        time: str | None,
-        columns: Sequence[str],
-        loaded: Sequence[str] | None,
-        seq_separator: str,
-    ) -> None:
-        """Check header and rows.
-
-        Args:
-            ids: columns of tokens in which every row needs a value.
-            time: a column of floats in which every row needs a number.
-            columns: more columns that are needed.
-            loaded: the columns that RecBole loads; None: all.
-            seq_separator: the separator of the entries of a list.
-
-        Raises:
-            DataError: a column or a row is not valid; the message names it.
-        """
-        times = [] if time is None else [time]
-        needed = [*ids, *times, *columns]
-        for name in [*needed, *(loaded or [])]:
-            if name not in self.columns:
-                first = [n[:60] if n.isprintable() else f"{n!r:.60}" for n in self.columns][:10]
-                more = ", ..." if len(self.columns) > 10 else ""
-                raise DataError(
-                    f"{self.path} has no column {name!r}, only {', '.join(first)}{more}; "
-                    "fix the settings that name it, or the file."
-                )
-        for name in needed:
-            if loaded is not None and name not in loaded:
-                raise DataError(
-                    f"{self.path}: column {name!r} is needed but not loaded; add it to "
-                    f"load_col: {{{self.path.suffix[1:]}: [{', '.join([*loaded, name])}]}}."
-                )
-        # RecBole would replace timestamps of type token by consecutive ids.
-        for name, kind in (dict.fromkeys(ids, "token") | dict.fromkeys(times, "float")).items():
-            if self.columns[name] != kind:
-                raise DataError(
-                    f"{self.path}: {name}:{self.columns[name]} in the header must be "
-                    f"{name}:{kind}; fix the header."
-                )
-        numbers = {
-            name: seq_separator if kind == "float_seq" else None
-            for name, kind in self.columns.items()
-            if kind in ("float", "float_seq") and (loaded is None or name in loaded)
-        }
-        self.check_rows(ids, time, numbers)
-
     def check_rows(
         self,
         ids: Sequence[str],
         number: str | None = None,
         numbers: Mapping[str, str | None] | None = None,
+        date: str | None = None,
     ) -> None:
         """Check that there are rows, and that every row is valid.
 
-        Every row needs a value in the columns ``ids`` and a number in the column ``number``. The
-        columns ``numbers`` may be empty; they have a separator if they are lists, else None.
+        Every row needs a value in the columns ``ids``, a number in the column ``number`` and an ISO
+        date in the column ``date``. The columns ``numbers`` may be empty; they have a separator if
+        they are lists, else None.
 
         Raises:
             DataError: there are no rows, or one is not valid; the message names the first.
         """
-        rules = ids, number, numbers or {}
+        rules = ids, number, numbers or {}, date
         suspicious, empty = self._suspicious(*rules), True
         for first, block in self._blocks():
             begin = 0 if first > 1 else (block.find("\n") + 1 or len(block))
@@ -143,7 +100,12 @@ class AtomicFile:
             raise DataError(f"{self.path} has a header but no rows; give it at least one.")
 
     def _fault(
-        self, line: str, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
+        self,
+        line: str,
+        ids: Sequence[str],
+        number: str | None,
+        numbers: Mapping[str, str | None],
+        date: str | None,
     ) -> str:
         """What is wrong with a row, or an empty text."""
         values = line.split(self.separator)
@@ -152,6 +114,8 @@ class AtomicFile:
         row = dict(zip(self.columns, values, strict=True))
         if number is not None and (wrong := _wrong_number(row[number])):
             return f"{number} is {row[number][:60]!r}, {wrong}"
+        if date is not None and not _DATE.fullmatch(row[date]):
+            return f"{date} is {row[date][:60]!r}, no date such as 2024-05-31T18:30:00Z"
         if "\0" in line:
             return "a NUL character, at which pandas ends the field"
         if len(line) > csv.field_size_limit() < max(map(len, values)):
@@ -167,7 +131,11 @@ class AtomicFile:
         return fault
 
     def _suspicious(
-        self, ids: Sequence[str], number: str | None, numbers: Mapping[str, str | None]
+        self,
+        ids: Sequence[str],
+        number: str | None,
+        numbers: Mapping[str, str | None],
+        date: str | None,
     ) -> re.Pattern[str]:
         """A pattern that matches the start of lines to check; ten times faster than all lines."""
         if len(self.separator) != 1:
@@ -183,6 +151,8 @@ class AtomicFile:
             plain[name] = rf"(?!(?:{missing})(?:{separator}|$)){anything}"
         if number is not None:
             plain[number] = plain_number
+        if date is not None:
+            plain[date] = _DATE.pattern
         return re.compile(f"^(?!{separator.join(plain.values())}$)", re.MULTILINE | re.ASCII)
 
     def _blocks(self) -> Iterator[tuple[int, str]]:
@@ -220,6 +190,8 @@ class AtomicFile:
 
 def _wrong_number(text: str) -> str:
     """Why ``text`` is not a number of 32 bits, as RecBole needs it; empty if it is one."""
+    if _DATE.fullmatch(text):
+        return "a date; write :token for :float in the header of this column, if it is the time"
     if not _NUMBER.fullmatch(text):
         return "not a number"
     return "" if abs(float(text)) <= _LARGEST else f"a number above {_LARGEST:.4g}"

@@ -17,6 +17,7 @@ import numpy as np
 from recbole_idiomoe.base.errors import CheckpointError, DataError, SettingError, short_reason
 from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.data.cold_start import unseen_items
+from recbole_idiomoe.data.item_text import item_entries
 from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.data.template import Template, clean
 
@@ -189,10 +190,14 @@ def text_fields(settings: TextOptions) -> dict[str, str]:
 def text_entries(dataset: Dataset, settings: TextOptions) -> dict[str, list[list[str]]]:
     """The entries of every item, by role; a list of phrases has several, other fields at most one.
 
+    They are what the file says, see :func:`~recbole_idiomoe.data.item_text.item_entries`.
+
     Raises:
         SettingError: a text field was not loaded.
     """
     fields = text_fields(settings)
+    if not fields:
+        return {}
     for column in fields.values():
         if dataset.item_feat is None or column not in dataset.item_feat:
             loaded = [] if dataset.item_feat is None else list(dataset.item_feat.columns)
@@ -201,18 +206,5 @@ def text_entries(dataset: Dataset, settings: TextOptions) -> dict[str, list[list
                 f"{dataset.dataset_name}.item (loaded: {', '.join(loaded) or 'none'}); add it to "
                 "load_col.item, or set item_text_fields."
             )
-    return {role: _entries(dataset, column) for role, column in fields.items()}
-
-
-def _entries(dataset: Dataset, column: str) -> list[list[str]]:
-    """The entries of a RecBole item column, before or after RecBole changes its format."""
-    values = dataset.item_feat[column]
-    names = dataset.field2id_token.get(column)
-    if names is None:  # a column of numbers
-        return [[], *([f"{float(value):g}"] for value in values[1:])]
-    rows = np.asarray(values) if hasattr(values, "numpy") else values.to_numpy()
-    entries = [[str(names[i]) for i in np.atleast_1d(row) if int(i) != 0] for row in rows]
-    # RecBole splits a token_seq at seq_separator; words are joined again.
-    if dataset.config["seq_separator"] == " ":
-        return [[" ".join(words)] if words else [] for words in entries]
-    return entries
+    entries = item_entries(dataset, list(dict.fromkeys(fields.values())))
+    return {role: entries[column] for role, column in fields.items()}

@@ -38,7 +38,7 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
     """
     table = dataset.inter_feat
     users, items = table[dataset.uid_field].to_numpy(), table[dataset.iid_field].to_numpy()
-    last = _last_rows(users, table[dataset.time_field].to_numpy())
+    last = users != np.append(users[1:], -1)  # a user's rows are together, in the order of time
     is_test = last & (np.bincount(users)[users] >= 3)
     # Items are sorted by name, so that the draw does not depend on their numbers.
     names = dataset.field2id_token[dataset.iid_field]
@@ -70,10 +70,3 @@ def hold_out_items(dataset: Any, share: float, seed: int) -> None:
 def unseen_items(dataset: Any) -> np.ndarray:
     """Rows of the items that :func:`hold_out_items` removed, ascending, shape ``(n,)``, n >= 0."""
     return getattr(dataset, _ATTRIBUTE, np.zeros(0, dtype=np.int64))
-
-
-def _last_rows(users: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """A mask of each user's last row in RecBole's order: stable, by float32 timestamps."""
-    order = np.lexsort((times.astype(np.float32), users))
-    last = order[np.diff(users[order], append=-1) != 0]  # no user has the number -1
-    return np.isin(np.arange(len(users)), last)

@@ -16,51 +16,132 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
 from scipy.sparse import csr_array
 
-from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.data.ragged import RaggedArray
+from recbole_idiomoe.data.ready_split import (
+    PARTS,
+    Streams,
+    positions,
+    streams_of_lists,
+    streams_of_rows,
+)
+from recbole_idiomoe.data.times import TimeOrdered
 
 HISTORY_END = "history_end"
 
 
-class HistoryDataset(SequentialDataset):
+def item_list_field(dataset: SequentialDataset) -> str:
+    """The name of the field of histories, such as ``item_id_list``."""
+    return str(dataset.iid_field + dataset.config["LIST_SUFFIX"])
+
+
+class HistoryDataset(TimeOrdered, SequentialDataset):
     """RecBole's ``SequentialDataset`` with its prefixes as views of one array.
+
+    It also reads splits that the user has made, which the setting ``benchmark_filename`` names. In
+    these, each target has the history that the files give it, see
+    :mod:`recbole_idiomoe.data.ready_split`.
 
     Attributes:
         history_users: the user of each interaction, ascending, shape ``(interactions,)``.
-        history_items: the item of each interaction, in time order per user, of the same shape.
+        history_items: the item of each interaction, of the same shape. The interactions of a user
+            are in the order of time.
         history_times: the time of each interaction, float32 as in RecBole, of the same shape.
-
-    Raises:
-        SettingError: the setting ``benchmark_filename`` is given.
+        history_streams: equal for interactions of one sequence, ascending, of the same shape. A
+            user has one sequence, except in ready-made splits with lists.
+        part_rows: number of rows of each part of a ready-made split, by name.
     """
 
     inter_feat: Any  # a pandas table when loaded, an Interaction after the split
 
     def __init__(self, config: Config) -> None:
-        if config["benchmark_filename"] is not None:
-            raise SettingError(
-                "benchmark_filename names files that are split already; "
-                f"{config['model']} needs one .inter file and eval_args.split."
-            )
+        self.part_rows: dict[str, int] = {}
+        self._streams: Streams | None = None
         super().__init__(config)
+
+    @property
+    def is_ready_made(self) -> bool:
+        """Whether the user has made the split."""
+        return self._streams is not None
+
+    def _set_alias(self, alias_name: str, default_value: list[str | None]) -> None:
+        """Number the items of ready-made histories as RecBole numbers those of targets."""
+        if alias_name == "item_id" and item_list_field(self) in self.inter_feat:
+            default_value = [*default_value, item_list_field(self)]
+        super()._set_alias(alias_name, default_value)
+
+    def _benchmark_presets(self) -> None:
+        """Nothing, because histories are made in :meth:`data_augmentation`."""
+
+    def _order_interactions(self) -> None:
+        if self.benchmark_filename_list is None:
+            super()._order_interactions()
+            return
+        table, lists = self.inter_feat, item_list_field(self)
+        parts = np.repeat(np.arange(len(PARTS)), self.file_size_list)
+        users, items = table[self.uid_field].to_numpy(), table[self.iid_field].to_numpy()
+        times = None
+        if self.time_field in table:
+            self._convert_times()
+            times = table[self.time_field].to_numpy()
+        if lists in table:
+            streams = streams_of_lists(users, items, parts, times, list(table[lists]))
+        else:
+            streams = streams_of_rows(users, items, parts, times)
+        self._count_rows(streams, has_lists=lists in table)
+        table = table.iloc[streams.rows].reset_index(drop=True)
+        table[self.iid_field] = streams.items
+        for field in self._given_lists(table):
+            self._del_col(table, field)
+        if times is None:
+            kind = FeatureType.FLOAT, FeatureSource.INTERACTION, 1
+            self.set_field_property(self.time_field, *kind)
+            table[self.time_field] = positions(streams.numbers).astype(np.float64)
+        self.inter_feat, self._streams = table, streams
+
+    def _given_lists(self, table: pd.DataFrame) -> list[str]:
+        """The columns of ``table`` that hold a list of another column's values."""
+        suffix = self.config["LIST_SUFFIX"]
+        return [f"{field}{suffix}" for field in table if f"{field}{suffix}" in table]
+
+    def _count_rows(self, streams: Streams, has_lists: bool) -> None:
+        for part, name in enumerate(PARTS):
+            has_history = streams.lengths[streams.parts == part] > 0
+            self.part_rows[name] = int(has_history.sum())
+            # Without lists, a user's first training row is only the history of others.
+            if part or has_lists:
+                self._leave_out(f"{name} rows without a history", (~has_history).sum())
+
+    def build(self) -> list[HistoryDataset]:
+        """Return the training, the validation and the test split."""
+        if self._streams is None:
+            splits: list[HistoryDataset] = super().build()
+            return splits
+        self._change_feat_format()
+        self.data_augmentation()
+        self._drop_unused_col()
+        parts = self._streams.parts[self.inter_feat[HISTORY_END].numpy()]
+        rows = (np.flatnonzero(parts == part) for part in range(len(PARTS)))
+        return [self.copy(_rows(self.inter_feat, chosen)) for chosen in rows]
 
     def data_augmentation(self) -> None:
         """Make the rows that RecBole's augmentation makes, without copying prefixes."""
         self._aug_presets()
         self._check_field("uid_field", "time_field")
-        self.sort(by=[self.uid_field, self.time_field], ascending=True)
-
-        users = self.history_users = self.inter_feat[self.uid_field].numpy()
+        if not self.is_ready_made:
+            self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        self.history_users = self.inter_feat[self.uid_field].numpy()
         self.history_items = self.inter_feat[self.iid_field].numpy()
         self.history_times = self.inter_feat[self.time_field].numpy()
-        position = np.arange(len(users))
-        is_first = np.r_[True, users[1:] != users[:-1]] if len(users) else np.zeros(0, dtype=bool)
-        first = np.maximum.accumulate(np.where(is_first, position, 0))
-        targets = position[~is_first]
-        length = np.minimum(targets - first[targets], self.max_item_list_len)
-
+        if self._streams is None:
+            self.history_streams = self.history_users
+            length = positions(self.history_streams)
+        else:
+            self.history_streams, length = self._streams.numbers, self._streams.lengths
+        targets = np.flatnonzero(length)
+        length = np.minimum(length[targets], self.max_item_list_len)
         fields = {self.item_list_length_field: length, HISTORY_END: targets}
         self.inter_feat = _with_fields(_rows(self.inter_feat, targets), fields)
 
@@ -85,7 +166,7 @@ class HistoryDataset(SequentialDataset):
         """Return rows with padded histories, ``item_id_list`` of shape ``(rows, max length)``."""
         rows = super().__getitem__(index, join)
         histories = self.padded_histories(rows, self.history_items)
-        return _with_fields(rows, {self.item_id_list_field: histories})
+        return _with_fields(rows, {item_list_field(self): histories})
 
     def padded_histories(self, rows: Interaction, values: np.ndarray) -> np.ndarray:
         """The ``values``, one per interaction, in the histories of ``rows``, oldest first.
@@ -99,37 +180,51 @@ class HistoryDataset(SequentialDataset):
         where = np.where(inside, (ends - lengths)[:, None] + offset, 0)
         return np.where(inside, values[where], 0)
 
-    def known_interactions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Users and items of all interactions in this split's histories and targets, each once."""
+    def histories(self) -> RaggedArray:
+        """The history of each row, oldest item first."""
         ends = self.inter_feat[HISTORY_END].numpy()
         begins = ends - self.inter_feat[self.item_list_length_field].numpy()
-        size = len(self.history_items) + 1
-        opened = np.bincount(begins, minlength=size) - np.bincount(ends + 1, minlength=size)
-        inside = np.flatnonzero(np.cumsum(opened[:-1]))
+        return RaggedArray(self.history_items, begins, ends)
+
+    def known_interactions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Users and items of all interactions in this split's histories and targets, each once."""
+        inside = self._known()
         return self.history_users[inside], self.history_items[inside]
 
     def split_items(self) -> np.ndarray:
-        """The items of this split's targets and of the interactions just before targets.
+        """The items of all interactions in this split's histories and targets, each once."""
+        return self.history_items[self._known()]
 
-        Each interaction counts once. In the training split, these are all its interactions.
-        """
-        ends = self.inter_feat[HISTORY_END].numpy()
-        return self.history_items[np.union1d(ends - 1, ends)]
+    def _known(self) -> np.ndarray:
+        rows, size = self.histories(), len(self.history_items) + 1
+        opened = np.bincount(rows.starts, minlength=size)
+        opened -= np.bincount(rows.stops + 1, minlength=size)
+        return np.flatnonzero(np.cumsum(opened[:-1]))
 
     def window_ends(self) -> torch.Tensor:
-        """A mask of this split's rows that end a window of ``MAX_ITEM_LIST_LENGTH`` inputs."""
+        """A mask of this split's rows that end a window of ``MAX_ITEM_LIST_LENGTH`` inputs.
+
+        Counted back from the last row of a stream, it is the last row of every
+        ``MAX_ITEM_LIST_LENGTH`` interactions.
+        """
         ends = self.inter_feat[HISTORY_END].numpy()
-        users = self.inter_feat[self.uid_field].numpy()
-        last = np.zeros(self.user_num, dtype=ends.dtype)
-        np.maximum.at(last, users, ends)
-        return torch.from_numpy((last[users] - ends) % self.max_item_list_len == 0)
+        streams = self.history_streams[ends]
+        last = np.zeros(streams.max(initial=0) + 1, dtype=ends.dtype)
+        np.maximum.at(last, streams, ends)
+        window = (last[streams] - ends) // self.max_item_list_len
+        newest_first = np.lexsort((-ends, window, streams))
+        is_end = np.zeros(len(ends), dtype=bool)
+        keys = np.stack((streams, window))[:, newest_first]
+        is_end[newest_first] = np.r_[True, (keys[:, 1:] != keys[:, :-1]).any(0)][: len(ends)]
+        return torch.from_numpy(is_end)
 
     def training_windows(self, max_items: int, lengths: np.ndarray, room: int) -> RaggedArray:
         """Split this split's histories into windows of items, with every target in exactly one.
 
-        A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets. A user's
-        last window ends at the user's last target in this split, and every other one ends where
-        the next begins. A user's first item is not a target, as in RecBole.
+        A window of ``m + 1`` items holds ``m`` inputs and, shifted by one, ``m`` targets. The last
+        window of a stream, which is a user's sequence, ends at its last target in this split, and
+        every other one ends where the next begins. The first item of a stream is not a target, as
+        in RecBole. In a ready-made split, all other items of a training row's list are targets.
 
         Args:
             max_items: most inputs in a window.
@@ -141,11 +236,12 @@ class HistoryDataset(SequentialDataset):
             user first. They are views of ``history_items``, therefore the users of the windows
             are ``history_users[windows.starts]``.
         """
-        ends = np.sort(self.inter_feat[HISTORY_END].numpy())
-        users = self.history_users[ends]
-        begins_user = np.r_[True, users[1:] != users[:-1]][: len(ends)]
-        first = ends[begins_user] - 1
-        last = ends[np.r_[begins_user[1:], True][: len(ends)]]
+        rows = self.histories()
+        in_order = np.argsort(rows.stops)
+        streams = self.history_streams[rows.stops[in_order]]
+        begins_stream = np.r_[True, streams[1:] != streams[:-1]][: len(rows)]
+        first = rows.starts[in_order][begins_stream]
+        last = rows.stops[in_order][np.r_[begins_stream[1:], True][: len(rows)]]
         tokens = np.r_[0, np.cumsum(lengths[self.history_items])]
         one_window = (last - first <= max_items) & (tokens[last] - tokens[first] <= room)
         bounds = [np.stack([first, last])[:, one_window]]
@@ -181,7 +277,7 @@ class WindowDataset(HistoryDataset):
         """Return rows with padded histories and their times, both of shape (rows, max length)."""
         rows = super().__getitem__(index, join)
         times = self.padded_histories(rows, self.history_times)
-        return _with_fields(rows, {getattr(self, f"{self.time_field}_list_field"): times})
+        return _with_fields(rows, {self.time_field + self.config["LIST_SUFFIX"]: times})
 
 
 def count_transitions(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.errors import DataError, IdiomoeError, SettingError
 from recbole_idiomoe.data.cold_start import hold_out_items
-from recbole_idiomoe.data.location import DataSettings, check_atomic_files, locate
+from recbole_idiomoe.data.columns import check_atomic_files
+from recbole_idiomoe.data.location import DataSettings, locate
+
+logger = logging.getLogger()
 
 
 def load_dataset(config: DataSettings) -> Any:
@@ -35,6 +39,7 @@ def read_dataset(config: DataSettings) -> Any:
         DataError: RecBole cannot load the files, or they leave nothing to learn from.
         SettingError: ``topk`` asks for more items than there are.
     """
+    is_ready_made = config["benchmark_filename"] is not None
     try:
         dataset = config.dataset_class(config)
     except IdiomoeError:
@@ -50,12 +55,10 @@ def read_dataset(config: DataSettings) -> Any:
         raise DataError(
             f"{config['dataset_label']} in {config['data_path']}: RecBole cannot load it: {reason}"
         ) from error
-    longest = dataset.inter_feat[dataset.uid_field].value_counts().max()
-    if longest < 3:
-        raise DataError(
-            f"{config['dataset_label']}: no user has 3 interactions after the filters (one to "
-            "start from, one to train on, one to test); loosen them or give more data."
-        )
+    for what, count in dataset.left_out.items():
+        logger.warning(f"left out: {count:,} {what}")
+    if not is_ready_made:
+        _check_longest(config, dataset)
     items, topk = dataset.item_num - 1, config["topk"]
     if max(topk) > items:
         raise SettingError(
@@ -65,3 +68,12 @@ def read_dataset(config: DataSettings) -> Any:
     if config["cold_start"]:
         hold_out_items(dataset, config["cold_start"], config["seed"])
     return dataset
+
+
+def _check_longest(config: DataSettings, dataset: Any) -> None:
+    longest = dataset.inter_feat[dataset.uid_field].value_counts().max()
+    if longest < 3:
+        raise DataError(
+            f"{config['dataset_label']}: no user has 3 interactions after the filters (one to "
+            "start from, one to train on, one to test); loosen them or give more data."
+        )

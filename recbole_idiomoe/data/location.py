@@ -1,4 +1,4 @@
-"""Finding or downloading a data set's atomic files, and checking that RecBole can read them."""
+"""Finding or downloading a data set's atomic files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from recbole_idiomoe.base.errors import DataError, did_you_mean
 from recbole_idiomoe.base.recbole_package import recbole_folder
 from recbole_idiomoe.data.amazon.building import Dumps, build, new_folder
 from recbole_idiomoe.data.amazon.fetching import Unavailable
-from recbole_idiomoe.data.atomic_files import AtomicFile
 from recbole_idiomoe.data.names import list_datasets, recbole_datasets
 
 _TIMEOUT_S = 30.0  # without it, RecBole's download would wait for ever on a silent connection
@@ -56,16 +55,17 @@ def _find(config: DataSettings) -> tuple[str, Path]:
     label, root = config["dataset_label"], config.data_root
     recbole_name = config["recbole_name"] or label
     for name in (label, recbole_name):
-        if all(path.is_file() for path in _inter_files(config, root / name, name)):
+        if all(path.is_file() for path in interaction_files(config, root / name, name)):
             return name, root / name
     for name in (label, recbole_name):
         if (root / name).is_dir():
-            missing = _inter_files(config, root / name, name)[0].name
+            files = interaction_files(config, root / name, name)
+            missing = next(path for path in files if not path.is_file())
             raise DataError(
-                f"{root / name} holds no {missing}; put it there, or name another folder with "
+                f"{root / name} holds no {missing.name}; put it there, or name another folder with "
                 "--data_path."
             )
-        if all(path.is_file() for path in _inter_files(config, root, name)):
+        if all(path.is_file() for path in interaction_files(config, root, name)):
             is_own = root.resolve().name == name
             fix = "name the folder above it" if is_own else f"move its files into {root / name}"
             raise DataError(
@@ -99,48 +99,7 @@ def _find(config: DataSettings) -> tuple[str, Path]:
     )
 
 
-def check_atomic_files(config: DataSettings) -> None:
-    """Check headers and rows of the files before RecBole fails on them with a traceback.
-
-    Raises:
-        DataError: the message names the file, the column, the row if there is one, and the fix.
-    """
-    folder, name = Path(config["data_path"]), config["dataset"]
-    user_id, item_id = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-    for path in _inter_files(config, folder, name):
-        _check(config, path, [user_id, item_id], config["TIME_FIELD"], [])
-    item_columns = _item_columns(config)
-    if item_columns or (config["load_col"] or {}).get("item"):
-        path = folder / f"{name}.item"
-        if not path.exists():
-            raise DataError(
-                f"Cannot read {path}: No such file or directory; put it there, or take its columns "
-                "out of load_col and item_text_fields."
-            )
-        _check(config, path, [item_id], None, item_columns)
-
-
-def _check(
-    config: DataSettings, path: Path, ids: list[str], time: str | None, columns: list[str]
-) -> None:
-    load_col = config["load_col"]
-    loaded = None if load_col is None else load_col.get(path.suffix[1:], [])
-    file = AtomicFile(path, config["field_separator"], config["encoding"])
-    file.check(ids, time, columns, None if loaded == "*" else loaded, config["seq_separator"])
-
-
-def _item_columns(config: DataSettings) -> list[str]:
-    """The columns of the ``.item`` file that the text of an item or the model needs."""
-    text = config["item_text_fields"] or []
-    columns = list(text.values()) if isinstance(text, dict) else list(text)
-    if "selected_features" in config.read_by_model:
-        columns += config["selected_features"] or []
-    if "item_attribute" in config.read_by_model:
-        columns.append(config["item_attribute"])
-    return list(dict.fromkeys(columns))
-
-
-def _inter_files(config: DataSettings, folder: Path, name: str) -> list[Path]:
+def interaction_files(config: DataSettings, folder: Path, name: str) -> list[Path]:
     """The interaction files: one, or one for each part of a split in ``benchmark_filename``."""
     parts = config["benchmark_filename"]
     names = [f"{name}.{part}.inter" for part in parts] if parts else [f"{name}.inter"]

@@ -23,7 +23,7 @@ _ABSTRACT = {
     ),
     "recbole_idiomoe.models.next_item:NextItemRecommender": Entry("", Options),
     "recbole.model.abstract_recommender:SequentialRecommender": Entry(
-        "", Options, dataset="recbole.data.dataset:SequentialDataset"
+        "", Options, dataset="recbole_idiomoe.data.recbole_datasets:SequentialDataset"
     ),
 }
 """Entries for classes that derive from no model with a name, by their abstract base."""
@@ -49,16 +49,20 @@ def register_model(
             and declares the settings that the class reads in addition to RecBole's, as
             ``hidden_size: PositiveInt = 64``. ``--help`` shows the docstring below each of them.
         trainer: a subclass of RecBole's ``Trainer``.
-        dataset: the class of the training data, a subclass of RecBole's ``Dataset``.
+        dataset: the class of the training data, a subclass of RecBole's ``Dataset`` and of
+            :class:`~recbole_idiomoe.data.times.TimeOrdered`, so that it has the order of time that
+            all models have.
 
     Returns:
         ``model_class``, so that the function can be used as a decorator.
 
     Raises:
-        SettingError: the class is no sequential recommender, its name is taken, or ``options`` is
-            not a frozen dataclass that derives from ``Options``.
+        SettingError: the class is no sequential recommender, its name is taken, ``options`` is not
+            a frozen dataclass that derives from ``Options``, or ``dataset`` is not ordered by time.
     """
     from recbole.model.abstract_recommender import SequentialRecommender
+
+    from recbole_idiomoe.data.times import TimeOrdered
 
     name = getattr(model_class, "__name__", repr(model_class))
     if not isinstance(model_class, type) or not issubclass(model_class, SequentialRecommender):
@@ -73,6 +77,11 @@ def register_model(
         raise SettingError(
             f"{name} cannot be registered: its options must be a class that derives from Options, "
             "under @dataclass(frozen=True)."
+        )
+    if dataset is not None and not issubclass(dataset, TimeOrdered):
+        raise SettingError(
+            f"{name} cannot be registered: write its dataset as class {dataset.__name__}("
+            "recbole_idiomoe.data.times.TimeOrdered, SequentialDataset), for the order of time."
         )
     entry = _inherited(model_class)
     given = {"model": model_class, "options": options, "trainer": trainer, "dataset": dataset}

@@ -107,13 +107,30 @@ def get_first_stage(name: str) -> Any:
 
 
 def get_dataset_class(name: str) -> type[Any]:
-    """The dataset class for model ``name``; RecBole's models get that of ``create_dataset``."""
+    """The dataset class for model ``name``; RecBole's models have those of RecBole."""
     check_model(name)
     if name in MODELS:
         return load_place(MODELS[name].dataset)
-    module = importlib.import_module("recbole.data.dataset")
+    module = importlib.import_module("recbole_idiomoe.data.recbole_datasets")
     chosen: type[Any] = getattr(module, f"{name}Dataset", module.SequentialDataset)
     return chosen
+
+
+def get_ready_made_class(name: str) -> type[Any]:
+    """The dataset class for model ``name`` on a split that the user has made.
+
+    Raises:
+        SettingError: RecBole gives the model other rows than users, items and histories.
+    """
+    chosen, ours = get_dataset_class(name), "recbole_idiomoe.data"
+    if issubclass(chosen, load_place(f"{ours}.dataset:HistoryDataset")):
+        return chosen
+    if chosen.__name__ != "SequentialDataset":
+        raise SettingError(
+            f"{name} needs columns that a ready-made split does not have; give one .inter file "
+            "without benchmark_filename, or another model."
+        )
+    return load_place(f"{ours}.recbole_datasets:ReadyMadeDataset")
 
 
 def get_options(name: str) -> type[Options]:

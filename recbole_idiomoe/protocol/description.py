@@ -14,27 +14,57 @@ FILTERS = (
     "filter_inter_by_user_or_item",
 )
 
+_ORDERS = {"TO": "TO by the exact times of the file"}
+"""RecBole's names of the orders in :func:`~recbole_idiomoe.config.checks.check_eval_args`."""
 
-def protocol(config: RunConfig, item_num: int) -> dict[str, Any]:
+
+def protocol(config: RunConfig, item_num: int, dataset: Any = None) -> dict[str, Any]:
     """What the metrics of a run depend on besides the model.
 
     Args:
         config: the config of the run.
         item_num: number of items in the catalogue, without the padding item.
+        dataset: the loaded data set; None leaves out what is only known from it.
     """
-    split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]
+    mode = config["eval_args"]["mode"]
     share, epsilon = config["cold_start"], config["cold_start_epsilon"]
     return {
-        "split": " ".join(f"{kind} {how}" for kind, how in split.items()),
-        "order": config["eval_args"]["order"],
-        "group_by": config["eval_args"]["group_by"],
+        **_split(config),
         "candidates": f"all {item_num} items" if set(mode.values()) == {"full"} else mode,
         "mask_seen": config["mask_seen"],
         "cold_start": {"unseen_test_items": share, "epsilon": epsilon} if share else None,
         "max_history": config["MAX_ITEM_LIST_LENGTH"],
-        "filters": {name: config[name] for name in FILTERS},
+        **({} if dataset is None else _of_files(dataset)),
         "metrics": config["metrics"],
         "topk": config["topk"],
         "valid_metric": config["valid_metric"],
         "trained_on": "training interactions only",
+    }
+
+
+def _split(config: RunConfig) -> dict[str, Any]:
+    """How the interactions of a user are filtered, ordered and split.
+
+    RecBole filters nothing in a split that the user has made.
+    """
+    parts, how = config["benchmark_filename"], config["eval_args"]
+    if parts is not None:
+        given = "as given by the files"
+        split = f"{given} {', '.join(parts)}"
+        return {"split": split, "order": given, "group_by": None, "filters": None}
+    return {
+        "split": " ".join(f"{kind} {value}" for kind, value in how["split"].items()),
+        "order": _ORDERS[how["order"]],
+        "group_by": how["group_by"],
+        "filters": {name: config[name] for name in FILTERS},
+    }
+
+
+def _of_files(dataset: Any) -> dict[str, Any]:
+    """What is only known once the files are read; None where there is nothing to say."""
+    rows = getattr(dataset, "part_rows", {})  # of a ready-made split
+    return {
+        "rows": ", ".join(f"{count:,} {part}" for part, count in rows.items()) or None,
+        "times": None if dataset.time_unit == "seconds" else dataset.time_unit,
+        "left_out": dict(dataset.left_out) or None,
     }

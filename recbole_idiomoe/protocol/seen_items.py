@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from recbole.data.dataset import SequentialDataset
 
-from recbole_idiomoe.data.dataset import HistoryDataset
+from recbole_idiomoe.data.dataset import HistoryDataset, item_list_field
 
 ROWS = 65_536
 """Rows of histories that are read together, to bound memory."""
@@ -64,7 +64,7 @@ def _pairs(split: SequentialDataset) -> np.ndarray:
     for start in range(0, len(rows), ROWS):
         users, targets, histories = (
             rows[field][start : start + ROWS].numpy()
-            for field in (split.uid_field, split.iid_field, split.item_id_list_field)
+            for field in (split.uid_field, split.iid_field, item_list_field(split))
         )
         row, column = np.nonzero(histories)
         pairs = np.concatenate((users, users[row])) * split.item_num
@@ -95,8 +95,11 @@ class SeenItemMask:
         # The first item of a user whose history begins in this split is no row's target.
         is_first = (self.place == self.first) & (rows[split.item_list_length_field] == 1).numpy()
         begins = np.flatnonzero(is_first)
-        first_items = split[begins][split.item_id_list_field][:, 0].numpy()
+        first_items = split[begins][item_list_field(split)][:, 0].numpy()
         self.seen = seen.with_pairs(self.users[begins], first_items)
+        # The lists of a ready-made split may hold items that are no target anywhere.
+        is_ready_made = isinstance(split, HistoryDataset) and split.is_ready_made
+        self.histories = split.histories() if is_ready_made else None
 
     def pairs(self, index: Any, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What to mask in the rows ``index`` of the split.
@@ -118,4 +121,6 @@ class SeenItemMask:
         """The items that the user of ``row`` had before its target."""
         own = self.targets[self.first[row] : self.place[row]]
         earlier = self.seen.of(self.users[row])
+        if self.histories is not None:
+            return np.unique(np.concatenate((earlier, own, self.histories[row])))
         return np.concatenate((earlier, own)) if len(own) else earlier

@@ -13,6 +13,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe.base.errors import DataError, SettingError
 from recbole_idiomoe.data.cold_start import unseen_items
+from recbole_idiomoe.data.dataset import HistoryDataset
 from recbole_idiomoe.protocol.loader import CandidateLoader, SampledLoader
 from recbole_idiomoe.protocol.ranks import item_counts
 from recbole_idiomoe.protocol.seen_items import SeenItemMask, SeenItems
@@ -39,6 +40,9 @@ class Splits:
     @cached_property
     def popularity(self) -> np.ndarray:
         """Training interactions of every item, shape ``(item_num,)``."""
+        train = self.train._dataset
+        if isinstance(train, HistoryDataset) and train.is_ready_made:
+            return np.bincount(train.split_items(), minlength=train.item_num)
         field = self.dataset.iid_field
         held_out = [loader._dataset.inter_feat[field] for loader in (self.valid, self.test)]
         taken = np.bincount(np.concatenate(held_out), minlength=len(self.item_counts))
@@ -69,10 +73,10 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
     loaders = []
     for name, loader in zip(("validation", "test"), evaluated, strict=True):
         if len(loader._dataset) == 0:
-            raise DataError(
-                f"{config['dataset_label']}: nothing is left for {name}; users need at least 4 "
-                "interactions to be validated on, 3 to be tested on."
-            )
+            why = "users need at least 4 interactions to be validated on, 3 to be tested on"
+            if config["benchmark_filename"]:
+                why = "its file needs rows whose users have a history"
+            raise DataError(f"{config['dataset_label']}: nothing is left for {name}; {why}.")
         full = isinstance(loader, FullSortEvalDataLoader)
         kind = CandidateLoader if full else SampledLoader
         loaders.append(kind(config, loader._dataset, loader._sampler))

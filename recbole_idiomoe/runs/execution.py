@@ -206,7 +206,7 @@ def _result(plan: RunPlan, splits: Splits, trainer: Any, valid_seconds: float) -
     return RunResult(
         model=config["model"],
         dataset=config["dataset_label"],
-        protocol=protocol(config, splits.dataset.item_num - 1),
+        protocol=protocol(config, splits.dataset.item_num - 1, splits.dataset),
         users=splits.counts["users"],
         items=splits.counts["items"],
         interactions=splits.counts["interactions"],

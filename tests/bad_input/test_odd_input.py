@@ -5,11 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.bad_input.stranger import ITEMS, ROWS, Stranger, both
-from tests.helpers import DATASET_SETTINGS, write_dataset
 
 
 @both
@@ -92,20 +90,6 @@ def test_the_order_in_the_file_is_of_no_matter(model: str, stranger: Stranger) -
     shutil.rmtree("dataset")
     stranger.files(ROWS)
     assert stranger.result(model)["users"] == backwards["users"] == 8
-
-
-@both
-def test_seconds_that_float32_cannot_tell_apart_keep_the_order_of_the_file(model: str) -> None:
-    """RecBole sorts by float32 timestamps, 64 s to 128 s coarse today; so must every model here."""
-    from recbole_idiomoe.config.run_config import RunConfig
-    from recbole_idiomoe.data.loading import load_dataset
-
-    rows = [("u", f"i{k}", 1_400_000_000 + k) for k in reversed(range(10))]
-    write_dataset(Path("dataset/toy"), rows, ITEMS)
-    settings = DATASET_SETTINGS | {"topk": [1, 10]}
-    test = load_dataset(RunConfig(model, "toy", settings=settings)).build()[2]
-    last = test[np.arange(1)]["item_id"].item()
-    assert test.field2id_token["item_id"][last] == "i0"
 
 
 @both

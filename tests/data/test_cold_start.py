@@ -146,13 +146,14 @@ def test_data_in_which_no_unseen_item_can_be_tested_are_refused(tmp_path: Path) 
     assert "\n" not in str(error.value)
 
 
-def test_the_last_of_interactions_within_a_minute_is_recboles(tmp_path: Path) -> None:
-    """Its float32 timestamps cannot tell them apart: the order of the file decides."""
+def test_the_last_of_interactions_within_a_minute_is_held_out(tmp_path: Path) -> None:
+    """RecBole's float32 timestamps cannot tell them apart."""
     end = 1_000_000_000
-    before = [("a", -9000.0), ("b", -8000.0), ("c", -7000.0), ("x", 9.0)]
+    before = [("a", -9000.0), ("b", -8000.0), ("c", -7000.0)]
     rows = [
-        (f"u{n}", item, end + when) for n in range(4) for item, when in [*before, (f"t{n}", 0.0)]
+        (f"u{n}", item, end + when) for n in range(4) for item, when in [(f"t{n}", 9.0), *before]
     ]
+    rows += [(f"u{n}", "x", end + 0.0) for n in range(4)]
     names = sorted({item for _, item, _ in rows})
     path = write_dataset(tmp_path / "shop", rows, [(name, name, "c") for name in names])
     settings = DATASET_SETTINGS | {"data_path": str(path), "topk": [1], "valid_metric": "NDCG@1"}

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recbole.data.dataset import SequentialDataset
 
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.dataset import HistoryDataset
+from recbole_idiomoe.data.recbole_datasets import SequentialDataset
 from tests.helpers import DATASET_SETTINGS, SMALL_ML_100K, write_dataset
 
 Splits = dict[str, list[Any]]
 
 
 def build(dataset: str, settings: dict[str, Any]) -> Splits:
-    """Train, validation and test by RecBole's own dataset and by ours."""
+    """Train, validation and test by RecBole's rows, ordered by exact times, and by ours."""
     config = RunConfig("SASRec", dataset, settings=settings)
     return {kind.__name__: kind(config).build() for kind in (SequentialDataset, HistoryDataset)}
 

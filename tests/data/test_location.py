@@ -10,7 +10,8 @@ from recbole.utils import url as recbole_url
 
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.config.run_config import RunConfig
-from recbole_idiomoe.data.location import check_atomic_files, locate
+from recbole_idiomoe.data.columns import check_atomic_files
+from recbole_idiomoe.data.location import locate
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
 ITEM = "item_id:token\ttitle:token\tcategories:token_seq\n"

@@ -27,7 +27,16 @@ from tests.models.tiny_baselines import SMALL
 
 FILE = Path(__file__).with_name("metrics.json")
 USERS, ITEMS, NEWEST = 60, 80, 10
+NAMES = ("who", "what", "when")  # no model has RecBole's names of columns in its code
 COMMON: dict[str, Any] = DATASET_SETTINGS | {
+    "USER_ID_FIELD": "who",
+    "ITEM_ID_FIELD": "what",
+    "TIME_FIELD": "when",
+    "LABEL_FIELD": "liked",
+    "NEG_PREFIX": "not_",
+    "LIST_SUFFIX": "_before",
+    "ITEM_LIST_LENGTH_FIELD": "how_many",
+    "load_col": {"inter": list(NAMES), "item": ["what", "title", "categories"]},
     "MAX_ITEM_LIST_LENGTH": 8,
     "train_batch_size": 16,
     "learning_rate": 0.02,
@@ -98,7 +107,7 @@ def write_part_of_ml_100k(folder: Path) -> Path:
         for item_id, title, _, genres in item
         if item_id in chosen
     ]
-    return write_dataset(folder, newest, items)
+    return write_dataset(folder, newest, items, NAMES)
 
 
 def cpu() -> str:

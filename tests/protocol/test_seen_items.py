@@ -16,7 +16,7 @@ from recbole_idiomoe.models.registry import get_dataset_class, get_model
 from recbole_idiomoe.protocol import seen_items
 from recbole_idiomoe.protocol.seen_items import SeenItems
 from recbole_idiomoe.protocol.splits import split_dataset
-from tests.helpers import SMALL_ML_100K
+from tests.helpers import SMALL_ML_100K, write_dataset
 
 
 def loaders(model: str, **settings: Any) -> tuple[Any, ...]:
@@ -93,7 +93,15 @@ def test_sampled_candidates_are_refused() -> None:
 
 
 def test_off_gives_recboles_stock_numbers_to_the_last_digit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{u}", f"i{i}", float(t))
+        for u in range(80)
+        for t, i in enumerate(rng.permutation(30)[:9])
+    ]
     settings = SMALL_ML_100K | {
+        "data_path": str(write_dataset(tmp_path / "data" / "toy", rows)),
+        "user_inter_num_interval": None,
         "epochs": 2,
         "mask_seen": False,
         "checkpoint_dir": str(tmp_path),
@@ -102,7 +110,7 @@ def test_off_gives_recboles_stock_numbers_to_the_last_digit(tmp_path: Path) -> N
         "inner_size": 16,
         "n_layers": 1,
     }
-    config = RunConfig("SASRec", "ml-100k", settings=settings)
+    config = RunConfig("SASRec", "toy", settings=settings)
     init_seed(config["seed"], config["reproducibility"])
     train, valid, test = data_preparation(config, create_dataset(config))
     init_seed(config["seed"], config["reproducibility"])
@@ -111,9 +119,9 @@ def test_off_gives_recboles_stock_numbers_to_the_last_digit(tmp_path: Path) -> N
     _, stock_valid = trainer.fit(train, valid)
     stock_test = trainer.evaluate(test)
 
-    (result,) = api.run("SASRec", "ml-100k", settings=settings)
+    (result,) = api.run("SASRec", "toy", settings=settings)
     assert result["test_result"] == dict(stock_test)
     assert result["best_valid_result"] == dict(stock_valid)
 
-    (masked,) = api.run("SASRec", "ml-100k", settings=settings | {"mask_seen": True})
+    (masked,) = api.run("SASRec", "toy", settings=settings | {"mask_seen": True})
     assert masked["test_result"] != result["test_result"]
