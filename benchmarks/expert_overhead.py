@@ -124,7 +124,7 @@ def build(side: str, phase: str, given: argparse.Namespace) -> IdiomoeForCausalL
     if phase == "infer":
         return lm.to(torch.bfloat16).eval()
     lm.freeze(frozen)
-    lm.get_input_embeddings().requires_grad_(False)
+    lm.backbone.get_input_embeddings().requires_grad_(False)
     halve_frozen(lm)  # as the trainer does
     return lm
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 from torch.utils.benchmark import Timer
 
 from recbole_idiomoe.analysis.results import Analysis, Row
@@ -23,7 +22,7 @@ from recbole_idiomoe.analysis.settings import EfficiencySettings
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM
 from recbole_idiomoe.lm.compilation import compile_blocks
-from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
+from recbole_idiomoe.lm.decoder import attention_kernels
 from recbole_idiomoe.lm.training import halve_frozen
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM, untouched_backbone
 from recbole_idiomoe.training.trainer import COMPILED_WIDTH
@@ -201,7 +200,7 @@ def _training_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        with catalog_lm.autocast(), sdpa_kernel(ATTENTION_KERNELS):
+        with catalog_lm.autocast(), attention_kernels():
             loss = lm.item_loss(_states(lm, batch).flatten(0, 1)[predicted - 1], targets)
             every = torch.ones_like(batch.token_types, dtype=torch.bool)
             auxiliary = lm.auxiliary_loss(batch.token_types, every)
@@ -218,7 +217,7 @@ def _inference_step(
 
     @torch.no_grad()
     def step() -> Tensor:
-        with catalog_lm.autocast(), sdpa_kernel(ATTENTION_KERNELS):
+        with catalog_lm.autocast(), attention_kernels():
             return lm.item_logits(_states(lm, batch)[:, -1])
 
     return step, None

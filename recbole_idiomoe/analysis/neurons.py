@@ -188,7 +188,7 @@ def references(catalog_lm: CatalogLM) -> tuple[References, References]:
     names = catalog_lm.tokenizer.convert_ids_to_tokens(list(range(offset)))
     # add_item_tokens has named the ids that the tokenizer does not use.
     kept = [i for i, name in enumerate(names) if not str(name).startswith("<|reserved-")]
-    embedding = lm.get_input_embeddings()
+    embedding = lm.backbone.get_input_embeddings()
     assert isinstance(embedding.weight, Tensor)
     weight = embedding.weight
     return (

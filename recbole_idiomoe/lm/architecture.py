@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.lm.configuration import IdiomoeConfig, initial_std
 from recbole_idiomoe.lm.embedding import ItemTable, TextAttributeTable
-from recbole_idiomoe.lm.routing import TokenRouting
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,6 @@ class Setup:
 
     backbone: PreTrainedModel
     config: IdiomoeConfig
-    routing: TokenRouting
     init: str
     """``copy`` or ``random``: the start of modules that item tokens use instead of text tokens'."""
     seed: int

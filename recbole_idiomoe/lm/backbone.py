@@ -31,6 +31,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from recbole_idiomoe.base.backbones import BUNDLED, UNTRAINED
 from recbole_idiomoe.base.errors import BackboneError, SettingError
+from recbole_idiomoe.base.locks import loading
 from recbole_idiomoe.lm.bundled import verified_folder
 from recbole_idiomoe.lm.decoder import SUPPORTED, decoder_layers
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 HUB_TIMEOUT = 10.0  # seconds
 
 
+@loading()
 def load_backbone(
     name: str,
     *,

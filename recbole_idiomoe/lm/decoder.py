@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -23,6 +26,34 @@ ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 # cuDNN's kernel is left out: it plans anew for every shape, and every batch has its own length.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 SUPPORTED = "Qwen2, Qwen2.5, Qwen3, Llama, Mistral, Gemma, GPT-2, GPT-NeoX and Phi"
+
+
+class _KernelChoice:
+    """How many blocks of :func:`attention_kernels` are being executed, in all threads."""
+
+    lock = threading.Lock()
+    blocks = 0
+    undo = ExitStack()
+
+
+@contextmanager
+def attention_kernels() -> Iterator[None]:
+    """Inside the block, attention uses :data:`ATTENTION_KERNELS`.
+
+    torch's choice of kernels is that of the whole process. Threads may be inside at the same time;
+    the last one that leaves restores what the first one found.
+    """
+    with _KernelChoice.lock:
+        if not _KernelChoice.blocks:
+            _KernelChoice.undo.enter_context(sdpa_kernel(ATTENTION_KERNELS))
+        _KernelChoice.blocks += 1
+    try:
+        yield
+    finally:
+        with _KernelChoice.lock:
+            _KernelChoice.blocks -= 1
+            if not _KernelChoice.blocks:
+                _KernelChoice.undo.close()
 
 
 class EmptyCache(DynamicCache):

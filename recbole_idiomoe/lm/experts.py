@@ -24,7 +24,7 @@ from recbole_idiomoe.lm.decoder import (
     ffn_names,
 )
 from recbole_idiomoe.lm.fused_ffn import can_fuse, fused_ffn
-from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.routing import current_routing
 
 
 class TwoExpertFFN(ExtendedFFN):
@@ -32,7 +32,6 @@ class TwoExpertFFN(ExtendedFFN):
 
     Args:
         text_expert, item_expert: the backbone's own FFN and that of item tokens, of equal width.
-        routing: the model's routing, shared by all layers.
         dropout: dropout probability on the output.
 
     Attributes:
@@ -46,21 +45,20 @@ class TwoExpertFFN(ExtendedFFN):
         self,
         text_expert: nn.Module,
         item_expert: nn.Module,
-        routing: TokenRouting,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.text_expert = text_expert
         self.item_expert = item_expert
-        self.routing = routing
         self.dropout = dropout
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
-        arguments = hidden_states, self.routing, self.text_expert, self.item_expert
+        routing = current_routing()
+        arguments = hidden_states, routing, self.text_expert, self.item_expert
         if self.fused and not self.training and can_fuse(*arguments):
             return fused_ffn(*arguments)
-        outputs = self.routing.dispatch(hidden_states, self.text_expert, self.item_expert)
+        outputs = routing.dispatch(hidden_states, self.text_expert, self.item_expert)
         return F.dropout(outputs, self.dropout, self.training)
 
 
@@ -94,7 +92,7 @@ def install_experts(setup: Setup) -> list[nn.Module]:
     """Give the layers ``config.expert_layers`` an item expert beside their FFN; return these."""
 
     def extend(text_expert: nn.Module, item_expert: nn.Module, _: torch.Generator) -> ExtendedFFN:
-        return TwoExpertFFN(text_expert, item_expert, setup.routing, setup.config.dropout)
+        return TwoExpertFFN(text_expert, item_expert, setup.config.dropout)
 
     return extend_ffns(setup, extend)
 

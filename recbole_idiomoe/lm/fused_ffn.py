@@ -69,7 +69,7 @@ def fused_ffn(
     """Run the expert of each token's type: (B, T, d) -> (B, T, d). :func:`can_fuse` must hold.
 
     Raises:
-        RuntimeError: ``hidden_states`` does not have the shape of the routing's batch.
+        SettingError: ``hidden_states`` does not have the shape of the routing's batch.
     """
     routing.check(hidden_states)
     assert routing.order is not None and routing.text_order is not None

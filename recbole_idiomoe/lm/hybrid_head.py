@@ -100,11 +100,21 @@ class HybridHead(GenerationMixin):
         generate: Any = super().generate  # type: ignore[misc]
         return generate(inputs, generation_config, logits_processor=processors, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        # The prompt's types do not fit the single token of a later step; ids imply them anyway.
-        kwargs.pop("token_types", None)
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        *,
+        inputs_embeds: Tensor | None = None,
+        token_types: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
-        return prepare(input_ids, **kwargs)
+        inputs = prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        embedded = inputs.get("inputs_embeds")
+        # The prompt's types do not fit the single token of a later step, where ids imply them.
+        if embedded is not None and token_types is not None:
+            inputs["token_types"] = token_types[:, -embedded.shape[1] :]
+        return inputs
 
     def _summed_item_loss(
         self, hidden: Tensor, items: Tensor, excluded: Tensor | None = None

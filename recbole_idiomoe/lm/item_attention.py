@@ -7,6 +7,7 @@ attended to as in any decoder.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from recbole_idiomoe.base.errors import BackboneError
 from recbole_idiomoe.lm.decoder import attention_of, decoder_layers
+from recbole_idiomoe.lm.routing import current_routing
 
 PROMPT = 0
 PATTERNS = {"intra_inter": ("intra", "inter"), "own_text": ("own_text",)}
@@ -48,10 +50,10 @@ def item_mask(kind: str, segments: Tensor, token_types: Tensor) -> Tensor:
 
 
 class ItemAttention:
-    """The masks of the current batch, which replace the mask in each layer's attention.
+    """Makes the masks of a batch, which replace the mask in each layer's attention.
 
-    One object serves all layers. Masks stay until the next :meth:`set`, so that a checkpointed
-    layer finds its mask again in the backward pass.
+    One object serves all layers. It keeps no masks: they are part of the batch's
+    :class:`~recbole_idiomoe.lm.routing.TokenRouting`, where each layer's attention finds its own.
 
     Args:
         backbone: the decoder; hooks on its attention modules are installed here.
@@ -65,24 +67,20 @@ class ItemAttention:
         self.kinds = PATTERNS[pattern]
         self.config = backbone.config
         self._check()
-        self.masks: dict[str, Tensor] = {}
         for index, layer in enumerate(decoder_layers(backbone)):
-            kind = self.kinds[index % len(self.kinds)]
-            attention_of(layer).register_forward_pre_hook(self._hook(kind), with_kwargs=True)
+            hook = partial(_take_mask, self.kinds[index % len(self.kinds)])
+            attention_of(layer).register_forward_pre_hook(hook, with_kwargs=True)
 
-    def clear(self) -> None:
-        """Remove the masks, so that every layer attends as in the backbone."""
-        self.masks = {}
-
-    def set(self, segments: Tensor, token_types: Tensor, dtype: torch.dtype) -> None:
-        """Make the masks of a batch; the arguments are described in :func:`item_mask`."""
+    def masks(self, segments: Tensor, token_types: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The masks (B, 1, T, T) of a batch by kind; :func:`item_mask` describes the arguments."""
         self._check()
-        self.masks = {}
+        masks = {}
         for kind in self.kinds:
             seen = item_mask(kind, segments, token_types).unsqueeze(1)
             # An additive mask, because eager attention takes no boolean one.
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self.masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
+            masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
+        return masks
 
     def _check(self) -> None:
         if self.config._attn_implementation not in ("sdpa", "eager"):
@@ -91,10 +89,9 @@ class ItemAttention:
                 "the backbone with attn_implementation='sdpa'."
             )
 
-    def _hook(self, kind: str) -> Any:
-        def take_mask(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, kwargs | ({"attention_mask": self.masks[kind]} if self.masks else {})
 
-        return take_mask
+def _take_mask(
+    kind: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    masks = current_routing().masks
+    return args, kwargs | ({"attention_mask": masks[kind]} if masks else {})

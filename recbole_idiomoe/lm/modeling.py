@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from recbole_idiomoe.base.errors import CheckpointError, SettingError
+from recbole_idiomoe.base.locks import loading
 from recbole_idiomoe.lm.architecture import Setup
 from recbole_idiomoe.lm.configuration import (
     TWO_EXPERT,
@@ -21,16 +23,20 @@ from recbole_idiomoe.lm.configuration import (
 )
 from recbole_idiomoe.lm.decoder import EmptyCache, check_head, is_checkpointed, text_rms
 from recbole_idiomoe.lm.embedding import ItemTable
+from recbole_idiomoe.lm.hybrid_embedding import HasHybridEmbedding, HybridEmbedding
 from recbole_idiomoe.lm.hybrid_head import HybridHead
 from recbole_idiomoe.lm.item_attention import ItemAttention
-from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.routed_block import route_blocks
+from recbole_idiomoe.lm.routing import TokenRouting, routed
 from recbole_idiomoe.lm.training import PartlyTrained
 from recbole_idiomoe.lm.variants import get_architecture
 from recbole_idiomoe.lm.variants.budget import expert_budget, log_size
 
 
 # transformers requires its GenerationMixin among the direct bases.
-class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationMixin):
+class IdiomoeForCausalLM(
+    HasHybridEmbedding, PreTrainedModel, PartlyTrained, HybridHead, GenerationMixin
+):
     """A pretrained decoder with item experts, an item table and a hybrid vocabulary (section 3.2).
 
     On text alone the paper's architecture equals its backbone: it runs the same operations on the
@@ -74,13 +80,14 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         assert backbone is not None
         check_head(backbone)
         self.backbone = backbone
-        self.routing = TokenRouting()
         architecture = get_architecture(config.architecture)
         # Forked, so that the item table starts with the same values in every architecture.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            setup = Setup(backbone, config, self.routing, expert_init, seed)
+            setup = Setup(backbone, config, expert_init, seed)
             self.added = architecture.install(setup)
+        route_blocks(backbone)
+        self.embedding = HybridEmbedding(self)
         self.item_attention: ItemAttention | None = None
         if config.attention != "causal":
             self.item_attention = ItemAttention(backbone, config.attention)
@@ -141,7 +148,7 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         )
         config.architecture_args.update(chosen.plan(backbone, config))
         budget = None if architecture == TWO_EXPERT else expert_budget(backbone, config)
-        with torch.random.fork_rng(devices=[]):
+        with loading(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config, backbone, expert_init, seed)
         model.item_table.to(device=backbone.device, dtype=backbone.dtype)
@@ -156,6 +163,8 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
     ) -> Any:
         """Load a saved model as in transformers, but refuse a checkpoint that does not fit.
 
+        Threads that load at the same time wait for each other.
+
         Raises:
             CheckpointError: tensors are missing, unexpected or of another shape. transformers only
                 warns of it, and draws missing tensors at random.
@@ -164,7 +173,8 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         kwargs["use_safetensors"] = True  # transformers would fall back to pytorch_model.bin
         path = pretrained_model_name_or_path
         load: Any = super().from_pretrained
-        model, info = load(path, *model_args, output_loading_info=True, **kwargs)
+        with loading():
+            model, info = load(path, *model_args, output_loading_info=True, **kwargs)
         for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
             if names := sorted(map(str, info.get(fault, ()))):
                 raise CheckpointError(
@@ -173,34 +183,14 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
                 )
         return (model, info) if wants_info else model
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding of text tokens; the embedding of items is ``item_table``."""
-        return self.backbone.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head of text tokens; the head of items is ``item_table``."""
-        return self.backbone.get_output_embeddings()
-
     def _init_weights(self, module: nn.Module) -> None:
         # The backbone is a PreTrainedModel too and initialises its own weights.
         if isinstance(module, ItemTable):
             module.reset_parameters()
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Embed hybrid tokens by the types that the routing holds: (B, T) -> (B, T, d)."""
-        text_embedding = self.get_input_embeddings()
-        # Gemma multiplies embeddings, and not the tied head, by sqrt(d).
-        scale = getattr(text_embedding, "embed_scale", 1.0) * self.config.item_input_factor
-
-        def item_embedding(tokens: Tensor) -> Tensor:
-            vectors = self.item_table(tokens - self.config.item_token_offset) * scale
-            return vectors.to(text_embedding.weight.dtype)
-
-        return self.routing.dispatch(input_ids, text_embedding, item_embedding)
-
     def hidden_states(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         token_types: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -208,12 +198,15 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         use_cache: bool = False,
         segments: Tensor | None = None,
         item_count: int | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder without its head.
 
+        Nothing of the batch is kept on the model, so several threads may call it at once.
+
         Args:
-            input_ids: (B, T), hybrid tokens.
+            input_ids: (B, T), hybrid tokens; None if ``inputs_embeds`` are given.
             token_types: (B, T), 0 text, 1 item; None derives them from ``input_ids``.
             attention_mask: as in transformers. None is exact at every real position if padding is
                 on the right, and is the fastest: attention is causal and no mask is built. For
@@ -223,39 +216,57 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
                 belongs to. Needed if ``config.attention`` is not causal.
             item_count: number of item tokens in the batch; None counts them on the device, and a
                 GPU's host waits for the result.
+            inputs_embeds: (B, T, d), given in place of ``input_ids``, with ``token_types``.
 
         Returns:
             ``last_hidden_state`` (B, T, d) after the final norm, and the cache if asked for.
 
         Raises:
-            SettingError: ``config.attention`` is not causal, and ``segments`` is missing or there
-                is a mask or a cache.
+            SettingError: both or none of ``input_ids`` and ``inputs_embeds`` are given, or
+                ``inputs_embeds`` without ``token_types``; the types have another shape; or
+                ``config.attention`` is not causal, and ``segments`` is missing or there is a mask
+                or a cache.
             IndexError: a token is outside the vocabulary of its type.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise SettingError("give either input_ids or inputs_embeds, and not both.")
         if token_types is None:
+            if input_ids is None:
+                raise SettingError(
+                    "inputs_embeds do not say which positions are items; give token_types (B, T) "
+                    "too, 0 text, 1 item."
+                )
             token_types = input_ids >= self.config.item_token_offset
-        self.routing.set(token_types, item_count)
-        self._set_item_masks(segments, token_types, attention_mask, past_key_values)
-        plain = attention_mask is None and position_ids is None and past_key_values is None
-        if plain and not use_cache and not is_checkpointed(self.backbone):
+        masks = self._item_masks(segments, token_types, item_count, attention_mask, past_key_values)
+        routing = TokenRouting(token_types, item_count, masks)
+        if inputs_embeds is None:
+            inputs_embeds = self.embedding(input_ids, routing)
+        routing.check(inputs_embeds)
+        keeps_keys = past_key_values is not None or use_cache
+        plain = attention_mask is None and position_ids is None and not keeps_keys
+        if plain and not is_checkpointed(self.backbone):
             past_key_values = EmptyCache()
-        outputs = self.backbone.base_model(
-            inputs_embeds=F.dropout(self.embed(input_ids), self.config.dropout, self.training),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        with routed(routing):
+            outputs = self.backbone.base_model(
+                inputs_embeds=F.dropout(inputs_embeds, self.config.dropout, self.training),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                token_routing=routing,
+                keeps_keys=keeps_keys,
+                **kwargs,
+            )
         if isinstance(past_key_values, EmptyCache):
             outputs.past_key_values = None  # some families return it
         states = outputs.last_hidden_state
         outputs.last_hidden_state = F.dropout(states, self.config.dropout, self.training)
         return outputs
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         token_types: Tensor | None = None,
@@ -264,6 +275,7 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model through the interface of transformers.
@@ -280,10 +292,15 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         Returns:
             ``logits`` (B, T, vocab_size), text tokens first, and ``loss`` in nats per target.
         """
-        kwargs.pop("return_dict", None)
-        cache = past_key_values, bool(use_cache)
         outputs = self.hidden_states(
-            input_ids, token_types, attention_mask, position_ids, *cache, **kwargs
+            input_ids,
+            token_types,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            bool(use_cache),
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
         hidden = outputs.last_hidden_state
         assert hidden is not None
@@ -302,13 +319,7 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         )
 
     def language_model(self) -> PreTrainedModel:
-        """Return the backbone, with all tokens routed as text, for tools that know text only.
-
-        The routing is valid until this model's next forward pass, which replaces it.
-        """
-        self.routing.clear()
-        if self.item_attention is not None:
-            self.item_attention.clear()
+        """Return the backbone, for tools that know text only: it routes every token as text."""
         return self.backbone
 
     def auxiliary_loss(self, token_types: Tensor, counted: Tensor) -> Tensor | None:
@@ -331,17 +342,22 @@ class IdiomoeForCausalLM(PreTrainedModel, PartlyTrained, HybridHead, GenerationM
         """
         return get_architecture(self.config.architecture).report(self.backbone)
 
-    def _set_item_masks(
-        self, segments: Tensor | None, token_types: Tensor, mask: Tensor | None, cache: Any
-    ) -> None:
-        if self.item_attention is None:
-            return
-        self.item_attention.clear()
-        if not self.routing.sizes[1]:  # with text alone, every pattern is causal
-            return
+    def _item_masks(
+        self,
+        segments: Tensor | None,
+        token_types: Tensor,
+        item_count: int | None,
+        mask: Tensor | None,
+        cache: Any,
+    ) -> dict[str, Tensor] | None:
+        """The masks of :class:`ItemAttention`; None if attention is causal, as with text alone."""
+        if self.item_attention is None or item_count == 0:
+            return None
+        if item_count is None and not token_types.any():
+            return None
         if segments is None or mask is not None or cache is not None:
             raise SettingError(
                 f"attention={self.config.attention!r} among item tokens needs segments, and takes "
                 "neither an attention_mask nor past_key_values; pad on the right."
             )
-        self.item_attention.set(segments, token_types, self.dtype)
+        return self.item_attention.masks(segments, token_types, self.dtype)

@@ -104,7 +104,6 @@ class PrefixTree:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # the cache would need a compilation for each layer
 def rank_leaves(
     lm: IdiomoeForCausalLM,
     tree: PrefixTree,

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from recbole_idiomoe.base.errors import SettingError
+
 
 class TokenRouting:
-    """The expert of each position of the current batch.
+    """The expert of each position of one batch. It does not change once it is made.
 
-    The model calls :meth:`set` once per forward pass, and all layers read the same order. It stays
-    until the next :meth:`set`, so that a checkpointed layer finds it again in the backward pass.
-    With gradient checkpointing, the backward pass must therefore come before the next forward pass.
+    A forward pass makes one, hands it to every block of the decoder as an argument, and the block
+    hands it to its modules through :func:`routed`. Nothing of a batch is kept on the model, so
+    that several threads may use one model, and a block that is computed again in the backward pass
+    is given its own batch's routing again.
 
-    Before the first :meth:`set` and after :meth:`clear`, every position is text.
+    Args:
+        token_types: (B, T), integer or boolean, 0 text, 1 item; None sends every position of any
+            batch to the text expert.
+        item_count: number of items; None counts them, and a GPU's host waits for the result.
+        masks: attention masks of the batch by kind, see
+            :class:`~recbole_idiomoe.lm.item_attention.ItemAttention`; None for none.
 
     Attributes:
         sizes: number of text and of item positions.
         order: (B * T,), text positions, then item positions; None for a batch of one type.
     """
 
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Send every position of any batch to the text expert."""
+    def __init__(
+        self,
+        token_types: Tensor | None = None,
+        item_count: int | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.shape: torch.Size | None = None
         self.sizes = (0, 0)
         self.only_items = False
@@ -37,17 +48,11 @@ class TokenRouting:
         # Compiled layers read the number of text positions from its length, because they would
         # take an integer attribute as a constant.
         self.text_order: Tensor | None = None
-
-    def set(self, token_types: Tensor, item_count: int | None = None) -> None:
-        """Set the types of a batch.
-
-        Args:
-            token_types: (B, T), integer or boolean, 0 text, 1 item.
-            item_count: number of items; None counts them, and a GPU's host waits for the result.
-        """
+        self.masks = dict(masks or {})
+        if token_types is None:
+            return
         is_item = token_types.reshape(-1).bool()
         items = int(is_item.sum()) if item_count is None else item_count
-        self.clear()
         self.shape = token_types.shape
         self.sizes = (is_item.numel() - items, items)
         self.only_items = self.sizes[0] == 0
@@ -59,14 +64,14 @@ class TokenRouting:
             self.text_order = self.order[: self.sizes[0]].clone()
 
     def check(self, inputs: Tensor) -> None:
-        """Raise a RuntimeError if ``inputs`` (B, T, ...) do not have the shape of the batch."""
+        """Raise a SettingError if ``inputs`` (B, T, ...) do not have the shape of the batch."""
         # A layer that is compiled for all shapes must not depend on this one.
         if torch.compiler.is_compiling():
             return
         if self.shape is not None and inputs.shape[:2] != self.shape:
-            raise RuntimeError(
-                f"the routing holds a batch of shape {tuple(self.shape)}, not "
-                f"{tuple(inputs.shape[:2])}: call routing.set(token_types) before the trunk."
+            raise SettingError(
+                f"token_types of shape {tuple(self.shape)} do not fit tokens of shape "
+                f"{tuple(inputs.shape[:2])}; give one type per token, 0 text, 1 item."
             )
 
     def dispatch(
@@ -80,7 +85,7 @@ class TokenRouting:
         Shapes: (B, T, ...) -> (B, T, *).
 
         Raises:
-            RuntimeError: ``inputs`` does not have the shape of the batch.
+            SettingError: ``inputs`` does not have the shape of the batch.
         """
         self.check(inputs)
         if self.order is None or self.inverse is None or self.text_order is None:
@@ -90,6 +95,37 @@ class TokenRouting:
         outputs = torch.cat((text(by_type[:text_num]), item(by_type[text_num:])))
         inverse = self.inverse.unflatten(0, inputs.shape[:2])
         return _Reorder.apply(outputs, inverse, self.order)
+
+
+ALL_TEXT = TokenRouting()
+"""Sends every position of any batch to the text expert."""
+
+
+class _Current(threading.local):
+    """The routing that the modules of a decoder use, one for each thread."""
+
+    def __init__(self) -> None:
+        self.routing = ALL_TEXT
+
+
+# Not a ContextVar, which torch.compile cannot trace.
+_current = _Current()
+
+
+def current_routing() -> TokenRouting:
+    """The routing of the innermost :func:`routed` block of this thread; else :data:`ALL_TEXT`."""
+    return _current.routing
+
+
+@contextmanager
+def routed(routing: TokenRouting) -> Iterator[None]:
+    """Inside the block, modules with two experts route as ``routing`` says, in this thread only."""
+    outer = _current.routing
+    _current.routing = routing
+    try:
+        yield
+    finally:
+        _current.routing = outer
 
 
 class _Reorder(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,8 @@ from recbole_idiomoe.base.errors import BackboneError, DataError
 
 PADDING_ITEM = "[PAD]"
 END_OF_TEXT = "<|endoftext|>"
+
+_encoding = threading.Lock()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -117,14 +120,17 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[li
     """
     if not texts:
         return []
-    disable_word_cache(tokenizer)
-    encoded = tokenizer(
-        [clean_text(text) for text in texts],
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    # A tokenizer stores these options on itself, and fails where a thread sets them while another
+    # one encodes.
+    with _encoding:
+        disable_word_cache(tokenizer)
+        encoded = tokenizer(
+            [clean_text(text) for text in texts],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
     return encoded["input_ids"]
 
 

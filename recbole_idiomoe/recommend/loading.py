@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from recbole_idiomoe.base.errors import CheckpointError
+from recbole_idiomoe.base.locks import loading
 from recbole_idiomoe.base.run_folder import read_run
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.data.options import TextOptions
@@ -17,6 +18,7 @@ from recbole_idiomoe.models import registry
 from recbole_idiomoe.recommend.recommender import Recommender, Scorer
 
 
+@loading()
 def load(
     folder: str | Path, device: torch.device | str | None = None, *, compile: bool = False
 ) -> Recommender:
@@ -24,6 +26,9 @@ def load(
 
     A language model needs only the folder. RecBole's models and baselines are rebuilt from their
     data set, whose files must still be where they were.
+
+    Several threads may use the recommender at once. Threads that load at the same time wait for
+    each other; recommenders that are already loaded go on meanwhile.
 
     Args:
         folder: the folder of a run under ``saved/``, which the run prints and its result names.

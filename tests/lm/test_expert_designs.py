@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from recbole_idiomoe.base.errors import BackboneError, SettingError
 from recbole_idiomoe.lm import IdiomoeForCausalLM, TwoExpertFFN
+from recbole_idiomoe.lm.routing import TokenRouting, routed
 from recbole_idiomoe.lm.variants.by_type import ByTokenType
 from recbole_idiomoe.lm.variants.switch import SwitchFFN
 
@@ -179,8 +180,8 @@ def test_a_routers_choice_does_not_know_types():
     embedded = torch.randn(2, 6, 16)
     found = []
     for types in (torch.zeros(2, 6), torch.ones(2, 6)):
-        model.routing.set(types)
-        found.append(model.backbone.model(inputs_embeds=embedded).last_hidden_state)
+        with routed(TokenRouting(types)):
+            found.append(model.backbone.model(inputs_embeds=embedded).last_hidden_state)
     assert torch.equal(*found)
 
 

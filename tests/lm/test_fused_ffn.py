@@ -22,6 +22,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.lm import (
     IdiomoeForCausalLM,
     TokenRouting,
@@ -31,6 +32,7 @@ from recbole_idiomoe.lm import (
     make_item_expert,
 )
 from recbole_idiomoe.lm import fused_ffn as fused
+from recbole_idiomoe.lm.routing import routed
 from tests.lm.decoders import ITEMS, LAYERS, VOCAB, decoder, mixed_batch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
@@ -66,7 +68,7 @@ def two_experts(width: int, neurons: int, share: float = 1.0) -> TwoExpertFFN:
         torch.manual_seed(width + neurons)
         text = Qwen2MLP(config)
     item = make_item_expert(text, share, "random", torch.Generator().manual_seed(0), std=0.1)
-    ffn = TwoExpertFFN(text, item, TokenRouting()).eval()
+    ffn = TwoExpertFFN(text, item).eval()
     ffn.fused = True
     return ffn
 
@@ -74,6 +76,12 @@ def two_experts(width: int, neurons: int, share: float = 1.0) -> TwoExpertFFN:
 def types(rows: int, items: int) -> Tensor:
     """(1, rows), ``items`` of them 1, at random places."""
     return (torch.randperm(rows, generator=torch.Generator().manual_seed(rows)) < items)[None]
+
+
+def run(ffn: nn.Module, hidden: Tensor, token_types: Tensor | None) -> Tensor:
+    """The output for a batch of these types; None: of text."""
+    with routed(TokenRouting(token_types)):
+        return ffn(hidden)
 
 
 def drawn(rows: int, width: int) -> Tensor:
@@ -144,13 +152,14 @@ def test_under_autocast_weights_are_cast_as_for_the_two_ffns(
 ) -> None:
     ffn = two_experts(64, 128, 0.25).to(device)
     ffn.text_expert.to(dtype)  # as a frozen one
-    ffn.routing.set(types(50, 20).to(device))
+    is_item = types(50, 20).to(device)
     hidden = drawn(50, 64).to(device)
     with torch.no_grad(), torch.autocast(device, dtype):
-        assert fused.can_fuse(hidden, ffn.routing, ffn.text_expert, ffn.item_expert)
-        found = ffn(hidden)
+        experts_of = ffn.text_expert, ffn.item_expert
+        assert fused.can_fuse(hidden, TokenRouting(is_item), *experts_of)
+        found = run(ffn, hidden, is_item)
         ffn.fused = False
-        wanted = ffn(hidden)
+        wanted = run(ffn, hidden, is_item)
     assert found.dtype == wanted.dtype == dtype
     # Each rounds for itself: the two FFNs five times on the way, the kernels twice.
     assert error(found, wanted) < 3 * torch.finfo(dtype).eps
@@ -163,13 +172,13 @@ def test_at_full_size_rounding_is_no_worse_than_that_of_the_two_ffns(
     rows: int, share: float
 ) -> None:
     ffn = two_experts(896, 4864, share).to("cuda", torch.bfloat16)
-    ffn.routing.set(types(rows, rows // 5).cuda())
+    is_item = types(rows, rows // 5).cuda()
     hidden = drawn(rows, 896).to("cuda", torch.bfloat16)
     with torch.no_grad():
-        found = ffn(hidden)
+        found = run(ffn, hidden, is_item)
         ffn.fused = False
-        wanted = ffn(hidden)
-        exact = ffn.double()(hidden.double())
+        wanted = run(ffn, hidden, is_item)
+        exact = run(ffn.double(), hidden.double(), is_item)
     assert error(found, exact) <= error(wanted, exact)
 
 
@@ -189,9 +198,6 @@ CHANGES: dict[str, Callable[[TwoExpertFFN], Any]] = {
     "a hook": lambda ffn: ffn.item_expert.register_forward_hook(lambda *_: None),
     "a hook inside": lambda ffn: ffn.text_expert.up_proj.register_forward_pre_hook(lambda *_: None),
     "odd neurons": lambda ffn: setattr(ffn, "item_expert", two_experts(16, 23).item_expert),
-    "text alone": lambda ffn: ffn.routing.set(types(7, 0)),
-    "items alone": lambda ffn: ffn.routing.set(types(7, 7)),
-    "no batch": lambda ffn: ffn.routing.clear(),
 }
 
 
@@ -200,30 +206,38 @@ def test_only_what_the_kernels_compute_is_left_to_them(
     change: Callable[[TwoExpertFFN], Any], calls: list[int]
 ) -> None:
     ffn, hidden = two_experts(16, 24).bfloat16(), drawn(7, 16).bfloat16()
-    ffn.routing.set(types(7, 3))
     with torch.no_grad():
-        ffn(hidden)
+        run(ffn, hidden, types(7, 3))
         assert len(calls) == 1
         change(ffn)
-        ffn.bfloat16()(hidden)
+        run(ffn.bfloat16(), hidden, types(7, 3))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "token_types", [types(7, 0), types(7, 7), None], ids=["text", "items", "no"]
+)
+def test_a_batch_of_one_type_needs_no_kernels(token_types: Tensor | None, calls: list[int]) -> None:
+    with torch.no_grad():
+        run(two_experts(16, 24).bfloat16(), drawn(7, 16).bfloat16(), token_types)
+    assert not calls
 
 
 def test_gradients_and_what_is_not_half_go_the_plain_way(calls: list[int]) -> None:
     ffn = two_experts(16, 24)
-    ffn.routing.set(types(7, 3))
     hidden = drawn(7, 16)
     with torch.no_grad():
-        ffn(hidden)
+        run(ffn, hidden, types(7, 3))
     with torch.autocast("cpu", torch.bfloat16):
-        ffn(hidden)
+        run(ffn, hidden, types(7, 3))
         assert not calls
         with torch.no_grad():
-            ffn(hidden)
+            run(ffn, hidden, types(7, 3))
             assert len(calls) == 1
             for elsewhere in (torch.float64, "meta"):  # autocast leaves these as they are
                 other = copy.deepcopy(ffn.item_expert).to(elsewhere)
-                assert not fused.can_fuse(hidden, ffn.routing, ffn.text_expert, other)
+                routing = TokenRouting(types(7, 3))
+                assert not fused.can_fuse(hidden, routing, ffn.text_expert, other)
 
 
 def test_large_batches_are_left_to_the_two_ffns(
@@ -232,9 +246,8 @@ def test_large_batches_are_left_to_the_two_ffns(
     monkeypatch.setattr(fused, "MOST_TOKENS", 6)
     ffn = two_experts(16, 24).bfloat16()
     for tokens, fused_so_far in ((6, 1), (7, 1)):
-        ffn.routing.set(types(tokens, 3))
         with torch.no_grad():
-            ffn(drawn(tokens, 16).bfloat16())
+            run(ffn, drawn(tokens, 16).bfloat16(), types(tokens, 3))
         assert len(calls) == fused_so_far
 
 
@@ -261,9 +274,8 @@ def test_compiled_swiglu_decoders_are_fused(
 
 def test_an_order_of_another_batch_is_refused() -> None:
     ffn = two_experts(16, 24).bfloat16()
-    ffn.routing.set(types(7, 3))
-    with torch.no_grad(), pytest.raises(RuntimeError, match=r"routing\.set"):
-        ffn(drawn(9, 16).bfloat16())
+    with torch.no_grad(), pytest.raises(SettingError, match=r"\(1, 7\) do not fit"):
+        run(ffn, drawn(9, 16).bfloat16(), types(7, 3))
 
 
 # Compiled, and as a CUDA graph.
@@ -311,15 +323,15 @@ def test_to_a_compiler_the_experts_are_one_operator_for_all_lengths(
 def test_a_cuda_graph_gives_the_same_numbers(compiled: bool) -> None:
     torch.compiler.reset()
     ffn = two_experts(64, 128).cuda()
-    ffn.routing.set(types(60, 20).cuda())
+    routing = TokenRouting(types(60, 20).cuda())
     hidden = drawn(60, 64).cuda()
-    run = torch.compile(ffn, dynamic=True, fullgraph=True) if compiled else ffn
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        before = run(hidden)
+    experts = torch.compile(ffn, dynamic=True, fullgraph=True) if compiled else ffn
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16), routed(routing):
+        before = experts(hidden)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            replayed = run(hidden)
+            replayed = experts(hidden)
         hidden.copy_(hidden.flip(-1))
         graph.replay()
         assert not torch.equal(replayed, before)
-        assert torch.equal(replayed, run(hidden))
+        assert torch.equal(replayed, experts(hidden))

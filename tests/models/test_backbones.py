@@ -52,7 +52,7 @@ def test_the_default_is_the_bundled_decoder() -> None:
     model = CatalogLM.build(CATALOG, settings, seed=0, device="cpu")
     backbone, tokenizer = load_backbone("bundled")
     assert model.lm.config.item_token_offset == len(tokenizer)
-    embedding = model.lm.get_input_embeddings().weight
+    embedding = model.lm.backbone.get_input_embeddings().weight
     assert torch.equal(embedding, backbone.get_input_embeddings().weight)
 
 

@@ -15,7 +15,7 @@ from recbole_idiomoe.lm.architecture import Architecture, Setup
 from recbole_idiomoe.lm.configuration import initial_std
 from recbole_idiomoe.lm.decoder import attention_of, decoder_layers, is_projection
 from recbole_idiomoe.lm.experts import add_ffn_dropout, draw_weights, install_experts
-from recbole_idiomoe.lm.routing import TokenRouting
+from recbole_idiomoe.lm.routing import current_routing
 
 # Norms of queries and keys that see (B, T, heads, head_dim), before heads and positions swap.
 _POSITIONWISE_NORMS = ("q_norm", "k_norm")
@@ -24,15 +24,14 @@ _POSITIONWISE_NORMS = ("q_norm", "k_norm")
 class ByTokenType(nn.Module):
     """The backbone's own position-wise module for text tokens, and another one for item tokens."""
 
-    def __init__(self, text: nn.Module, item: nn.Module, routing: TokenRouting) -> None:
+    def __init__(self, text: nn.Module, item: nn.Module) -> None:
         super().__init__()
         self.text = text
         self.item = item
-        self.routing = routing
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, ...) -> (B, T, ...)."""
-        return self.routing.dispatch(hidden_states, self.text, self.item)
+        return current_routing().dispatch(hidden_states, self.text, self.item)
 
 
 class _Splitter:
@@ -52,7 +51,7 @@ class _Splitter:
             item = copy.deepcopy(text).requires_grad_(True)
             if self.setup.init == "random" and isinstance(item, (nn.Linear, Conv1D)):
                 draw_weights(item, initial_std(self.setup.backbone.config), self.generator)
-            pair = ByTokenType(text, item, self.setup.routing)
+            pair = ByTokenType(text, item)
             setattr(parent, name, pair.train(text.training))
             self.added.append(item)
 

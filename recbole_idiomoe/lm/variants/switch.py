@@ -57,10 +57,8 @@ class SwitchFFN(ExtendedFFN):
             probabilities = scores.softmax(-1)
         self.probabilities = probabilities if self.training else None
         gates, chosen = probabilities.max(-1)
-        routing = TokenRouting()
-        routing.set(chosen)
         first, second = self.experts
-        outputs = routing.dispatch(hidden_states, first, second)
+        outputs = TokenRouting(chosen).dispatch(hidden_states, first, second)
         outputs = outputs * (EXPERTS * gates)[..., None].to(outputs.dtype)
         return F.dropout(outputs, self.dropout, self.training)
 

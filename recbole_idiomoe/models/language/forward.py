@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.attention import sdpa_kernel
 
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.lm import IdiomoeForCausalLM
-from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
+from recbole_idiomoe.lm.decoder import attention_kernels
 
 
 def hidden_states(lm: IdiomoeForCausalLM, batch: SequenceBatch) -> torch.Tensor:
     """Final hidden states of all positions of (B, T) tokens, flattened to ``(B * T, d)``."""
-    with sdpa_kernel(ATTENTION_KERNELS):
+    with attention_kernels():
         output = lm.hidden_states(
             batch.input_ids,
             token_types=batch.token_types,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn.attention import sdpa_kernel
 from transformers import DynamicCache
 
 from recbole_idiomoe.data.sequence import ITEM, NOTHING
-from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
+from recbole_idiomoe.lm.decoder import attention_kernels
 from recbole_idiomoe.models.language.catalog_lm import CatalogLM
 
 
@@ -28,6 +28,7 @@ class HistoryCache:
 
     def __init__(self, model: CatalogLM) -> None:
         self.model = model
+        self._lock = threading.Lock()
         self._tokens = NOTHING
         # Made without the backbone's configuration, with which layers with a sliding window would
         # drop keys that a shorter sequence needs again. Attention masks hide these keys.
@@ -39,12 +40,15 @@ class HistoryCache:
         return model.item_codes.one_token_each and model.lm.item_attention is None
 
     @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")  # with a cache, every layer would compile separately
     def scores(self, histories: Sequence[np.ndarray], query: str | None = None) -> torch.Tensor:
         """Scores of every item after a single history, ``(1, item_num)``, float32.
 
         Arguments and errors are those of :meth:`CatalogLM.scores`.
         """
+        with self._lock:  # the cache is of one call at a time
+            return self._scores(histories, query)
+
+    def _scores(self, histories: Sequence[np.ndarray], query: str | None) -> torch.Tensor:
         model, lm = self.model, self.model.lm
         (sequence,) = model.sequences(histories, query)
         tokens = sequence.input_ids
@@ -60,7 +64,7 @@ class HistoryCache:
             for part in (tokens, sequence.token_types)
         )
         item_count = int((sequence.token_types[kept:] == ITEM).sum())
-        with model.autocast(), sdpa_kernel(ATTENTION_KERNELS):
+        with model.autocast(), attention_kernels():
             states = lm.hidden_states(
                 new, types, past_key_values=cache, use_cache=True, item_count=item_count
             ).last_hidden_state

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import sdpa_kernel
 
 from recbole_idiomoe.data.batch import SequenceBatch
 from recbole_idiomoe.data.catalog import Catalog
 from recbole_idiomoe.lm import IdiomoeForCausalLM
-from recbole_idiomoe.lm.decoder import ATTENTION_KERNELS
+from recbole_idiomoe.lm.decoder import attention_kernels
 from recbole_idiomoe.lm.prefix_tree import PIECE_SIZE, PrefixTree, rank_leaves
 from recbole_idiomoe.models.language.options import LanguageModelOptions
 
@@ -132,7 +131,7 @@ class ItemCodes(ABC):
         if self._tree is None or self._tree.tokens.device != device:
             self._tree = PrefixTree(self.codes[1:], device)
         logits, first_token = self._token_logits(lm)
-        with sdpa_kernel(ATTENTION_KERNELS):
+        with attention_kernels():
             histories = (batch.input_ids, batch.token_types, batch.lengths)
             scores = rank_leaves(lm, self._tree, *histories, logits, first_token)
         return F.pad(scores, (1, 0), value=-torch.inf)
