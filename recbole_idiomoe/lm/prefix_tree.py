@@ -134,7 +134,8 @@ def rank_leaves(
     assert states is not None
     prefix.complete = True
     last = states[torch.arange(batch, device=device), lengths - 1].unsqueeze(1)
-    edges = torch.empty(batch, len(tree), device=device)
+    # Another thread that loads a model may have changed torch's default dtype.
+    edges = torch.empty(batch, len(tree), dtype=torch.float32, device=device)
     roots = (tree.parents < 0).nonzero().squeeze(1)
     columns = tree.tokens - first_token
     edges[:, roots] = edge_log_probs(last, torch.zeros_like(roots), columns[roots], logits)

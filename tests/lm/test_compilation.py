@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 from typing import Any
 
@@ -84,6 +85,29 @@ def test_blocks_that_are_computed_again_are_compiled_but_once(compilations: list
     for batch, length in SHAPES:
         torch.testing.assert_close(outcome(lm, batch, length), outcome(plain, batch, length))
     assert len(compilations) == 1
+
+
+def test_another_thread_needs_no_compilation_for_another_length(compilations: list[Any]) -> None:
+    """torch keeps the settings of the compiler for each thread."""
+    plain = IdiomoeForCausalLM.from_backbone(decoder("qwen2"), ITEMS, expert_init="random")
+    lm = copy.deepcopy(plain)
+    compile_blocks(lm.backbone)
+    with ThreadPoolExecutor(1) as elsewhere:
+        for batch, length in [*SHAPES, (4, 4)]:  # 4 is the width of a head
+            found = elsewhere.submit(outcome, lm, batch, length).result()
+            torch.testing.assert_close(found, outcome(plain, batch, length))
+    assert len(compilations) == 1
+
+
+def test_with_a_cache_blocks_are_not_compiled(compilations: list[Any]) -> None:
+    """Each layer's part of a cache would need a compilation of its own."""
+    plain = IdiomoeForCausalLM.from_backbone(decoder("qwen2"), ITEMS, expert_init="random")
+    lm = copy.deepcopy(plain)
+    compile_blocks(lm.backbone)
+    prompt = mixed_batch()
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "vocabulary": "hybrid"}
+    assert torch.equal(lm.generate(prompt, **options), plain.generate(prompt, **options))
+    assert not compilations
 
 
 @pytest.mark.gpu

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,6 +151,15 @@ def test_it_is_saved_and_loaded(tmp_path) -> None:
     assert torch.equal(loaded(TOKENS, segments=SEGMENTS).logits, wanted)
     causal = build("qwen2", "causal")(TOKENS).logits
     assert not torch.allclose(wanted, causal)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_have_masks_of_their_own(clone: Callable[[nn.Module], nn.Module]) -> None:
+    model = build("qwen2", "intra_inter")
+    wanted = model(TOKENS, segments=SEGMENTS).logits
+    again = clone(model)
+    model(TOKENS[:1, :5], segments=SEGMENTS[:1, :5])
+    assert torch.equal(again(TOKENS, segments=SEGMENTS).logits, wanted)
 
 
 def test_gradient_checkpointing_finds_the_masks_again() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -106,6 +109,28 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant):
     assert len(runs) == 2  # once forward, once again in backward
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+
+
+@FAMILY
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("architecture", ["two_expert", "mot"])
+def test_backward_passes_may_come_in_any_order_and_in_any_thread(family, reentrant, architecture):
+    first, second = mixed_batch(2, 9), mixed_batch(3, 8, seed=4)
+    model = jolt(build(family, architecture=architecture)).train()
+
+    def gradients(*losses):
+        model.zero_grad()
+        with ThreadPoolExecutor(1) as elsewhere:
+            for loss in losses:
+                elsewhere.submit(loss.backward).result()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    wanted = gradients(*(model(tokens, labels=tokens).loss for tokens in (first, second)))
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    one, other = (model(tokens, labels=tokens).loss for tokens in (first, second))
+    for name, gradient in gradients(one, other).items():
+        torch.testing.assert_close(gradient, wanted[name], msg=name)
 
 
 @FAMILY
@@ -335,6 +360,15 @@ def test_copies_route_by_themselves(clone):
     again = clone(model)
     model(text_batch())  # must not disturb the copy
     assert torch.equal(again(tokens).logits, wanted)
+
+
+def test_a_model_is_freed_as_soon_as_it_is_dropped():
+    gc.disable()  # a reference cycle would need it
+    try:
+        model = weakref.ref(build())
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_building_is_seeded_and_leaves_the_global_generator_alone():

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol import loader
 from recbole_idiomoe.recommend.__main__ import main
-from recbole_idiomoe.recommend.recommender import Recommender
+from recbole_idiomoe.recommend.recommender import Recommendation, Recommender
 from recbole_idiomoe.training.trainers import get_trainer
 from tests.models.test_host_syncs import Operators
 from tests.training.cycle import TINY, titles_of, write_cycle
@@ -65,6 +66,15 @@ def test_items_come_named_and_best_first(recommender: Recommender) -> None:
         assert type(item.item_id) is str and type(item.score) is float
     scores = [item.score for item in found]
     assert scores == sorted(scores, reverse=True) and len(set(scores)) > 1
+
+
+def test_threads_may_load_at_once(folder: Path, recommender: Recommender) -> None:
+    def ask(_: int) -> list[Recommendation]:
+        return recbole_idiomoe.load(folder).recommend(["i3", "i4"], k=7)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(4)))
+    assert answers == [recommender.recommend(["i3", "i4"], k=7)] * 4
 
 
 def test_seen_items_are_left_out_unless_wanted(recommender: Recommender) -> None:

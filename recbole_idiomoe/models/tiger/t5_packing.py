@@ -34,7 +34,8 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, mask: Tensor) -> T
     # Padding attends to padding, because a softmax over nothing would be NaN.
     seen = row.unsqueeze(1) == row.unsqueeze(2)
     states = t5.encoder(
-        input_ids=tokens[:-1].view(sequences, width), attention_mask=additive(seen.unsqueeze(1))
+        input_ids=tokens[:-1].view(sequences, width),
+        attention_mask=additive(seen.unsqueeze(1), t5.dtype),
     ).last_hidden_state
     return states.flatten(0, 1)[at.clamp(max=end - 1)]
 
@@ -70,14 +71,15 @@ def pack(lengths: Sequence[int], width: int) -> tuple[list[int], int]:
     return starts, count
 
 
-def additive(seen: Tensor) -> Tensor:
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask ``seen`` as a tensor that is added to attention scores, for every kind of attention.
 
-    Under autocast it has the type of the scores, so that its lowest number stays finite.
+    It has the type of the scores, so that its lowest number stays finite: ``dtype``, the model's,
+    or that of autocast.
     """
     device = seen.device
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else torch.get_default_dtype()
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(
         ~seen, torch.finfo(dtype).min
     )

@@ -53,7 +53,8 @@ def rank_leaves(
     """
     parts = -(-len(mask) // rows_at_once(t5, tree, mask.shape[1]))
     lengths = row_lengths(mask)
-    scores = torch.empty(len(mask), len(tree.leaves), device=mask.device)
+    # Another thread that loads a model may have changed torch's default dtype.
+    scores = torch.empty(len(mask), len(tree.leaves), dtype=torch.float32, device=mask.device)
     # Longest first: each part is padded to its own longest.
     for rows in lengths.argsort(descending=True).tensor_split(parts):
         longest = int(lengths[rows[0]])
@@ -65,10 +66,10 @@ def _rank(
     t5: T5ForConditionalGeneration, tree: PrefixTree, input_ids: Tensor, mask: Tensor
 ) -> Tensor:
     encoded = t5.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
-    history_mask = additive(mask[:, None, None])
+    history_mask = additive(mask[:, None, None], t5.dtype)
     # Computed for the first piece, and read by all others.
     history_keys = DynamicCache()
-    edges = torch.zeros(len(input_ids), len(tree), device=input_ids.device)
+    edges = history_mask.new_zeros(len(input_ids), len(tree), dtype=torch.float32)
     for piece in tree.pieces:
         states = _states(t5, tree, piece, encoded, history_mask, history_keys)
         edges[:, piece.children] = edge_log_probs(
@@ -95,7 +96,7 @@ def _states(
     # The depth of inner nodes is below the height of the tree.
     distance_bias = decoder.block[0].layer[0].SelfAttention.compute_bias(tree.height, tree.height)
     path_bias = distance_bias[:, :, depths][:, :, :, depths]
-    path_mask = additive(tree.sees(piece.nodes)[None, None])
+    path_mask = additive(tree.sees(piece.nodes)[None, None], t5.dtype)
     keys = EncoderDecoderCache(_NoCache(), history_keys)
     # The same for all heads and nodes, so that the mask of attention stays one row per history.
     history_bias = history_mask.new_zeros(1)
