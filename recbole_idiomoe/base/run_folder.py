@@ -47,6 +47,12 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise ValueError(f"no {min(missing)}")
         return run
     except (OSError, ValueError, AttributeError, RecursionError) as error:
+        if (folder / "config.json").exists() and not (folder / RUN_FILE).exists():
+            raise CheckpointError(
+                f"{folder} holds a model of transformers without {RUN_FILE} and catalogue, as "
+                "save_pretrained() writes it; open it with AutoModelForCausalLM, or write a folder "
+                "with Recommender.save()."
+            ) from error
         raise CheckpointError(
             f"{folder} is not the folder of a run: its {RUN_FILE} cannot be read "
             f"({short_reason(error)}); runs are kept under checkpoint_dir, by default saved/."

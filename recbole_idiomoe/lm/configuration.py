@@ -12,6 +12,8 @@ from recbole_idiomoe.base.errors import SettingError
 TWO_EXPERT = "two_expert"
 """The name of IDIOMoE's own architecture (section 3.2)."""
 
+OPENED_BY = "import recbole_idiomoe.lm; AutoModelForCausalLM.from_pretrained(FOLDER)"
+
 ATTENTIONS = ("causal", "intra_inter", "own_text")
 # Fields that generation and caches of transformers read from a decoder's configuration.
 _MIRRORED = (
@@ -52,6 +54,8 @@ class IdiomoeConfig(PreTrainedConfig):
             variants without item experts, ``expert_layers`` and ``expert_width`` describe the
             IDIOMoE that the variant is compared with.
         architecture_args: options and computed sizes of the architecture.
+        opened_by: tells a reader of config.json how to open the folder; without the import,
+            transformers only says that it does not know the model type.
 
     Raises:
         SettingError: a layer, a width or a size does not fit the backbone.
@@ -72,6 +76,7 @@ class IdiomoeConfig(PreTrainedConfig):
     softmax: str = "item"
     architecture: str = TWO_EXPERT
     architecture_args: dict[str, Any] = field(default_factory=dict)
+    opened_by: str = OPENED_BY
 
     def __post_init__(self, **kwargs: Any) -> None:
         # transformers builds a configuration without arguments to read the defaults.

@@ -93,7 +93,7 @@ def test_another_thread_needs_no_compilation_for_another_length(compilations: li
     lm = copy.deepcopy(plain)
     compile_blocks(lm.backbone)
     with ThreadPoolExecutor(1) as elsewhere:
-        for batch, length in [*SHAPES, (4, 4)]:  # 4 is the width of a head
+        for batch, length in [(4, 4), *SHAPES]:  # 4 is also the width of a head
             found = elsewhere.submit(outcome, lm, batch, length).result()
             torch.testing.assert_close(found, outcome(plain, batch, length))
     assert len(compilations) == 1
