@@ -21,6 +21,7 @@ from recbole.evaluator.collector import DataStruct
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch, plain_metrics
 from recbole_idiomoe.protocol.loader import in_order
 from recbole_idiomoe.protocol.splits import Splits
+from recbole_idiomoe.protocol.ties import MASKED, TieBreaker
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,15 @@ class ColdStartSplit(Observer):
         self.evaluator = Evaluator(config)
 
     def started(self, loader: Any) -> None:
-        self._loader = loader
+        self._loader, self._ties = loader, TieBreaker(loader)
         self._hits: list[torch.Tensor] = []
         self._is_unseen: list[torch.Tensor] = []
 
     def ranked(self, batch: RankedBatch) -> None:
         targets = batch.targets.to(batch.scores.device)
-        lists = [_limited(batch.scores, self.items, k, self.epsilon) for k in self.topk]
-        by_list = [_hits(scores, targets, max(self.topk)) for scores in lists]
+        keys = self._ties.keys(batch.scores)
+        lists = (_limited(keys, self.items, k, self.epsilon) for k in self.topk)
+        by_list = [_hits(limited, targets, max(self.topk)) for limited in lists]
         self._hits.append(torch.stack(by_list, dim=1).cpu())
         self._is_unseen.append(torch.isin(targets, self.items).cpu())
 
@@ -116,21 +118,18 @@ def evaluate_cold_start(
     return apart.all_result, rule | apart.result(can_rank)
 
 
-def _limited(scores: torch.Tensor, unseen: torch.Tensor, k: int, epsilon: float) -> torch.Tensor:
-    """``scores`` (n, item_num) with -inf for unseen items that a list of ``k`` has no room for."""
+def _limited(keys: torch.Tensor, unseen: torch.Tensor, k: int, epsilon: float) -> torch.Tensor:
+    """``keys`` (n, item_num), masked for unseen items that a list of ``k`` has no room for."""
     # 0.29 * 100 is below 29 in floating point.
     room = math.floor(epsilon * k + 1e-9)
     if room >= min(k, len(unseen)):
-        return scores
-    best, which = scores[:, unseen].topk(room, dim=1)
-    return scores.index_fill(1, unseen, -torch.inf).scatter(1, unseen[which], best)
+        return keys
+    best, which = keys[:, unseen].topk(room, dim=1)
+    return keys.index_fill(1, unseen, MASKED).scatter(1, unseen[which], best)
 
 
-def _hits(scores: torch.Tensor, targets: torch.Tensor, width: int) -> torch.Tensor:
-    """Where the top ``width`` items are the targets (n,): booleans of shape (n, width).
-
-    Tied items are in RecBole's order, which cuts its shorter lists from the longest one.
-    """
-    best, listed = scores.topk(width, dim=1)
+def _hits(keys: torch.Tensor, targets: torch.Tensor, width: int) -> torch.Tensor:
+    """Where the top ``width`` items are the targets (n,): booleans of shape (n, width)."""
+    best, listed = keys.topk(width, dim=1)
     # In a small catalogue the lists are filled up with masked items.
-    return (listed == targets[:, None]) & (best > -torch.inf)
+    return (listed == targets[:, None]) & (best > MASKED)

@@ -31,6 +31,7 @@ def protocol(config: RunConfig, item_num: int, dataset: Any = None) -> dict[str,
     return {
         **_split(config),
         "candidates": f"all {item_num} items" if set(mode.values()) == {"full"} else mode,
+        "ties": "in random order",
         "mask_seen": config["mask_seen"],
         "cold_start": {"unseen_test_items": share, "epsilon": epsilon} if share else None,
         "max_history": config["MAX_ITEM_LIST_LENGTH"],

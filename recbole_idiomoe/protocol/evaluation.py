@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.protocol.loader import in_order
+from recbole_idiomoe.protocol.ties import TieBreaker, scores_alone
 
 # RecBole collects these for each user; whatever else it collects is the same on every rank.
 _COLLECTED_BY_USER = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
@@ -43,9 +44,6 @@ class RankedBatch:
     """The row of the user of each target, shape ``(targets,)``."""
     targets: torch.Tensor
     """The items to be found, shape ``(targets,)``."""
-    hits: torch.Tensor | None
-    """True where RecBole's top-k list of a user holds the target, shape ``(users, k)``; None if no
-    metric needs the lists."""
 
 
 class Observer:
@@ -65,25 +63,33 @@ class Observer:
 
 
 class SharedCollector(Collector):  # type: ignore[misc]
-    """RecBole's collector, extended to give what all ranks have collected.
+    """RecBole's collector, which ranks ties at random and gives what all ranks have collected."""
 
-    Attributes:
-        loader: the loader that is being evaluated.
-    """
+    _loader: Any = None
 
-    loader: Any = None
+    @property
+    def loader(self) -> Any:
+        """The loader that is being evaluated; setting it begins an evaluation."""
+        return self._loader
 
-    def newest_hits(self, count: int) -> torch.Tensor | None:
-        """Where the top-k lists of the newest ``count`` users hold the target.
+    @loader.setter
+    def loader(self, loader: Any) -> None:
+        self._loader, self._ties = loader, TieBreaker(loader)
 
-        Returns:
-            Booleans of shape ``(count, k)``; None if no metric needs the lists.
-        """
-        if not self.register.need("rec.topk"):
-            return None
-        # The last column counts the targets.
-        hits: torch.Tensor = self.data_struct.get("rec.topk")[-count:, :-1] > 0
-        return hits
+    def eval_batch_collect(
+        self,
+        scores_tensor: torch.Tensor,
+        interaction: Interaction,
+        positive_u: torch.Tensor,
+        positive_i: torch.Tensor,
+    ) -> None:
+        ranks_items = not self.register.need("rec.score")  # some metrics are of the scores alone
+        ranked = self._ties.keys(scores_tensor) if ranks_items else scores_tensor
+        super().eval_batch_collect(ranked, interaction, positive_u, positive_i)
+
+    def _average_rank(self, scores: torch.Tensor) -> torch.Tensor:
+        # RecBole's GAUC gives ties their mean rank, so it must see them.
+        return super()._average_rank(scores_alone(scores))
 
     def get_data_struct(self) -> DataStruct:
         struct = super().get_data_struct()
@@ -138,8 +144,7 @@ class Evaluation:
             if self.rescore is not None:
                 scores = self.rescore(interaction, scores)
             self.collector.eval_batch_collect(scores, interaction, rows, targets)
-            hits = self.collector.newest_hits(len(scores))
-            batch = RankedBatch(interaction, scores, rows, targets, hits)
+            batch = RankedBatch(interaction, scores, rows, targets)
             for observer in self.observers:
                 observer.ranked(batch)
             if show_progress and self.device.type == "cuda":

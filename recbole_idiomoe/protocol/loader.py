@@ -23,7 +23,7 @@ from recbole_idiomoe.base import distributed
 from recbole_idiomoe.protocol.seen_items import SeenItemMask
 
 MAX_SCORES = 2**26
-"""Scores held at once: 256 MiB in float32, and as much again for RecBole's marks of the targets."""
+"""Scores held at once: 256 MiB in float32, and about four times as much to rank them."""
 
 Masked = tuple[torch.Tensor, torch.Tensor]
 EvalBatch = tuple[Any, Masked | None, torch.Tensor, torch.Tensor]

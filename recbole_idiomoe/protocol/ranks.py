@@ -1,10 +1,9 @@
 """The rank of every test target, saved per user, from which metrics can be computed later.
 
-The rank is taken on the device after padding and seen items are masked; no scores are kept. Within
-the longest measured list, it is the target's place in RecBole's own list, with ties in the order of
-``torch.topk``. Further down, where ties cannot change a measured metric, a target ranks behind all
-items with the same score, and behind nan. So :meth:`Ranks.metric` gives RecBole's numbers to the
-last digit.
+The rank is taken on the device after padding and seen items are masked; no scores are kept. Ties
+are broken as for RecBole's lists (:mod:`recbole_idiomoe.protocol.ties`), so :meth:`Ranks.metric`
+gives RecBole's numbers to the last digit, and has no bias at longer lists than those that were
+measured.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from recbole_idiomoe.base.errors import IdiomoeError, short_reason
 from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.protocol.evaluation import Observer, RankedBatch
 from recbole_idiomoe.protocol.loader import in_order
+from recbole_idiomoe.protocol.ties import TieBreaker
 
 METRICS = ("hit", "recall", "ndcg", "mrr", "map", "precision")
 """RecBole's metrics that follow from the rank of a single target."""
@@ -138,14 +138,14 @@ class RankRecorder(Observer):
         self.path, self.popularity = path, popularity
 
     def started(self, loader: Any) -> None:
-        self._loader, self._dataset = loader, loader._dataset
+        self._loader, self._dataset, self._ties = loader, loader._dataset, TieBreaker(loader)
         self._ranks: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
 
     def ranked(self, batch: RankedBatch) -> None:
         targets = batch.targets.to(batch.scores.device)
         # The ranks stay on the device, so that the host waits for it only once, at the end.
-        self._ranks.append(ranks_among(batch.scores, targets, batch.hits))
+        self._ranks.append(ranks_among(self._ties.keys(batch.scores), targets))
         known = (self._dataset.uid_field, self._dataset.item_list_length_field)
         user, length = (batch.interaction[field].cpu().long() for field in known)
         self._rows.append(torch.stack((user, batch.targets.cpu().long(), length), dim=1))
@@ -163,22 +163,15 @@ class RankRecorder(Observer):
         distributed.from_main(lambda: ranks.save(self.path))
 
 
-def ranks_among(
-    scores: torch.Tensor, targets: torch.Tensor, listed: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The rank of each target by its scores, from 1; a target ranks last among tied items.
+def ranks_among(keys: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The rank of each target, from 1; a masked target is behind all items.
 
     Args:
-        scores: scores of all items, shape ``(n, item_num)``.
+        keys: what :class:`~recbole_idiomoe.protocol.ties.TieBreaker` makes of the scores, shape
+            ``(n, item_num)``.
         targets: the targets, shape ``(n,)``.
-        listed: True where the top-k list holds the target, shape ``(n, k)``; the place in the list
-            is then the rank.
 
     Returns:
         Shape ``(n,)``.
     """
-    own = scores.gather(1, targets[:, None])
-    ranks = (~(scores < own)).sum(dim=1)
-    if listed is None:
-        return ranks
-    return torch.where(listed.any(dim=1), listed.int().argmax(dim=1) + 1, ranks)
+    return (keys >= keys.gather(1, targets[:, None])).sum(dim=1)

@@ -170,7 +170,7 @@ def test_a_metric_where_less_is_better_chooses_the_least() -> None:
     counter: Any = Counter()
     search = mixing.WeightSearch(trainer, counter)
     search.started(None)
-    batch: Any = RankedBatch({}, scores, torch.tensor([0]), torch.tensor([1]), None)
+    batch: Any = RankedBatch({}, scores, torch.tensor([0]), torch.tensor([1]))
     search.ranked(batch)
     weight, found = search.best()
     assert weight == 0.35 and found["averagepopularity@5"] == pytest.approx(0, abs=1e-6)

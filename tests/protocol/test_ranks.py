@@ -20,6 +20,7 @@ from recbole_idiomoe.protocol.ranks import (
     ranks_among,
 )
 from recbole_idiomoe.protocol.splits import split_dataset
+from recbole_idiomoe.protocol.ties import MASKED
 from recbole_idiomoe.training.trainers import get_trainer
 from tests.helpers import DATASET_SETTINGS, write_dataset
 from tests.training.cycle import TINY, write_cycle
@@ -44,22 +45,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cycle(tmp_path_factory.mktemp("data") / "cycle")
 
 
-def test_a_rank_counts_what_scores_as_much_and_nan_is_ahead() -> None:
-    inf, nan = float("inf"), float("nan")
-    scores = torch.tensor(
-        [
-            [-inf, 0.5, 0.9, 0.1],
-            [-inf, 0.5, 0.5, 0.5],
-            [-inf, nan, 0.9, 0.1],
-            [-inf, nan, 0.9, 0.1],
-            [-inf, 0.5, -inf, 0.1],
-        ]
-    )
-    targets = torch.tensor([1, 2, 2, 1, 2])
-    assert ranks_among(scores, targets).tolist() == [2, 3, 2, 4, 4]
-    listed = torch.zeros(5, 2, dtype=torch.bool)
-    listed[1, 0] = True
-    assert ranks_among(scores, targets, listed).tolist() == [2, 1, 2, 4, 4]
+def test_a_rank_counts_what_is_ahead_and_a_masked_target_is_last() -> None:
+    keys = torch.tensor([[MASKED, 5, 9, 1], [MASKED, 5, MASKED, 1], [MASKED, 7, 8, 9]])
+    assert ranks_among(keys, torch.tensor([1, 2, 3])).tolist() == [2, 4, 1]
 
 
 @pytest.mark.parametrize("levels", [None, 4, 1], ids=["distinct", "ties", "all the same"])
