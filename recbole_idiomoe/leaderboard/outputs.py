@@ -16,7 +16,15 @@ from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.leaderboard.board import Board
 from recbole_idiomoe.leaderboard.plots import plots_of
 from recbole_idiomoe.leaderboard.standings import standings_of
-from recbole_idiomoe.leaderboard.tables import DEVICE, MARKS, Table, is_cost, table_of
+from recbole_idiomoe.leaderboard.tables import (
+    COMPARISONS,
+    DEVICE,
+    MARKS,
+    Table,
+    is_cost,
+    table_of,
+)
+from recbole_idiomoe.models.registry import what_is_trained
 from recbole_idiomoe.report.formatting import (
     aligned,
     fits,
@@ -41,6 +49,7 @@ _IN_LATEX = str.maketrans(
         "|": r"\textbar{}",
         "±": r"$\pm$",
         "Δ": r"$\Delta$",
+        "†": r"$\dagger$",
         "\n": " ",
     }
 )
@@ -94,6 +103,8 @@ def _rows(table: Table) -> list[dict[str, Any]]:
             "dataset": table.dataset,
             "row": s.name,
             "model": s.row.model,
+            "label": s.label,
+            "kind": s.kind,
             "ours": s.row.ours,
             "mixed": s.mixed,
             "settings": s.row.own,
@@ -101,8 +112,14 @@ def _rows(table: Table) -> list[dict[str, Any]]:
             "seeds": sorted(map(int, s.row.runs)),
             "test": {name: s.mean(name) for name in s.metrics},
             "deviation": {name: s.deviation(name) for name in s.metrics},
+            "standard_error": {name: s.standard_error(name) for name in s.metrics},
             "difference": found.difference if (found := table.comparisons.get(s.name)) else None,
             "p": found.p if found else None,
+            "difference_from_idiomoe": own.difference
+            if (own := table.from_idiomoe.get(s.name))
+            else None,
+            "p_from_idiomoe": own.p if own else None,
+            "runs_at_last_epoch": s.at_limit,
             "failed": s.row.failed,
         }
         for s in table.standings
@@ -180,7 +197,10 @@ def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """The tables for a terminal, with fewer columns and notes than the files have."""
     lines: list[str] = []
     for table in tables:
-        lines += [*aligned(wrap_names(_fitting(table))), ""]
+        compared = table.with_columns(lambda title: title in COMPARISONS)
+        for texts in (_fitting(table), _texts(compared, {}, {})):
+            if len(texts[0]) > 1:
+                lines += [*aligned(wrap_names(texts)), ""]
         for note in table.notes:
             lines += wrapped(note) if not note.startswith(("Published", MARKS)) else []
         lines.append("")
@@ -190,9 +210,11 @@ def plain_text(tables: Sequence[Table], notes: Sequence[str]) -> str:
 
 
 def _fitting(table: Table) -> list[list[str]]:
-    """As many columns as fit a terminal, but at least two metrics."""
+    """As many columns as fit a terminal beside the comparisons, but at least two metrics."""
     table = replace(table, header=[table.dataset, *table.header[1:]])
-    shown = table.with_columns(lambda title: not title.startswith(_NOT_PRINTED))
+    shown = table.with_columns(
+        lambda title: not title.startswith(_NOT_PRINTED) and title not in COMPARISONS
+    )
     metrics = [title for title in shown.header[1:] if "@" in title]
     for least_wanted in (*reversed(metrics[2:]), "params", "train s"):
         if fits(_texts(shown, {}, {})):
@@ -204,7 +226,8 @@ def _fitting(table: Table) -> list[list[str]]:
 def comma_separated(tables: Sequence[Table]) -> str:
     """CSV with a line for each run and all of its test and validation metrics."""
     records = [
-        {"dataset": table.dataset, "row": s.name, "ours": s.row.ours}
+        {"dataset": table.dataset, "row": s.name, "kind": s.kind, "ours": s.row.ours}
+        | {"trained": what_is_trained(s.row.model, run["settings"])}
         | _record(run)
         | {"tuned": json.dumps(s.row.tuned) if s.row.tuned else ""}
         for table in tables

@@ -123,7 +123,7 @@ def _styled(ran: Sequence[Standing]) -> Iterator[tuple[Standing, dict[str, Any]]
     for standing in ran:
         index = looks[id(standing.row)]
         look = {
-            "label": standing.name,
+            "label": standing.label,
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
             "markersize": 6 if standing.row.ours else 4,

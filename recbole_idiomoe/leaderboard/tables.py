@@ -11,11 +11,13 @@ from typing import Any
 
 from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.leaderboard.standings import (
-    PERMUTATIONS,
+    FLIPS,
+    IDIOMOE,
     TEST_SEED,
     Comparison,
     Standing,
     best_baseline,
+    best_idiomoe,
     compare,
     marks,
 )
@@ -28,9 +30,22 @@ from recbole_idiomoe.report.extra_rows import (
 )
 from recbole_idiomoe.report.formatting import compact_number, metric_title
 
-NOT_ALONE = "*"
+NOT_ALONE, AT_LIMIT = "*", "†"
 MARKS = "The best is bold, the second best underlined."
-DEVICE = "device"
+DEVICE, STANDARD_ERROR = "device", "SE"
+OF_BASELINE, OF_IDIOMOE = ("Δ", "p"), (f"Δ {IDIOMOE}", f"p {IDIOMOE}")
+COMPARISONS = (*OF_BASELINE, *OF_IDIOMOE)
+"""Titles of the differences and p-values against the best baseline, and against IDIOMoE."""
+_PAPER_FILE = "quick_start_config/paper.yaml"
+_TOLD = (
+    "freeze",
+    "item_init",
+    "text_smoothing",
+    "transition_smoothing",
+    "ema_decay",
+    "segment_order",
+)
+"""Settings that are named where a row has others than the paper."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,11 @@ class Table:
     standings: list[Standing]
     comparisons: dict[str, Comparison]
     """Each row's comparison with the best baseline, by name."""
+    from_idiomoe: dict[str, Comparison]
+    """Each row's comparison with IDIOMoE, by name."""
 
     def with_columns(self, keep: Callable[[str], bool]) -> Table:
-        """The table with the first column and the columns whose title ``keep`` accepts."""
+        """The table with the first column, and those others whose title ``keep`` accepts."""
         kept = [n for n, title in enumerate(self.header) if n == 0 or keep(title)]
         rows = [[row[n] for n in kept] for row in self.rows]
         return replace(self, header=[self.header[n] for n in kept], rows=rows)
@@ -72,18 +89,17 @@ class Table:
 def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
     """The table of the rows in ``standings``, which are ordered best first."""
     ran = [standing for standing in standings if standing.runs]
-    baseline = best_baseline(standings)
-    comparisons = {}
-    for standing in ran:
-        against = best_baseline(standings, standing.mixed)
-        if against is not None and standing is not against:
-            comparisons[standing.name] = compare(standing, against, metric)
-    columns: dict[str, Column] = {"row": lambda s: Cell(s.name, s.name.lower())}
+    comparisons, from_idiomoe = compare(
+        [_pairs(standings, metric, best) for best in (best_baseline, best_idiomoe)], metric
+    )
+    columns: dict[str, Column] = {"row": _name}
     for name in _shown(metric, ran):
         columns[metric_title(name)] = _metric_column(name, ran)
-    if baseline is not None:
-        columns["Δ"] = lambda standing: _difference(comparisons.get(standing.name))
-        columns["p"] = lambda standing: _p(comparisons.get(standing.name))
+        if name == metric and any(s.standard_error(metric) is not None for s in ran):
+            columns[STANDARD_ERROR] = lambda standing: _standard_error(standing, metric)
+    for titles, found in ((OF_BASELINE, comparisons), (OF_IDIOMOE, from_idiomoe)):
+        if found:
+            columns |= _comparison_columns(titles, found)
     # Nobody has published a variant or a mix, whose name differs from its model's.
     cited = {s.name: published(s.name, dataset, metric) for s in standings if s.name == s.row.model}
     if any(cited.values()):
@@ -94,7 +110,7 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
         columns["settings"] = lambda standing: _word(
             "tuned" if standing.row.tuned else "own" if standing.row.own else "default"
         )
-    columns["kind"] = lambda standing: _word("ours" if standing.row.ours else "baseline")
+    columns["kind"] = lambda standing: _word(standing.kind)
     columns |= _COSTS
     devices = list(dict.fromkeys(run["device"] for s in ran for run in s.runs))
     if len(devices) > 1:
@@ -103,9 +119,11 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
         )
     rows = [[cell(standing) or Cell("-") for cell in columns.values()] for standing in standings]
     notes = [
-        *_statistics_notes(metric, ran, baseline),
+        *_statistics_notes(metric, standings),
         *_mix_notes(metric, standings),
-        *language_notes([{**run, "model": s.name} for s in ran for run in s.runs], values=False),
+        *_limit_notes(ran),
+        *_paper_notes([s for s in ran if s.row.ours and not s.mixed]),
+        *language_notes([{**run, "model": s.label} for s in ran for run in s.runs], values=False),
         *_cost_notes(ran, devices),
         *(
             f"Published, of another protocol, {name}: {sources()[name]}."
@@ -113,7 +131,39 @@ def table_of(dataset: str, metric: str, standings: Sequence[Standing]) -> Table:
         ),
         *_row_notes([standing for standing in standings if not standing.mixed]),
     ]
-    return Table(dataset, metric, list(columns), rows, notes, list(standings), comparisons)
+    return Table(
+        dataset, metric, list(columns), rows, notes, list(standings), comparisons, from_idiomoe
+    )
+
+
+def _pairs(
+    standings: Sequence[Standing], metric: str, best: Callable[..., Standing | None]
+) -> list[tuple[Standing, Standing]]:
+    """Every row beside the row that ``best`` chooses, mixes beside the best that may be mixed."""
+    ran = [standing for standing in standings if standing.runs]
+    chosen = {mixed: best(standings, metric, mixed) for mixed in (False, True)}
+    return [(s, against) for s in ran if (against := chosen[s.mixed]) and s is not against]
+
+
+def _name(standing: Standing) -> Cell:
+    label = standing.label
+    shown = standing.with_mark(AT_LIMIT, label) if standing.at_limit else label
+    return Cell(shown, label.lower())
+
+
+def _standard_error(standing: Standing, metric: str) -> Cell | None:
+    error = standing.standard_error(metric)
+    return None if error is None else Cell(f"{error:.4f}", error)
+
+
+def _comparison_columns(
+    titles: tuple[str, str], found: Mapping[str, Comparison]
+) -> dict[str, Column]:
+    difference, p = titles
+    return {
+        difference: lambda standing: _difference(found.get(standing.name)),
+        p: lambda standing: _p(found.get(standing.name)),
+    }
 
 
 def _shown(metric: str, ran: Sequence[Standing]) -> list[str]:
@@ -221,30 +271,72 @@ def is_cost(title: str) -> bool:
     return title in _COSTS or title == DEVICE
 
 
-def _statistics_notes(metric: str, ran: Sequence[Standing], baseline: Standing | None) -> list[str]:
+def _statistics_notes(metric: str, standings: Sequence[Standing]) -> list[str]:
+    ran = [standing for standing in standings if standing.runs]
     if not ran:
         return []
     title = metric_title(metric)
-    same = [standing.name for standing in ran if standing.same_with_any_seed]
-    notes = [*seed_notes({standing.name: len(standing.runs) for standing in ran}, same), MARKS]
-    if baseline is None:
-        return [*notes, "There is no baseline to compare with."]
-    return [
-        *notes,
-        f"Δ, p: {title} against {baseline.name}, the best baseline here; two-sided sign-flip "
-        f"permutation test on the {title} of {len(baseline.ranks[0].rank):,} test targets, each "
-        f"averaged over seeds ({PERMUTATIONS:,} permutations, seed {TEST_SEED}), not corrected for "
-        "the number of rows.",
+    same = [standing.label for standing in ran if standing.same_with_any_seed]
+    targets = len(ran[0].ranks[0].rank)
+    notes = [
+        *seed_notes({standing.label: len(standing.runs) for standing in ran}, same),
+        f"{STANDARD_ERROR}: standard error of {title} over the {targets:,} test targets.",
+        MARKS,
     ]
+    against = []
+    if baseline := best_baseline(standings, metric):
+        against.append(f"{', '.join(OF_BASELINE)}: against {baseline.label}, the best baseline")
+    else:
+        notes.append("There is no baseline to compare with on validation.")
+    if idiomoe := best_idiomoe(standings, metric):
+        against.append(f"{', '.join(OF_IDIOMOE)}: against {idiomoe.label}")
+    if against:
+        notes.append(
+            f"{'; '.join(against)}, by {title} on validation. p: two-sided sign-flip permutation "
+            f"test on the {title} of each test target, averaged over seeds ({FLIPS:,} flips, seed "
+            f"{TEST_SEED}), after Holm's correction over the rows of a column."
+        )
+    return notes
 
 
 def _mix_notes(metric: str, standings: Sequence[Standing]) -> list[str]:
-    named = [{**run, "model": s.name} for s in standings if s.mixed for run in s.runs]
-    against = ""
-    if baseline := best_baseline(standings, mixed=True):
-        against = f" Δ, p of mixes: against {baseline.name}, the best baseline, mixed or not."
+    named = [{**run, "model": s.label} for s in standings if s.mixed for run in s.runs]
+    mixes = [best(standings, metric, True) for best in (best_baseline, best_idiomoe)]
+    against = " and ".join(f"{best.label}" for best in mixes if best)
+    said = f" Δ, p of mixes: against {against}, the best on validation, mixed or not."
     costs = " They cost what the model costs, but for eval s."
-    return [f"{note}{against}{costs}" for note in mix_notes(named, metric_title(metric))]
+    notes = mix_notes(named, metric_title(metric))
+    return [f"{note}{said if against else ''}{costs}" for note in notes]
+
+
+def _limit_notes(ran: Sequence[Standing]) -> list[str]:
+    """Which rows might have improved with more epochs."""
+    at_limit = [
+        f"{s.label} epoch {s.runs[0]['settings']['epochs']} in {s.at_limit} of {len(s.runs)} runs"
+        for s in ran
+        if s.at_limit and not s.mixed
+    ]
+    if not at_limit:
+        return []
+    return [
+        f"{AT_LIMIT} May not have converged, as the best epoch is the last one allowed: "
+        f"{'; '.join(at_limit)}. The learning rate of this package's language models falls to 0 "
+        "by that epoch, that of the others does not."
+    ]
+
+
+def _paper_notes(ours: Sequence[Standing]) -> list[str]:
+    """How IDIOMoE and its controls were run, where it is not as in the paper."""
+    paper = yaml_files.read_settings(yaml_files.properties_path() / _PAPER_FILE)
+    rows: dict[str, list[str]] = defaultdict(list)
+    for standing in ours:
+        settings = standing.runs[0]["settings"]
+        other = {name: settings[name] for name in _TOLD if settings.get(name) != paper[name]}
+        if other:
+            rows[_listed(other)].append(standing.label)
+    as_printed = _listed({name: paper[name] for name in _TOLD})
+    notes = [f"{', '.join(names)}: {listed}." for listed, names in rows.items()]
+    return [f"Not as in the paper ({as_printed}): {' '.join(notes)}"] if notes else []
 
 
 def _cost_notes(ran: Sequence[Standing], devices: Sequence[str]) -> list[str]:
@@ -265,14 +357,14 @@ def _row_notes(standings: Sequence[Standing]) -> list[str]:
     """Which runs failed, then the rows' own settings, then their tuned settings."""
     failures, own, tuned = [], [], []
     for standing in standings:
-        name, row = standing.name, standing.row
+        name, row = standing.label, standing.row
         seeds: dict[str, list[str]] = defaultdict(list)
         for seed, reason in row.failed.items():
             seeds[reason].append(seed)
         for reason, failed in seeds.items():
             failures.append(f"{name} failed with seed {', '.join(failed)}: {reason}")
         if row.own:
-            model = "" if name == row.model else f"{row.model} with "
+            model = "" if standing.name == row.model else f"{row.model} with "
             own.append(f"{name}: {model}{_listed(row.own)}.")
         if row.tuned:
             tuned.append(f"{name}, tuned on validation: {_listed(row.tuned)}.")

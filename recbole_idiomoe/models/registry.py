@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -152,6 +153,17 @@ def reads_text(name: str) -> bool:
 def is_of_family(name: str) -> bool:
     """Whether model ``name`` is IDIOMoE or one of its controls, not a baseline."""
     return issubclass(get_options(name), IDIOMoEOptions)
+
+
+def what_is_trained(name: str, settings: Mapping[str, Any]) -> str:
+    """What a run with ``settings`` trains of language model ``name``; empty for other models.
+
+    The paper preserves the text expert (section 3.2), so tables say where a run did otherwise.
+    """
+    if name not in LANGUAGE_MODELS:
+        return ""
+    frozen = str(settings["freeze"]).replace("_", " ")
+    return "trained whole" if frozen == "none" else f"{frozen} frozen"
 
 
 def name_of(model_class: type[Any]) -> str | None:

@@ -26,21 +26,28 @@ def markdown_rows(text: str) -> dict[str, dict[str, str]]:
     return rows
 
 
+WHOLE = "IDIOMoE (trained whole)"
+
+
 def test_markdown_has_means_places_differences_and_costs(lead: Lead) -> None:
     lead("SASRec,IDIOMoE,GRU4Rec", seeds=3)
     text = Path("board/README.md").read_text()
     rows = markdown_rows(text)
-    assert list(rows) == ["IDIOMoE", "SASRec", "GRU4Rec"]
-    assert re.fullmatch(r"\*\*0\.\d{4} ± 0\.\d{4}\*\*", rows["IDIOMoE"]["NDCG@10"])
+    assert list(rows) == [WHOLE, "SASRec", "GRU4Rec"]
+    assert re.fullmatch(r"\*\*0\.\d{4} ± 0\.\d{4}\*\*", rows[WHOLE]["NDCG@10"])
+    assert 0.01 < float(rows[WHOLE]["SE"]) < 0.1
     assert re.fullmatch(r"<u>0\.\d{4} ± 0\.\d{4}</u>", rows["SASRec"]["NDCG@10"])
     assert rows["SASRec"]["p"] == rows["SASRec"]["Δ"] == "-"
-    assert rows["IDIOMoE"]["p"] == "< .001" and rows["IDIOMoE"]["Δ"].startswith("+")
-    assert rows["GRU4Rec"]["kind"] == "baseline" and rows["IDIOMoE"]["kind"] == "ours"
+    assert rows[WHOLE]["p"] == "< .001" and rows[WHOLE]["Δ"].startswith("+")
+    assert rows[WHOLE]["p IDIOMoE"] == rows[WHOLE]["Δ IDIOMoE"] == "-"
+    assert rows["SASRec"]["p IDIOMoE"] == "< .001" and rows["SASRec"]["Δ IDIOMoE"].startswith("-")
+    assert rows["GRU4Rec"]["kind"] == "baseline" and rows[WHOLE]["kind"] == "IDIOMoE"
     wanted = {"train s": "2.5", "eval s": "0.5", "params": "1.2M", "MiB": "321", "seeds": "3"}
     assert wanted.items() <= rows["SASRec"].items()
-    assert rows["IDIOMoE"]["published NDCG@10"] == "0.0531 (paper)"
-    assert "over 3 seeds" in text and "against SASRec, the best baseline" in text
-    assert "60 test targets" in text and "9,999 permutations" in text
+    assert rows[WHOLE]["published NDCG@10"] == "0.0531 (paper)"
+    assert "over 3 seeds" in text and "Δ, p: against SASRec, the best baseline;" in text
+    assert f"against {WHOLE}, by NDCG@10 on validation" in text and "Holm's correction" in text
+    assert "60 test targets" in text and "99,999 flips" in text
     assert "Published, of another protocol, paper: the paper, Table 2" in text
     assert text.count("Protocol: split LS valid_and_test") == 1
 
@@ -84,7 +91,7 @@ def test_runs_that_shared_the_machine_say_so(
     lead("SASRec,IDIOMoE", jobs=2)
     text = Path("board/README.md").read_text()
     rows = markdown_rows(text)
-    assert rows["IDIOMoE"]["train s"] == "2.5\\*" and rows["SASRec"]["train s"] == "2.5"
+    assert rows[WHOLE]["train s"] == "2.5\\*" and rows["SASRec"]["train s"] == "2.5"
     assert "Other runs went on meanwhile (jobs): seconds do not compare." in text
 
 
@@ -148,7 +155,8 @@ def test_a_published_number_stands_beside_the_model_itself_alone(lead: Lead) -> 
     }
     lead("SASRec", variants=variants)
     text = Path("board/README.md").read_text()
-    numbers = {name: row["published NDCG@10"] for name, row in markdown_rows(text).items()}
+    rows = markdown_rows(text)
+    numbers = {name.removesuffix(" (trained whole)"): row["published NDCG@10"] for name, row in rows.items()}
     assert numbers == dict.fromkeys(variants, "-") | {
         "SASRec": "0.0542 (paper)",
         "IDIOMoE": "0.0531 (paper)",
@@ -177,16 +185,18 @@ def test_a_mix_is_a_row_of_its_own_in_every_format(lead: Lead) -> None:
     text = Path("board/README.md").read_text()
     assert not re.search(r"^- [-+*] ", text, flags=re.MULTILINE)  # a list in a list
     rows = markdown_rows(text)
-    assert rows[mixes[0]]["NDCG@10"].startswith("**") and "train s" not in rows[mixes[0]]
-    assert rows["IDIOMoE"]["train s"] == "2.5" and rows["IDIOMoE"]["published NDCG@10"] != "-"
-    assert rows[mixes[0]]["published NDCG@10"] == "-"
+    shown = f"{WHOLE} + TransitionCounter"
+    assert rows[shown]["NDCG@10"].startswith("**") and "train s" not in rows[shown]
+    assert rows[WHOLE]["train s"] == "2.5" and rows[WHOLE]["published NDCG@10"] != "-"
+    assert rows[shown]["published NDCG@10"] == "-"
     note = next(
         line for line in text.splitlines() if line.startswith("- A row + TransitionCounter is")
     )
-    assert "on validation: IDIOMoE 0.15, 0.2; SASRec 0.15, 0.2." in note
-    assert f"against {mixes[1]}, the best baseline, mixed or not" in note
-    assert all(name in Path("board/leaderboard.tex").read_text() for name in mixes)
-    assert Path("board/leaderboard.html").read_text().count(f">{mixes[0]}</th>") == 1
+    assert f"on validation: {WHOLE} 0.15, 0.2; SASRec 0.15, 0.2." in note
+    assert f"against {mixes[1]} and {shown}, the best on validation, mixed or not" in note
+    latex = Path("board/leaderboard.tex").read_text()
+    assert shown in latex and mixes[1] in latex
+    assert Path("board/leaderboard.html").read_text().count(f">{shown}</th>") == 1
     with open("board/leaderboard.csv", newline="") as file:
         lines = [line for line in csv.DictReader(file) if line["mix"]]
     found = [(line["row"], line["model"], line["mix"], line["mix_weight"]) for line in lines]
@@ -208,7 +218,10 @@ def test_the_terminal_has_80_columns_of_it(lead: Lead) -> None:
     )
     lines = result["table"].splitlines()
     assert max(map(len, lines)) <= 80
-    assert {"NDCG@10", "HR@10", "Δ", "p", "ΔNLL"} < set(lines[0].split())
+    assert {"NDCG@10", "SE", "HR@10", "ΔNLL"} < set(lines[0].split())
+    assert lines[0].split()[0] == "amazon-toys"
+    (compared,) = (line for line in lines if line.startswith("row "))
+    assert compared.split() == ["row", "Δ", "p", "Δ", "IDIOMoE", "p", "IDIOMoE"]
     assert "bold" not in result["table"] and "bold" in Path("board/README.md").read_text()
 
 
@@ -220,7 +233,7 @@ def test_language_kept_has_a_column_where_it_was_measured(lead: Lead) -> None:
     text = Path("board/README.md").read_text()
     rows = markdown_rows(text)
     changes = {name: row["ΔNLL"] for name, row in rows.items()}
-    assert changes == {"SASRec": "-", "trained": "+0.3750", "frozen": "0"}
+    assert changes == {"SASRec": "-", "trained (trained whole)": "+0.3750", "frozen": "0"}
     assert "- ΔNLL: nats a token on wiki.test.txt" in text
     assert "12,345 tokens of bundled's tokenizer, windows of 512 that overlap by half" in text
     with open("board/leaderboard.csv", newline="") as file:
@@ -250,7 +263,7 @@ def test_tuned_settings_stand_beside_the_metric_in_every_format(lead: Lead) -> N
     text = Path("board/README.md").read_text()
     rows = markdown_rows(text)
     kinds = {name: row["settings"] for name, row in rows.items()}
-    assert kinds == {"IDIOMoE": "tuned", "SASRec": "tuned", "GRU4Rec": "default"}
+    assert kinds == {WHOLE: "tuned", "SASRec": "tuned", "GRU4Rec": "default"}
     said = "SASRec, tuned on validation: learning_rate=0.0123."
     assert said in text and said in Path("board/leaderboard.html").read_text()
     assert said in " ".join(lead("GRU4Rec")["table"].split())
@@ -261,3 +274,60 @@ def test_tuned_settings_stand_beside_the_metric_in_every_format(lead: Lead) -> N
     # The same settings given by hand are the same run, which nobody tuned.
     result = lead("SASRec", learning_rate=0.0123, weight_decay=0.5)
     assert {row["row"]: row["tuned"] for row in result["rows"]}["SASRec"] == {}
+
+
+def test_rows_are_named_by_what_is_trained_and_say_what_is_not_as_in_the_paper(lead: Lead) -> None:
+    variants = {
+        "SASRec": {},
+        "IDIOMoE": {"model": "IDIOMoE"},
+        "text kept": {"model": "IDIOMoE", "freeze": "text_expert", "item_init": "random"},
+        "ID": {"model": "IDTransformer"},
+    }
+    result = lead("SASRec", variants=variants)
+    labels = {row["row"]: row["label"] for row in result["rows"]}
+    assert labels == {name: name for name in variants} | {
+        "IDIOMoE": WHOLE,
+        "ID": "ID (trained whole)",
+    }
+    assert {row["row"]: row["kind"] for row in result["rows"]} == {
+        "SASRec": "baseline",
+        "IDIOMoE": "IDIOMoE",
+        "text kept": "IDIOMoE",
+        "ID": "control",
+    }
+    text = Path("board/README.md").read_text()
+    (note,) = (line for line in text.splitlines() if line.startswith("- Not as in the paper"))
+    assert "(freeze=text_expert, item_init=random, " in note
+    assert f"{WHOLE}: freeze=none, item_init=text, text_smoothing=0.1, " in note
+    assert "ID (trained whole): freeze=none, " in note
+    assert "text kept: text_smoothing=" in note
+    frozen = lead("IDIOMoE", freeze="backbone", variants={"frozen": {}})
+    labels = {row["row"]: row["label"] for row in frozen["rows"]}
+    assert labels["frozen"] == "frozen (backbone frozen)"
+    with open("board/leaderboard.csv", newline="") as file:
+        trained = {line["row"]: line["trained"] for line in csv.DictReader(file)}
+    assert trained["IDIOMoE"] == "trained whole" and trained["SASRec"] == ""
+
+
+def test_controls_are_compared_with_idiomoe(lead: Lead) -> None:
+    result = lead("SASRec,IDIOMoE,IDTransformer", seeds=2)
+    rows = {row["row"]: row for row in result["rows"]}
+    base = rows["IDIOMoE"]["test"]["ndcg@10"]
+    for name in ("SASRec", "IDTransformer"):
+        wanted = rows[name]["test"]["ndcg@10"] / base - 1
+        assert rows[name]["difference_from_idiomoe"] == pytest.approx(wanted)
+        assert 0 < rows[name]["p_from_idiomoe"] <= 1
+    assert rows["IDIOMoE"]["p_from_idiomoe"] is None
+
+
+def test_rows_whose_best_epoch_is_the_last_allowed_are_marked(lead: Lead) -> None:
+    variants = {"SASRec": {}, "short": {"model": "GRU4Rec", "epochs": 2}}
+    result = lead("SASRec", variants=variants, seeds=3, mix="TransitionCounter")
+    rows = {row["row"]: row["runs_at_last_epoch"] for row in result["rows"]}
+    assert rows["short"] == 3 and rows["SASRec"] == 0
+    text = Path("board/README.md").read_text()
+    names = set(markdown_rows(text))
+    assert {"short†", "short† + TransitionCounter", "SASRec"} < names
+    (note,) = (line for line in text.splitlines() if line.startswith("- † May not have converged"))
+    assert "short epoch 2 in 3 of 3 runs." in note and "SASRec" not in note
+    assert r"short$\dagger$" in Path("board/leaderboard.tex").read_text()

@@ -86,7 +86,7 @@ def test_a_failed_model_is_named_and_stops_no_other(
     assert "0 of 4 runs are in board, 4 to go\n" in said
     assert "run 2 of 4, SASRec on amazon-toys, seed 2021 failed: SASRec has no luck; about" in said
     text = Path("board/README.md").read_text()
-    assert "| SASRec | failed | failed |" in text
+    assert "| SASRec | failed | - | failed |" in text
     assert "SASRec failed with seed 2020, 2021: SASRec has no luck" in text
     assert "There is no baseline to compare with" in text
     runner.failing = set()
