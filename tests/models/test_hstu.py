@@ -1,5 +1,6 @@
 """HSTU against loops that follow its equations."""
 
+import logging
 import math
 import warnings
 from pathlib import Path
@@ -9,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_idiomoe import api, load
+from recbole_idiomoe.config.run_config import RunConfig
+from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.hstu.model import time_buckets
-from tests.models.tiny_baselines import LONGEST, build, interaction
+from recbole_idiomoe.models.registry import get_model
+from tests.helpers import DATASET_SETTINGS, write_dataset
+from tests.models.tiny_baselines import LONGEST, SMALL, build, interaction
 
 HISTORY = [3, 9, 4, 9, 1]
 
@@ -92,7 +98,7 @@ def test_times_matter_only_where_they_are_used(tmp_path: Path) -> None:
 
 def test_the_targets_time_is_not_known(tmp_path: Path) -> None:
     """It would say when the user comes back; no other model is told."""
-    model = build("HSTU", tmp_path)
+    model = build("HSTU", tmp_path, use_time=True)
     rows = interaction([HISTORY])
     before = model.full_sort_predict(rows)
     rows["timestamp"] = torch.tensor([9e8])
@@ -101,7 +107,7 @@ def test_the_targets_time_is_not_known(tmp_path: Path) -> None:
 
 
 def test_a_history_without_times_is_ranked_by_its_order(tmp_path: Path) -> None:
-    model = build("HSTU", tmp_path)
+    model = build("HSTU", tmp_path, use_time=True)
     rows = interaction([HISTORY])
     del rows.interaction["timestamp_list"]
     with pytest.warns(UserWarning, match="no times"):
@@ -111,6 +117,54 @@ def test_a_history_without_times_is_ranked_by_its_order(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         without.full_sort_predict(rows)
+
+
+SHOP = DATASET_SETTINGS | SMALL["HSTU"] | {"topk": [5], "valid_metric": "NDCG@5", "epochs": 1}
+
+
+def write_shop(place: Path, step: float, start: float) -> str:
+    rows = [
+        (f"u{user}", f"i{(user + n) % 12}", start + step * n)
+        for user in range(30)
+        for n in range(6)
+    ]
+    titles = [(f"i{n}", f"title {n}", "a") for n in range(12)]
+    return str(write_dataset(place / "shop", rows, titles))
+
+
+@pytest.mark.parametrize(
+    ("step", "start", "has_times"),
+    [(1.0, 0.0, False), (1.0, 1.0, False), (60.0, 9e8, True), (1.0, 9e8, True)],
+)
+def test_positions_are_not_read_as_times(
+    step: float, start: float, has_times: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_shop(tmp_path, step, start)
+    for given in (None, True, False):
+        config = RunConfig("HSTU", "shop", settings=SHOP | {"data_path": path, "use_time": given})
+        dataset = load_dataset(config).build()[0]
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            model = get_model("HSTU")(config, dataset)
+        assert model.use_time is (has_times if given is None else given)
+        said = [line for line in caplog.messages if line.startswith("HSTU: the timestamps of shop")]
+        assert len(said) == (not has_times and given is not False)
+        assert config["use_time"] is given
+
+
+def test_recommendations_are_those_of_the_evaluation_where_times_are_positions(
+    tmp_path: Path,
+) -> None:
+    path = write_shop(tmp_path, 1.0, 0.0)
+    (result,) = api.run("HSTU", "shop", settings=SHOP | {"data_path": path})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        recommender = load(result["folder"])
+        lists = recommender.recommend(
+            [[f"i{(user + n) % 12}" for n in range(5)] for user in range(30)], k=5
+        )
+    hits = [f"i{(user + 5) % 12}" in [r.item_id for r in lists[user]] for user in range(30)]
+    assert np.mean(hits) == pytest.approx(result["test_result"]["hit@5"], abs=1e-4)
 
 
 def test_buckets_grow_with_the_logarithm_of_time() -> None:

@@ -15,6 +15,7 @@ the other models of a table. RecBole keeps times as float32, precise to about tw
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from typing import Any
@@ -28,6 +29,10 @@ from torch.nn import functional
 from recbole_idiomoe.models.hstu.options import HSTUOptions
 from recbole_idiomoe.models.next_item import NextItemRecommender, sampled_softmax
 
+logger = logging.getLogger(__name__)
+
+FIRST_TIME = 10_000
+"""Lower timestamps are positions in histories: as seconds, they are the first hours of 1970."""
 _BUCKETS = 128
 _BUCKET_WIDTH = 0.301  # of the natural logarithm: 35% more time is the next bucket
 _START = 0.02  # standard deviation of most starting weights
@@ -40,7 +45,8 @@ class HSTU(NextItemRecommender):
     ``temperature``.
 
     With ``use_time``, attention has a bias by time in addition to its bias by position. Histories
-    without times, as in ``recommend``, are scored without it, with a warning.
+    without times, as in ``recommend``, are scored without it, with a warning. Timestamps that are
+    positions have no time to read, so without a setting the bias is then left out.
     """
 
     def __init__(self, config: Config, dataset: Any) -> None:
@@ -49,12 +55,12 @@ class HSTU(NextItemRecommender):
         width = options.hidden_size
         self.negatives, self.temperature = options.negatives, options.temperature
         self.times_field = config["TIME_FIELD"] + config["LIST_SUFFIX"]
-        self.use_time = options.use_time
+        self.use_time = _uses_time(options, config, dataset)
         self.items = nn.Embedding(self.n_items, width, padding_idx=0)
         self.positions = nn.Embedding(self.max_seq_length, width)
         self.dropout = nn.Dropout(options.dropout_prob)
         self.layers = nn.ModuleList(
-            Unit(options, longest=self.max_seq_length) for _ in range(options.n_layers)
+            Unit(options, self.max_seq_length, self.use_time) for _ in range(options.n_layers)
         )
         nn.init.trunc_normal_(self.items.weight, std=_START)
         nn.init.zeros_(self.items.weight[0])
@@ -90,9 +96,10 @@ class Unit(nn.Module):
 
     Args:
         longest: largest number of items in a history, which attention is divided by.
+        use_time: whether attention has a bias by time.
     """
 
-    def __init__(self, options: HSTUOptions, longest: int) -> None:
+    def __init__(self, options: HSTUOptions, longest: int, use_time: bool) -> None:
         super().__init__()
         width, self.heads, self.longest = options.hidden_size, options.n_heads, longest
         if width % self.heads:
@@ -101,7 +108,7 @@ class Unit(nn.Module):
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(options.dropout_prob)
         self.position_bias = nn.Parameter(torch.empty(longest).normal_(std=_START))
-        if options.use_time:
+        if use_time:
             self.time_bias = nn.Parameter(torch.empty(_BUCKETS + 1).normal_(std=_START))
         nn.init.normal_(self.uvqk.weight, std=_START)
         nn.init.xavier_uniform_(self.output.weight)
@@ -128,6 +135,19 @@ class Unit(nn.Module):
             # but the gradient of indexing one by one.
             bias = bias + functional.embedding(buckets, self.time_bias.unsqueeze(1)).squeeze(-1)
         return bias.unsqueeze(1)
+
+
+def _uses_time(options: HSTUOptions, config: Config, dataset: Any) -> bool:
+    """Whether to read timestamps; says so in the log where they are positions."""
+    are_positions = len(dataset.history_times) and dataset.history_times.max() < FIRST_TIME
+    if not are_positions:
+        return options.use_time is not False
+    said = f"HSTU: the timestamps of {config['dataset_label']} are all below {FIRST_TIME:,}, thus"
+    if options.use_time:
+        logger.warning("%s positions; use_time=True reads them as seconds", said)
+    elif options.use_time is None:
+        logger.info("%s positions and not seconds; use_time is off", said)
+    return bool(options.use_time)
 
 
 def time_buckets(times: torch.Tensor) -> torch.Tensor:

@@ -20,8 +20,9 @@ class HSTUOptions(Options):
     """Attention heads; hidden_size is a multiple of them."""
     dropout_prob: Share = 0.2
     """Dropout of inputs and layers."""
-    use_time: bool = True
-    """Bias attention by the time between items, beside their positions [section 3]."""
+    use_time: bool | None = None
+    """Bias attention by the time between items, beside their positions [section 3]; null: where
+    timestamps are times and not positions (all below 10,000)."""
     negatives: PositiveInt = 128
     """Uniform draws that each position's target is compared with."""
     temperature: NonNegativeFloat = 0.05
