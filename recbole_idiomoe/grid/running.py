@@ -175,7 +175,7 @@ def _compared(result: Mapping[str, Any], timed: bool) -> dict[str, Any]:
         "test": result["test_result"],
     }
     run |= {part: result[part] for part in ("epochs", "parameters")}
-    run |= {part: result[part] for part in ("cold_start", "language") if part in result}
+    run |= {part: result[part] for part in ("cold_start", "language", "trained") if part in result}
     if mix := result.get("mix"):
         measured = {"valid": mix["best_valid_result"], "test": mix["test_result"]}
         run["mix"] = {"with": mix["with"], "weight": mix["weight"], **measured}

@@ -72,6 +72,16 @@ def language_notes(runs: Sequence[Result], named: str = "model", values: bool = 
     return [f"{NLL_CHANGE}{whose}: {about}." for whose, about in zip(of, changes, strict=True)]
 
 
+def trained_notes(runs: Sequence[Result], named: str = "model") -> list[str]:
+    """A note on what was trained of language models; results of earlier versions do not say."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        if (trained := run.get("trained")) and run[named] not in rows[trained]:
+            rows[trained] += [run[named]] if "weight" not in run else []
+    listed = (f"{trained}: {', '.join(names)}" for trained, names in rows.items())
+    return [f"Language models, {'; '.join(listed)}."] if rows else []
+
+
 def nll_change(value: float) -> str:
     """A change of NLL with four decimals, or ``0`` if nothing changed at all."""
     return f"{value:+.4f}" if value else "0"

@@ -59,7 +59,11 @@ def _dataset_table(dataset: str, runs: Sequence[Result]) -> list[str]:
     if cold_starts := [result for result in results if "cold_start" in result]:
         lines += _unseen_table(cold_starts, metrics)
     chosen_by = selection_metric(results[0]["protocol"])
-    for note in (*extra_rows.mix_notes(results, chosen_by), *extra_rows.language_notes(results)):
+    for note in (
+        *extra_rows.trained_notes(results),
+        *extra_rows.mix_notes(results, chosen_by),
+        *extra_rows.language_notes(results),
+    ):
         lines += ["", *wrapped(note)]
     return lines
 
@@ -169,6 +173,7 @@ def _grid_notes(grid: Result, dataset: str, runs: Sequence[Result]) -> list[str]
     return [
         " ".join([*seeds, f"Δ: difference from {grid['baseline']}."]),
         *([extra_rows.unable_note(unable)] if unable else []),
+        *extra_rows.trained_notes(runs, "variant"),
         *extra_rows.mix_notes(runs, selection_metric(grid["protocol"][dataset]), "variant"),
         *extra_rows.language_notes(runs, "variant"),
         f"Protocol: {protocol_line(grid['protocol'][dataset])}",

@@ -21,7 +21,7 @@ from recbole_idiomoe.data.catalog import Catalog, read_catalog
 from recbole_idiomoe.data.loading import read_dataset
 from recbole_idiomoe.data.options import TextOptions
 from recbole_idiomoe.models.language.options import LanguageModelOptions
-from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model
+from recbole_idiomoe.models.registry import LANGUAGE_MODELS, get_model, what_is_trained
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.protocol.cold_start import evaluate_cold_start
 from recbole_idiomoe.protocol.description import protocol
@@ -220,6 +220,7 @@ def _result(plan: RunPlan, splits: Splits, trainer: Any, valid_seconds: float) -
             "trainable": sum(size for size, trains in sizes if trains),
         },
         peak_memory_mib=environment.peak_memory_mib(config["device"]),
+        trained=what_is_trained(config["model"], plan.settings) or None,
         seed=config["seed"],
         device=environment.device_name(config["device"]),
         versions=environment.versions(),
