@@ -41,6 +41,14 @@ def test_wide_results_show_the_metrics_at_ten_within_80_columns() -> None:
     assert "NDCG@10" in text and "Hit@10" in text and "NDCG@5" not in text
 
 
+def test_tables_say_what_was_trained_of_a_language_model() -> None:
+    whole, frozen = {"trained": "trained whole"}, {"trained": "backbone frozen"}
+    runs = [result("IDIOMoE", **whole), result("MoT", **frozen), result("SASRec")]
+    said = "Language models, trained whole: IDIOMoE; backbone frozen: MoT."
+    assert said in " ".join(table(runs).split())
+    assert "Language models" not in table([result("SASRec")])
+
+
 def test_folders_are_named_whole_for_whoever_goes_on_with_them() -> None:
     folder = f"somewhere/that-is-{'far-' * 20}away/IDIOMoE-ml-100k-Nov-22-2026_20-13-13-9579"
     lines = table([result("IDIOMoE", folder=folder), result("SASRec", folder="saved/x")])
