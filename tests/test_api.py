@@ -71,6 +71,7 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
         "order": "TO",
         "group_by": "user",
         "candidates": "all 1682 items",
+        "ties": "in random order",
         "mask_seen": True,
         "cold_start": None,
         "max_history": 20,
@@ -95,7 +96,7 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
     parameters = result["parameters"]
     assert parameters["total"] == parameters["trainable"] > 1683 * 32
     assert 100 < result["peak_memory_mib"] < 100_000
-    assert result["seed"] == 2020
+    assert result["seed"] == 2020 and result["trained"] == "trained whole"
     assert result["device"].startswith("CPU")
     assert set(environment.PACKAGES) | {"python", "recbole_idiomoe"} == set(result["versions"])
     assert result["versions"]["recbole"] == "1.2.1"

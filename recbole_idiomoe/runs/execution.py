@@ -220,7 +220,7 @@ def _result(plan: RunPlan, splits: Splits, trainer: Any, valid_seconds: float) -
             "trainable": sum(size for size, trains in sizes if trains),
         },
         peak_memory_mib=environment.peak_memory_mib(config["device"]),
-        trained=what_is_trained(config["model"], plan.settings) or None,
+        trained=what_is_trained(config["model"], plan.settings),
         seed=config["seed"],
         device=environment.device_name(config["device"]),
         versions=environment.versions(),

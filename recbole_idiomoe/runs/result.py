@@ -36,8 +36,8 @@ class RunResult:
     """The number of parameters: ``total`` and ``trainable``."""
     peak_memory_mib: float | None = None
     """Peak memory of the GPU; without a GPU, of the process."""
-    trained: str | None = None
-    """What was trained of a language model; see ``registry.what_is_trained``."""
+    trained: str = ""
+    """What was trained of a language model, as ``trained whole``; empty for other models."""
     seed: int = 0
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
