@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,32 @@ class Loader(yaml.SafeLoader):
     A separate class, since RecBole changes ``yaml.FullLoader`` for the whole process.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping in ``node``; a repeated key is an error, unlike in PyYAML."""
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            seen: set[Any] = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node)
-                if key in seen:
-                    raise RepeatedKey(problem=f"{key!r} twice", problem_mark=key_node.start_mark)
-                seen.add(key)
-        return mapping
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flattened: set[yaml.Node] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put the entries of merged mappings (``<<``) in front of the mapping's own.
+
+        A key that overrides a merged one is ordinary YAML. A key that the mapping itself has twice
+        is an error, unlike in PyYAML.
+        """
+        # A mapping that others merge comes here again, with the merged entries among its own.
+        if node not in self._flattened:
+            self._flattened.add(node)
+            self._refuse_repeated_keys(node)
+            super().flatten_mapping(node)
+
+    def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            special = key_node.tag in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
+            key = key_node.value if special else self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                return  # PyYAML reports it
+            if key in seen:
+                raise RepeatedKey(problem=f"{key!r} twice", problem_mark=key_node.start_mark)
+            seen.add(key)
 
 
 class TooManyValues(yaml.YAMLError):
@@ -70,6 +85,9 @@ def parse(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError as error:
         raise TooManyValues from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # Of what looks like a date or a number and is none, as 2020-13-01.
+        raise yaml.YAMLError(str(error)) from error
     finally:
         loader.dispose()
 
@@ -110,7 +128,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     where = f"Settings file {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors write a byte-order mark
         content = json.loads(text) if path.suffix == ".json" else parse(text)
     except OSError as error:
         raise SettingError(f"Cannot read settings from {path}: {error.strerror}.") from error
@@ -126,12 +144,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         place = f" (line {mark.line + 1})" if mark else ""
         if isinstance(error, RepeatedKey):
             raise SettingError(f"{where} has {error.problem}{place}.") from error
-        raise SettingError(f"{where} is not YAML{place}; fix or quote it.") from error
+        fault = f": {error.problem}" if mark else ""  # type: ignore[attr-defined]
+        raise SettingError(f"{where} is not YAML{place}{fault}; fix or quote it.") from error
     if path.suffix == ".json" and isinstance(content, list):
         raise SettingError(
             f"Result file {path} holds {len(content)} runs; keep the one that is meant."
         )
-    if path.suffix == ".json" and isinstance(content, dict) and "settings" in content:
+    is_result = path.suffix == ".json" and isinstance(content, dict) and "settings" in content
+    if is_result and isinstance(content["settings"], dict):
         names = ("model", "dataset", "variants", "baseline", "seeds")
         content = {**content["settings"], **{k: content[k] for k in names if k in content}}
     if content is None:
