@@ -38,14 +38,7 @@ INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 _NUMBER = r"\s*[-+]?(?:inf|\d+\.?\d*(?:[eE][-+]?\d+)?)\s*"
 _INTERVAL = re.compile(rf"\s*[\[(]({_NUMBER}),({_NUMBER})[\])]\s*")
 
-# RecBole calls .cpu() on these counts as if they were tensors (recbole/evaluator/collector.py:227),
-# and so fails after the first epoch.
-_COUNTS = {"data.num_items", "data.num_users", "data.count_items", "data.count_users"}
-_METRICS = {
-    cls.__name__.lower(): cls.__name__
-    for cls in metrics_dict.values()
-    if not _COUNTS & set(getattr(cls, "metric_need", ()))
-}
+_METRICS = {name: cls.__name__ for name, cls in metrics_dict.items()}
 
 
 def check_dataset_name(dataset: str) -> None:

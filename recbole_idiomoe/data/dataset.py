@@ -8,6 +8,7 @@ array. The rows, targets, their order and the splits are the same as RecBole's. 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -267,11 +268,23 @@ class WindowDataset(HistoryDataset):
     RecBole's rows. All rows also have ``timestamp_list``, the times of ``item_id_list``.
     """
 
+    _item_counter: Counter[int] | None = None
+
     def build(self) -> list[WindowDataset]:
         """Return the training, the validation and the test split."""
         train, *others = super().build()
+        train._item_counter = train.item_counter
         train.inter_feat = train.inter_feat[train.window_ends()]
         return [train, *others]
+
+    @property
+    def item_counter(self) -> Counter[int]:
+        """How often each item is a target; in the training split also inside of windows.
+
+        Metrics as AveragePopularity read it, and must have the same counts for every model.
+        """
+        counted: Counter[int] | None = self._item_counter
+        return super().item_counter if counted is None else counted
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Return rows with padded histories and their times, both of shape (rows, max length)."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from recbole.evaluator.register import smaller_metrics
+
 from recbole_idiomoe.base import yaml_files
 from recbole_idiomoe.leaderboard.standings import (
     FLIPS,
@@ -180,7 +182,8 @@ def _word(text: str) -> Cell:
 
 def _metric_column(name: str, ran: Sequence[Standing]) -> Column:
     means = [s.mean(name) if name in s.metrics else math.nan for s in ran]
-    marked = dict(zip((s.name for s in ran), marks(means), strict=True))
+    sign = -1 if name.partition("@")[0] in smaller_metrics else 1
+    marked = dict(zip((s.name for s in ran), marks([sign * mean for mean in means]), strict=True))
 
     def column(standing: Standing) -> Cell | None:
         if not standing.runs:

@@ -27,6 +27,7 @@ from recbole_idiomoe.protocol.ties import TieBreaker, scores_alone
 
 # RecBole collects these for each user; whatever else it collects is the same on every rank.
 _COLLECTED_BY_USER = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
+_COUNTS = ("data.num_items", "data.num_users", "data.count_items", "data.count_users")
 
 Rescore = Callable[[Interaction, torch.Tensor], torch.Tensor]
 """Turns the masked scores of a model into the scores to rank; both are ``(users, item_num)``."""
@@ -92,7 +93,15 @@ class SharedCollector(Collector):  # type: ignore[misc]
         return super()._average_rank(scores_alone(scores))
 
     def get_data_struct(self) -> DataStruct:
+        # RecBole calls .cpu() on all that was collected (recbole/evaluator/collector.py:227), also
+        # on the numbers that it counted in the training data, which are no tensors.
+        counted = {name: self.data_struct.get(name) for name in _COUNTS if name in self.data_struct}
+        for name in counted:
+            del self.data_struct[name]
         struct = super().get_data_struct()
+        for name, value in counted.items():
+            self.data_struct.set(name, value)
+            struct.set(name, value)
         for name in _COLLECTED_BY_USER:
             if name in struct:
                 struct.set(name, in_order(struct.get(name), self.loader))

@@ -11,6 +11,16 @@ NAME_WIDTH = 19  # the fewest columns that a row's name is wrapped to
 _UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
+_TITLES = {
+    name.lower(): name
+    for name in (
+        *("NDCG", "MRR", "MAP", "AUC", "GAUC", "MAE", "RMSE", "LogLoss", "ItemCoverage"),
+        *("AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"),
+    )
+}
+"""RecBole's names of metrics, where they are more than a capitalised word."""
+
+
 def metric_title(metric: str) -> str:
     """The name of ``metric`` in the paper's tables: ``HR@10`` for ``hit@10``."""
     return recbole_title(metric).replace("Hit", "HR")
@@ -19,8 +29,7 @@ def metric_title(metric: str) -> str:
 def recbole_title(name: str) -> str:
     """The name of a metric as RecBole writes it: ``Hit@10`` for ``hit@10``."""
     metric, at, cutoff = name.partition("@")
-    known = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC", "gauc": "GAUC"}
-    return known.get(metric, metric.capitalize()) + at + cutoff
+    return _TITLES.get(metric, metric.capitalize()) + at + cutoff
 
 
 def selection_metric(protocol: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from tests.bad_input.stranger import Stranger, both
         ({"eval_args": {"split": {"LX": "valid_and_test"}}}, ["split", "valid_and_test"]),
         ({"eval_args": {"order": "RO"}}, ["order='RO' must be TO"]),
         ({"eval_args": {"group_by": "item"}}, ["group_by='item'"]),
-        ({"metrics": ["NDCG", "ItemCoverage"]}, ["'ItemCoverage' is not one of"]),
+        ({"metrics": ["NDCG", "Coverage"]}, ["'Coverage' is not one of", "ItemCoverage"]),
         ({"metrics": "Hit,NDCG"}, ["'Hit,NDCG' is not one of", "as [Hit, NDCG]"]),
         ({"topk": "5,10"}, ["topk='5,10' must be", "as [5, 10]"]),
         ({"learnin_rate": 0.1}, ["did you mean 'learning_rate'"]),

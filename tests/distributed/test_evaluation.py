@@ -21,7 +21,13 @@ from tests.distributed.ranks import runs, started
 from tests.training.cycle import TINY, write_cycle
 
 ALSO: dict[str, dict[str, Any]] = {
-    "mixed": {"mix": "TransitionCounter"},
+    "mixed": {
+        "mix": "TransitionCounter",
+        "metrics": [
+            *("Hit", "NDCG", "MRR", "ItemCoverage", "AveragePopularity"),
+            *("ShannonEntropy", "GiniIndex", "TailPercentage"),
+        ],
+    },
     "cold start": {"cold_start": 0.2},
 }
 MEASURED = ("best_valid_result", "test_result", "mix", "cold_start")
