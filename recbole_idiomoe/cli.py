@@ -225,6 +225,12 @@ def parse_value(text: str) -> Any:
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     texts, texts_or_null = text_settings()
     rest = ["--help" if word == "-h" else word for word in arguments]
+    for word in rest:
+        if not _is_text(word):
+            raise SettingError(
+                f"{word!r} is not in the encoding of file names here, "
+                f"{sys.getfilesystemencoding()}; set PYTHONUTF8=1, or rename the file."
+            )
     while rest:
         word = rest.pop(0)
         key, equals, text = word.removeprefix("--").partition("=")
@@ -239,3 +245,12 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             text = rest.pop(0)
         value = text if key in _TEXTS | texts else parse_value(text)
         yield key, text if key in texts_or_null and value is not None else value
+
+
+def _is_text(word: str) -> bool:
+    """Whether ``word`` has no bytes that Python could not decode."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,12 +22,14 @@ def run_program(
 
     The code is the program's own, by default 0; 2 for an error that the user can fix, which is
     one line on stderr; and 130 for an interruption. Any other exception is a bug of this package
-    and keeps its traceback.
+    and keeps its traceback. Characters that the console's encoding does not have are printed as
+    escapes.
 
     Args:
         print_error: prints an error, with the arguments of ``print``.
         interrupted: printed after an interruption outside of any :func:`resume_hint`.
     """
+    _prepare_streams()
     try:
         code = program() or 0
         sys.stdout.flush()
@@ -41,6 +44,16 @@ def run_program(
     except KeyboardInterrupt as interruption:
         print(str(interruption) or interrupted, file=sys.stderr)
         return 130
+
+
+def _prepare_streams() -> None:
+    """Open closed standard streams, and have what the console cannot show printed as escapes."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the file opened next would otherwise take its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recbole.evaluator.base_metric import TopkMetric
-from recbole.evaluator.register import metrics_dict
 
-from recbole_idiomoe.base.errors import SettingError, nearest
+from recbole_idiomoe.base.errors import MissingLibraryError, SettingError, nearest
 
 _AMOUNTS = {"epochs", "pretrain_epochs", "train_batch_size", "eval_batch_size", "save_step"}
 _AMOUNTS |= {"MAX_ITEM_LIST_LENGTH", "hidden_size", "n_layers", "n_heads", "inner_size"}
@@ -37,8 +35,6 @@ _CHOICES = {
 INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 _NUMBER = r"\s*[-+]?(?:inf|\d+\.?\d*(?:[eE][-+]?\d+)?)\s*"
 _INTERVAL = re.compile(rf"\s*[\[(]({_NUMBER}),({_NUMBER})[\])]\s*")
-
-_METRICS = {name: cls.__name__ for name, cls in metrics_dict.items()}
 
 
 def check_dataset_name(dataset: str) -> None:
@@ -72,7 +68,7 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         if isinstance(default, bool):
             if not isinstance(value, bool):
                 raise SettingError(f"{name}={value!r} must be True or False.")
-        elif isinstance(default, int | float) and not _is_number(value):
+        elif isinstance(default, int | float) and not is_number(value):
             raise SettingError(f"{name}={value!r} must be a number, as {default}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"{name}={value!r} must be a finite number.")
@@ -117,9 +113,19 @@ def check_forms(final: Mapping[str, Any]) -> None:
     if clip is not None and not (
         isinstance(clip, dict)
         and {"max_norm"} <= clip.keys() <= {"max_norm", "norm_type"}
-        and all(_is_positive(number) for number in clip.values())
+        and all(is_positive(number) for number in clip.values())
     ):
         raise SettingError(f"clip_grad_norm={clip!r} must be null or as {{max_norm: 1.0}}.")
+    threshold = final.get("threshold")
+    if threshold is not None and not (
+        isinstance(threshold, dict)
+        and len(threshold) == 1
+        and all(isinstance(key, str) and is_number(v) for key, v in threshold.items())
+    ):
+        raise SettingError(
+            f"threshold={threshold!r} must be null or the number from which on a column means "
+            "label 1, as {rating: 3}."
+        )
     parts = final.get("benchmark_filename")
     if parts is not None and (not _is_texts(parts) or len(set(parts)) != 3):
         raise SettingError(
@@ -128,87 +134,18 @@ def check_forms(final: Mapping[str, Any]) -> None:
         )
 
 
-def check_eval_args(final: Mapping[str, Any]) -> None:
-    """The split has a validation and a test part, in the order of time."""
-    found = final["eval_args"]
-    if not isinstance(found, dict):
-        raise SettingError(f"eval_args={found!r} should be a dict, as {{mode: full}}.")
-    split, grouping = found.get("split"), found.get("group_by")
-    ratios = split.get("RS") if isinstance(split, dict) and len(split) == 1 else None
-    if split != {"LS": "valid_and_test"} and not (
-        isinstance(ratios, list) and len(ratios) == 3 and all(map(_is_positive, ratios))
-    ):
-        raise SettingError(
-            f"eval_args: split={split!r} must be {{LS: valid_and_test}}, or {{RS: [8, 1, 1]}} with "
-            "positive numbers: models are both validated and tested."
-        )
-    if found.get("order") != "TO":
-        raise SettingError(
-            f"eval_args: order={found.get('order')!r} must be TO, the order of time, for "
-            "sequential models."
-        )
-    if grouping not in ("user", "none", None):
-        raise SettingError(f"eval_args: group_by={grouping!r} must be user or none.")
+def check_trackers(final: Mapping[str, Any]) -> None:
+    """Weights & Biases is installed, if it is asked for.
 
-
-def check_metrics(final: Mapping[str, Any]) -> None:
-    """``metrics`` and ``topk`` are valid, and ``valid_metric`` is one of the metrics measured.
-
-    Otherwise RecBole fails after the first epoch.
+    Raises:
+        MissingLibraryError: it is not.
     """
-    metrics = _as_list(final["metrics"])
-    if not isinstance(metrics, list) or not metrics:
-        raise SettingError(f"metrics={metrics!r} must name at least one metric, as [Hit, NDCG].")
-    for metric in metrics:
-        if str(metric).lower() not in _METRICS:
-            known = ", ".join(_METRICS.values())
-            raise SettingError(
-                f"metrics: {metric!r} is not one of {known}; write several as [Hit, NDCG]."
-            )
-    topk = final["topk"]
-    cutoffs = [topk] if isinstance(topk, int) else topk
-    if not isinstance(cutoffs, list) or not cutoffs or not all(map(_is_cutoff, cutoffs)):
-        raise SettingError(f"topk={topk!r} must be a positive whole number, or several as [5, 10].")
-    measured = {name for metric in metrics for name in _results_of(str(metric).lower(), cutoffs)}
-    if str(final["valid_metric"]).lower() not in measured:
-        raise SettingError(
-            f"valid_metric={final['valid_metric']} is not measured with metrics={metrics} and "
-            f"topk={topk}; name one that is."
-        )
-
-
-def check_cold_start(final: Mapping[str, Any]) -> None:
-    """A cold start is run with leave-one-out, the full ranking and metrics of ranked lists."""
-    if not final["cold_start"]:
-        return
-    start, found = f"cold_start={final['cold_start']}", final["eval_args"]
-    if found["split"] != {"LS": "valid_and_test"} or final.get("benchmark_filename"):
-        raise SettingError(
-            f"{start} needs one .inter file and eval_args: split={{LS: valid_and_test}}; set it to "
-            "0 to keep another split."
-        )
-    _check_full_ranking(start, "set it to 0", found["mode"])
-    for metric in _as_list(final["metrics"]):
-        if not issubclass(metrics_dict[metric.lower()], TopkMetric):
-            raise SettingError(
-                f"metrics: {metric} is not of a ranked list's top K, which {start} needs; take "
-                "Hit, NDCG or MRR."
-            )
-
-
-def check_mix(final: Mapping[str, Any]) -> None:
-    """A mix is run with one ``.inter`` file, the full ranking and without a cold start."""
-    if not final["mix"]:
-        return
-    mix = f"mix={final['mix']}"
-    _check_full_ranking(mix, "leave it out", final["eval_args"]["mode"])
-    if final["cold_start"]:
-        raise SettingError(
-            f"{mix}: nobody had the unseen items of a cold start, which counts cannot rank; leave "
-            "one of them out."
-        )
-    if final.get("benchmark_filename"):
-        raise SettingError(f"{mix} needs one .inter file; leave it out to keep another split.")
+    if final["log_wandb"]:
+        try:
+            # Its runs are kept in ./wandb, which Python can import as a package without a content.
+            from wandb import init  # noqa: F401
+        except ImportError as error:
+            raise MissingLibraryError("log_wandb=True needs wandb: pip install wandb") from error
 
 
 def check_text_file(name: str, path: str) -> None:
@@ -221,19 +158,6 @@ def check_text_file(name: str, path: str) -> None:
         raise SettingError(f"{name}={path} cannot be read ({error.strerror}).") from error
     if not text.strip():
         raise SettingError(f"{name}={path} is empty; name a file with text, or leave it out.")
-
-
-def _results_of(metric: str, cutoffs: list[int]) -> list[str]:
-    """RecBole's names of the results of ``metric``: one for each cut-off, or only one."""
-    of_lists = {"rec.topk", "rec.items"} & set(metrics_dict[metric].metric_need)
-    return [f"{metric}@{cutoff}" for cutoff in cutoffs] if of_lists else [metric]
-
-
-def _check_full_ranking(what: str, advice: str, mode: Any) -> None:
-    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
-        raise SettingError(
-            f"{what} needs the full ranking, eval_args: mode=full; {advice} to keep {mode!r}."
-        )
 
 
 def _check_interval(name: str, value: Any) -> None:
@@ -251,17 +175,11 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
-def _is_cutoff(value: Any) -> bool:
-    return isinstance(value, int) and _is_positive(value)
+def is_positive(value: Any) -> bool:
+    """Whether ``value`` is a number above 0."""
+    return is_number(value) and value > 0

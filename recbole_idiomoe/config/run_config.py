@@ -22,7 +22,7 @@ from recbole_idiomoe import compat
 from recbole_idiomoe.base import distributed, yaml_files
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.options import Options
-from recbole_idiomoe.config import checks, layers
+from recbole_idiomoe.config import checks, evaluation, layers
 from recbole_idiomoe.config.layers import overlay
 from recbole_idiomoe.config.options import listed_defaults, listed_options
 from recbole_idiomoe.models import registry
@@ -220,11 +220,13 @@ class RunConfig(Config):  # type: ignore[misc]
         if "load_col" not in external and final["load_col"] == _RECBOLE_COLUMNS:
             final["load_col"] = _needed_columns(final)
         checks.check_forms(final)
-        checks.check_eval_args(final)
-        checks.check_metrics(final)
+        checks.check_trackers(final)
+        evaluation.check_eval_args(final)
+        evaluation.check_metrics(final)
         self._check_options(final)
-        checks.check_cold_start(final)
-        checks.check_mix(final)
+        evaluation.check_mask(final)
+        evaluation.check_cold_start(final)
+        evaluation.check_mix(final)
         return final
 
     def _check_options(self, final: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.data.atomic_files import AtomicFile
+from recbole_idiomoe.data.labels import check_label_column
 from recbole_idiomoe.data.location import DataSettings, interaction_files
 
 _FEATURE = ("token", "token_seq")
@@ -29,8 +30,10 @@ def check_atomic_files(config: DataSettings) -> None:
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     user_id, item_id = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-    parts = [_open(config, path) for path in interaction_files(config, folder, name)]
+    paths = interaction_files(config, folder, name)
+    parts = [_open(config, path) for path in paths]
     tables = [(parts[0], _check_interactions(config, parts))]
+    check_label_column(config, paths)
     item_needs = _item_needs(config)
     for kind, id_field, needs in (("item", item_id, item_needs), ("user", user_id, {})):
         path = folder / f"{name}.{kind}"

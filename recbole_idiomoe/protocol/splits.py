@@ -11,9 +11,10 @@ from recbole.config import Config
 from recbole.data import data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
 
-from recbole_idiomoe.base.errors import DataError, SettingError
+from recbole_idiomoe.base.errors import DataError
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.dataset import HistoryDataset
+from recbole_idiomoe.data.labels import check_labels
 from recbole_idiomoe.protocol.loader import CandidateLoader, SampledLoader
 from recbole_idiomoe.protocol.ranks import item_counts
 from recbole_idiomoe.protocol.seen_items import SeenItemMask, SeenItems
@@ -63,8 +64,7 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
         dataset: the filtered data set, which the split changes in place.
 
     Raises:
-        DataError: the validation or the test split is empty.
-        SettingError: ``mask_seen`` is set together with sampled candidates.
+        DataError: the validation or the test split is empty, or lacks labels that are needed.
     """
     users, items = dataset.user_num - 1, dataset.item_num - 1
     counts = {"users": users, "items": items, "interactions": dataset.inter_num}
@@ -80,6 +80,7 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
         full = isinstance(loader, FullSortEvalDataLoader)
         kind = CandidateLoader if full else SampledLoader
         loaders.append(kind(config, loader._dataset, loader._sampler))
+    check_labels(config, {"valid": loaders[0]._dataset, "test": loaders[1]._dataset})
     splits = Splits(dataset, counts, counted, train, *loaders)
     if config["mask_seen"]:
         _mask_seen_items(config, splits)
@@ -91,10 +92,5 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
 def _mask_seen_items(config: Config, splits: Splits) -> None:
     seen = SeenItems([splits.train._dataset])
     for loader in (splits.valid, splits.test):
-        if not isinstance(loader, CandidateLoader):
-            raise SettingError(
-                "mask_seen=True needs the full ranking, eval_args.mode: full; the candidates here "
-                f"are {config['eval_args']['mode']}. Set mask_seen=False to keep them."
-            )
         loader.mask(SeenItemMask(seen, loader._dataset))
         seen = seen.with_split(loader._dataset)

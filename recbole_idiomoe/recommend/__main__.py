@@ -51,10 +51,8 @@ def _main(arguments: Sequence[str] | None) -> None:
 
 
 def _printable(text: str) -> str:
-    """Escape control characters, and characters that the terminal's encoding does not have."""
-    shown = text if text.isprintable() else repr(text)[1:-1]
-    encoding = sys.stdout.encoding or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    """Escape control characters."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def start_log(config: RunConfig) -> None:
     record = root.makeRecord(root.name, logging.INFO, "", 0, str(config), (), None)
     for handler in root.handlers[:]:
         if isinstance(handler, logging.FileHandler):
-            file = _LogFile(handler.baseFilename)
+            file = _LogFile(handler.baseFilename, encoding="utf-8")
             file.setLevel(handler.level)
             file.setFormatter(handler.formatter)
             root.removeHandler(handler)

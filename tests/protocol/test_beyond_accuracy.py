@@ -1,4 +1,4 @@
-"""Metrics of what is recommended, and not of what is found: for every model, as RecBole has them."""
+"""Metrics beyond accuracy, for every model and as RecBole has them."""
 
 from collections import Counter
 from pathlib import Path
