@@ -252,7 +252,7 @@ class RunConfig(Config):  # type: ignore[misc]
         return forced
 
     def _set_default_parameters(self) -> None:
-        self.data_root = Path(self.final_config_dict["data_path"])
+        self.data_root = Path(os.path.expanduser(self.final_config_dict["data_path"]))
         self.final_config_dict["dataset_label"] = self.dataset
         with _recbole_refusals():
             super()._set_default_parameters()

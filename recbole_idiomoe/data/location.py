@@ -93,6 +93,12 @@ def _find(config: DataSettings) -> tuple[str, Path]:
             "or name the folder above theirs with --data_path."
         )
     near = did_you_mean(label, list_datasets(), "--list_datasets")
+    if not root.is_dir():
+        where = "" if root.is_absolute() else f" in {Path.cwd()}, where this command runs"
+        raise DataError(
+            f"unknown dataset {label!r}, and there is no folder --data_path={root}{where}; name "
+            f"the folder that holds {label}/ with --data_path{near}"
+        )
     raise DataError(
         f"unknown dataset {label!r}, and {root / label} is no folder that holds "
         f"{label}.inter (--data_path={root}){near}"

@@ -21,6 +21,7 @@ from recbole_idiomoe.base.environment import versions
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.config.checks import check_text_file
 from recbole_idiomoe.config.layers import overlay
+from recbole_idiomoe.config.places import with_absolute_paths
 from recbole_idiomoe.config.run_config import COMMAND, RunConfig
 from recbole_idiomoe.models import registry
 from recbole_idiomoe.protocol.description import protocol
@@ -168,7 +169,7 @@ def shared_settings(
     shared: dict[str, Any] = {}
     for layer in (*map(yaml_files.read_settings, config_files), settings or {}):
         overlay(shared, layer)
-    return {key: value for key, value in shared.items() if key not in COMMAND}
+    return with_absolute_paths({k: v for k, v in shared.items() if k not in COMMAND})
 
 
 def grid_result(
@@ -192,7 +193,7 @@ def grid_result(
     common = {"protocol", "device", "versions"}
     return {
         "dataset": list(protocols),
-        "variants": grid.variants,
+        "variants": {name: with_absolute_paths(row) for name, row in grid.variants.items()},
         "baseline": grid.baseline,
         "seeds": grid.seeds,
         "settings": dict(shared),

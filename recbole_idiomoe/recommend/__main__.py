@@ -35,9 +35,12 @@ def _main(arguments: Sequence[str] | None) -> None:
     parser.add_argument(
         "--include_seen", action="store_true", help="rank the items of the history too"
     )
+    parser.add_argument(
+        "--data_path", help="folder of the data sets, if it has moved since the run"
+    )
     options = parser.parse_args(arguments)
     history = read_history(options.history, "--history")
-    found = load(options.folder).recommend(
+    found = load(options.folder, data_path=options.data_path).recommend(
         history, options.k, exclude_seen=not options.include_seen, query=options.query
     )
     ids = [_printable(item.item_id) for item in found]

@@ -20,12 +20,16 @@ from recbole_idiomoe.recommend.recommender import Recommender, Scorer
 
 @loading()
 def load(
-    folder: str | Path, device: torch.device | str | None = None, *, compile: bool = False
+    folder: str | Path,
+    device: torch.device | str | None = None,
+    *,
+    compile: bool = False,
+    data_path: str | Path | None = None,
 ) -> Recommender:
     """Load a recommender from the folder of a run of any model.
 
     A language model needs only the folder. RecBole's models and baselines are rebuilt from their
-    data set, whose files must still be where they were.
+    data set, whose files must still be where they were, or in ``data_path``.
 
     Several threads may use the recommender at once. Threads that load at the same time wait for
     each other; recommenders that are already loaded go on meanwhile.
@@ -35,13 +39,17 @@ def load(
         device: the device to run on; None: a GPU if there is one.
         compile: compile a language model's blocks on a GPU, which delays the first
             recommendations and speeds up all later ones.
+        data_path: the folder that holds the data set's folder, if it has moved since the run.
 
     Raises:
         CheckpointError: ``folder`` is not the folder of a finished run.
+        DataError: a model of RecBole's or a baseline does not find its data set.
     """
     folder = Path(folder)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     run = read_run(folder)
+    if data_path is not None:
+        run["settings"]["data_path"] = str(data_path)
     max_history = run["settings"]["MAX_ITEM_LIST_LENGTH"]
     if run["model"] not in registry.LANGUAGE_MODELS:
         scorer = _recbole_scorer(run, folder, device)

@@ -9,6 +9,7 @@ from typing import Any
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.run_folder import new_folder
 from recbole_idiomoe.config.checks import check_text_file
+from recbole_idiomoe.config.places import with_absolute_paths
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import find_data
 from recbole_idiomoe.runs.request import RunRequest
@@ -20,7 +21,7 @@ class RunPlan:
 
     Attributes:
         config: the resolved and checked config, with the paths of the data set's files.
-        settings: the complete settings, before the run changes any.
+        settings: the complete settings, before the run changes any, with absolute paths.
         folder: the folder that the run writes.
         resume: the folder of the unfinished run to resume; None: a new run.
         tests: whether to evaluate the test split.
@@ -49,10 +50,11 @@ def plan(request: RunRequest) -> RunPlan:
     )
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])
-    settings = config.complete_settings()
+    settings = with_absolute_paths(config.complete_settings())
     folder = request.folder or request.resume
     if folder is None:
         parent, name = Path(config["checkpoint_dir"]), f"{config['model']}-{config['dataset']}"
         folder = distributed.from_main(lambda: new_folder(parent, name))
+    config["checkpoint_dir"] = str(folder.parent)  # of a resumed run, where it was written
     find_data(config)
     return RunPlan(config, settings, folder, request.resume, request.tests)
