@@ -6,7 +6,6 @@ Each function raises a one-line :class:`SettingError` if its check fails.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,24 @@ from recbole_idiomoe.base.errors import MissingLibraryError, SettingError, neare
 _AMOUNTS = {"epochs", "pretrain_epochs", "train_batch_size", "eval_batch_size", "save_step"}
 _AMOUNTS |= {"MAX_ITEM_LIST_LENGTH", "hidden_size", "n_layers", "n_heads", "inner_size"}
 _POSITIVE = _AMOUNTS | {"learning_rate", "temperature"}
-_NOT_NEGATIVE = {"weight_decay", "stopping_step", "worker", "seed", "metric_decimal_place"}
-_WHOLE = _AMOUNTS | {"stopping_step", "eval_step", "worker", "seed", "metric_decimal_place"}
+_DECIMALS = {"loss_decimal_place", "metric_decimal_place"}
+_NOT_NEGATIVE = _DECIMALS | {"weight_decay", "stopping_step", "worker", "seed"}
+_WHOLE = _DECIMALS | _AMOUNTS | {"stopping_step", "eval_step", "worker", "seed"}
 _TEXT = {"checkpoint_dir", "data_path", "encoding", "field_separator", "seq_separator"}
-_TEXT |= {"USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"}
+_TEXT |= {"USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "LABEL_FIELD"}
+_TEXT |= {"LIST_SUFFIX", "ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD", "NEG_PREFIX", "wandb_project"}
 _PICKLED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 _MAX_SEED = 2**32 - 1  # numpy's
+_MOST_DECIMALS = 15  # numpy rounds to nan if there are too many
 _LARGEST = float(np.finfo(np.float32).max)
 _CHOICES = {
-    # RecBole trains with Adam, after one line in the log, when it does not know the name.
-    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
-    "loss_type": ("CE", "BPR"),
+    # RecBole trains with Adam, after one line in the log, when it does not know the name. Its
+    # sparse_adam needs gradients that none of its sequential models has.
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
+    "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
     "state": ("debug", "info", "warning", "error", "critical"),
     "rm_dup_inter": ("first", "last", "None"),
 }
-INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
-_NUMBER = r"\s*[-+]?(?:inf|\d+\.?\d*(?:[eE][-+]?\d+)?)\s*"
-_INTERVAL = re.compile(rf"\s*[\[(]({_NUMBER}),({_NUMBER})[\])]\s*")
 
 
 def check_dataset_name(dataset: str) -> None:
@@ -80,58 +80,16 @@ def check_values(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise SettingError(f"{name}={value!r} must be above 0.")
         if name in _NOT_NEGATIVE and value < 0:
             raise SettingError(f"{name}={value!r} must be at least 0.")
+        if name in _DECIMALS and value > _MOST_DECIMALS:
+            raise SettingError(f"{name}={value} must be at most {_MOST_DECIMALS}.")
         if name == "seed" and value > _MAX_SEED:
             raise SettingError(f"seed={value} must be at most {_MAX_SEED}.")
         if name in _TEXT and (not isinstance(value, str) or not value):
             raise SettingError(f"{name}={value!r} must be text; put it in quotes.")
         if name in _CHOICES and str(value).lower() not in map(str.lower, _CHOICES[name]):
             raise SettingError(f"{name}={value!r} is not one of {', '.join(_CHOICES[name])}.")
-
-
-def check_forms(final: Mapping[str, Any]) -> None:
-    """Intervals, ``load_col``, ``clip_grad_norm`` and ``benchmark_filename`` are well-formed."""
-    for name in INTERVALS:
-        _check_interval(name, final.get(name))
-    values = final.get("val_interval")
-    if values is not None and not isinstance(values, dict):
-        raise SettingError(
-            f"val_interval={values!r} must be null or an interval a column, as "
-            '{timestamp: "[0,inf)"}.'
-        )
-    for column, interval in (values or {}).items():
-        _check_interval(f"val_interval: {column}", interval)
-    columns = final.get("load_col")
-    if columns is not None and not (
-        isinstance(columns, dict)
-        and all(part in ("*", None) or _is_texts(part) for part in columns.values())
-    ):
-        raise SettingError(
-            f"load_col={str(columns)[:200]} must be null or a list of columns a file, as "
-            "{inter: [user_id, item_id, timestamp], item: [item_id]}."
-        )
-    clip = final.get("clip_grad_norm")
-    if clip is not None and not (
-        isinstance(clip, dict)
-        and {"max_norm"} <= clip.keys() <= {"max_norm", "norm_type"}
-        and all(is_positive(number) for number in clip.values())
-    ):
-        raise SettingError(f"clip_grad_norm={clip!r} must be null or as {{max_norm: 1.0}}.")
-    threshold = final.get("threshold")
-    if threshold is not None and not (
-        isinstance(threshold, dict)
-        and len(threshold) == 1
-        and all(isinstance(key, str) and is_number(v) for key, v in threshold.items())
-    ):
-        raise SettingError(
-            f"threshold={threshold!r} must be null or the number from which on a column means "
-            "label 1, as {rating: 3}."
-        )
-    parts = final.get("benchmark_filename")
-    if parts is not None and (not _is_texts(parts) or len(set(parts)) != 3):
-        raise SettingError(
-            f"benchmark_filename={parts!r} must be null or three parts, as [train, valid, test]: "
-            "models are both validated and tested."
-        )
+        if name == "loss_type" and value not in ("CE", "BPR"):
+            raise SettingError(f"loss_type={value!r} is not one of CE, BPR.")
 
 
 def check_trackers(final: Mapping[str, Any]) -> None:
@@ -158,21 +116,6 @@ def check_text_file(name: str, path: str) -> None:
         raise SettingError(f"{name}={path} cannot be read ({error.strerror}).") from error
     if not text.strip():
         raise SettingError(f"{name}={path} is empty; name a file with text, or leave it out.")
-
-
-def _check_interval(name: str, value: Any) -> None:
-    if value is None:
-        return
-    for interval in str(value).split(";"):
-        ends = _INTERVAL.fullmatch(interval)
-        if not ends or float(ends[1]) > float(ends[2]):
-            raise SettingError(
-                f"{name}={value!r} is no interval; write it as '[5,inf)', the lower end first."
-            )
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 def is_number(value: Any) -> bool:

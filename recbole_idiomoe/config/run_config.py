@@ -22,7 +22,7 @@ from recbole_idiomoe import compat
 from recbole_idiomoe.base import distributed, yaml_files
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.options import Options
-from recbole_idiomoe.config import checks, evaluation, layers
+from recbole_idiomoe.config import checks, evaluation, forms, layers
 from recbole_idiomoe.config.layers import overlay
 from recbole_idiomoe.config.options import listed_defaults, listed_options
 from recbole_idiomoe.models import registry
@@ -172,7 +172,7 @@ class RunConfig(Config):  # type: ignore[misc]
 
     def _merge_external_config_dict(self) -> None:
         external = overlay(dict(self.file_config_dict), self.variable_config_dict)
-        for key in checks.INTERVALS:
+        for key in forms.INTERVALS:
             # YAML reads [5,20] as a list; RecBole expects the text.
             if isinstance(external.get(key), list):
                 external[key] = f"[{','.join(map(str, external[key]))}]"
@@ -217,9 +217,13 @@ class RunConfig(Config):  # type: ignore[misc]
         checks.check_values(external, internal)
         final = overlay(copy.deepcopy(internal), external)
         final.update(self._forced_settings(external))
+        forms.check_forms(final)
+        forms.check_columns(final)
+        forms.check_transform(final)
+        needs_drawn = _learns_from_negatives(self.model_class, final.get("loss_type"))
+        forms.check_negatives(final, needs_drawn)
         if "load_col" not in external and final["load_col"] == _RECBOLE_COLUMNS:
             final["load_col"] = _needed_columns(final)
-        checks.check_forms(final)
         checks.check_trackers(final)
         evaluation.check_eval_args(final)
         evaluation.check_metrics(final)

@@ -170,7 +170,7 @@ class AtomicFile:
                         )
                     yield at, block
                     at += block.count("\n")
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise DataError(
                 f"{self.path}, line {self._undecodable_line()}: not {self.encoding}; save the "
                 "file in that encoding, or name its own with --encoding."
@@ -185,6 +185,8 @@ class AtomicFile:
             content.decode(self.encoding)
         except UnicodeDecodeError as error:
             return content[: error.start].count(b"\n") + 1
+        except UnicodeError:  # of UTF-16 without its mark
+            return 1
         return 1
 
 

@@ -166,7 +166,7 @@ def _build_model(plan: RunPlan, dataset: Any) -> Any:
         model = model_class(config, dataset)
     except IdiomoeError:
         raise
-    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError, LookupError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingError(f"{config['model']} cannot be built: {reason}") from error
     return model.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,9 +12,15 @@ import torch
 from recbole.config import Config
 from recbole.trainer import Trainer
 
-from recbole_idiomoe.base.errors import CheckpointError
+from recbole_idiomoe.base.errors import CheckpointError, DataError
 from recbole_idiomoe.protocol.clock import Clock
-from recbole_idiomoe.protocol.evaluation import Evaluation, Observer, Rescore, SharedCollector
+from recbole_idiomoe.protocol.evaluation import (
+    Evaluation,
+    Observer,
+    Rescore,
+    SharedCollector,
+    plain_metrics,
+)
 from recbole_idiomoe.protocol.finite_scores import FiniteScores
 
 
@@ -115,6 +122,11 @@ class ObservedTrainer(Trainer):  # type: ignore[misc]
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
         score, result = super()._valid_epoch(*args, **kwargs)
+        if math.isnan(score):  # no epoch would be better than another, and none kept
+            raise DataError(
+                f"{self.config['valid_metric']} of the validation split is not a number: "
+                f"{plain_metrics(result)}; take another valid_metric, or more data."
+            )
         if losses := self.train_loss_dict:
             epoch = max(losses)
             point = {"epoch": epoch + 1, "train_loss": float(losses[epoch]), "valid": float(score)}
