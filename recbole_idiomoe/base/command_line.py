@@ -31,6 +31,7 @@ def run_program(
     """
     _prepare_streams()
     try:
+        _check_folder()
         code = program() or 0
         sys.stdout.flush()
         return code
@@ -54,6 +55,14 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
             stream.reconfigure(errors="backslashreplace")
+
+
+def _check_folder() -> None:
+    """Raise an :class:`IdiomoeError` if the current folder was removed; libraries would crash."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise IdiomoeError("the current folder was removed; change into another one.") from error
 
 
 @contextmanager

@@ -32,6 +32,7 @@ _CHOICES = {
     # sparse_adam needs gradients that none of its sequential models has.
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),
     "hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid"),
+    "train_stage": ("pretrain", "finetune"),
     "state": ("debug", "info", "warning", "error", "critical"),
     "rm_dup_inter": ("first", "last", "None"),
 }

@@ -52,8 +52,8 @@ def check_eval_args(final: Mapping[str, Any]) -> None:
         isinstance(kind, str) and _MODE.fullmatch(kind) for kind in named.values()
     ):
         raise SettingError(
-            f"eval_args: mode={mode!r} must be full, labeled, uniN or popN for N drawn candidates, "
-            "as uni100; or one for each split, as {valid: uni100, test: full}."
+            f"mode [{mode}] in eval_args is not supported; it must be full, labeled, uniN or popN "
+            "for N drawn candidates, as uni100; or one a split, as {valid: uni100, test: full}."
         )
 
 
@@ -74,14 +74,21 @@ def check_metrics(final: Mapping[str, Any]) -> None:
     kinds = {metric_types[str(metric).lower()] for metric in metrics}
     if len(kinds) > 1:
         raise SettingError(
-            f"metrics={metrics}: AUC, LogLoss, MAE and RMSE compare scores with labels, the others "
-            "rank candidates; measure them in two runs."
+            f"metrics={metrics} can not be used at the same time: AUC, LogLoss, MAE and RMSE "
+            "compare scores with labels, the others rank candidates; measure them in two runs."
         )
     _check_candidates(final, metrics, kinds.pop())
     topk = final["topk"]
     cutoffs = [topk] if isinstance(topk, int) else topk
     if not isinstance(cutoffs, list) or not cutoffs or not all(map(_is_cutoff, cutoffs)):
         raise SettingError(f"topk={topk!r} must be a positive whole number, or several as [5, 10].")
+    fewest = min((int(kind[3:]) + 1 for kind in _modes(final) if kind[3:].isdigit()), default=None)
+    whole = [name for name in metrics if "rec.items" in metrics_dict[name.lower()].metric_need]
+    if whole and fewest is not None and fewest < max(cutoffs):
+        raise SettingError(
+            f"topk={topk}: {', '.join(whole)} need full lists, and eval_args: "
+            f"mode={final['eval_args']['mode']} has {fewest} candidates; lower topk."
+        )
     measured = {name for metric in metrics for name in _results_of(str(metric).lower(), cutoffs)}
     if str(final["valid_metric"]).lower() not in measured:
         raise SettingError(
@@ -92,8 +99,7 @@ def check_metrics(final: Mapping[str, Any]) -> None:
 
 def _check_candidates(final: Mapping[str, Any], metrics: list[str], kind: EvaluatorType) -> None:
     """The metrics suit the candidates of validation and test."""
-    mode = final["eval_args"].get("mode", "full")
-    modes = set(mode.values() if isinstance(mode, dict) else [mode])
+    modes = _modes(final)
     if kind is EvaluatorType.VALUE and "full" in modes:
         raise SettingError(
             f"metrics={metrics} compare scores with labels, which eval_args: mode=full does not "
@@ -106,13 +112,12 @@ def _check_candidates(final: Mapping[str, Any], metrics: list[str], kind: Evalua
         )
 
 
-def check_mask(final: Mapping[str, Any]) -> None:
-    """``mask_seen`` is set with the full ranking alone."""
-    mode = final["eval_args"].get("mode", "full")
-    if final["mask_seen"] and set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+def check_mask(final: Any) -> None:
+    """``mask_seen`` is set with the full ranking alone; ``final`` may be a config."""
+    if final["mask_seen"] and _modes(final) != {"full"}:
         raise SettingError(
             "mask_seen=True needs the full ranking, eval_args: mode=full; the candidates here "
-            f"are {mode!r}. Set mask_seen=False to keep them."
+            f"are {final['eval_args']['mode']!r}. Set mask_seen=False to keep them."
         )
 
 
@@ -161,6 +166,12 @@ def _check_full_ranking(what: str, advice: str, mode: Any) -> None:
         raise SettingError(
             f"{what} needs the full ranking, eval_args: mode=full; {advice} to keep {mode!r}."
         )
+
+
+def _modes(final: Any) -> set[str]:
+    """The candidates of validation and test, as ``eval_args`` name them."""
+    mode = final["eval_args"].get("mode", "full")
+    return set(mode.values()) if isinstance(mode, dict) else {mode}
 
 
 def _as_list(value: Any) -> Any:

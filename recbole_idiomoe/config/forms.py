@@ -84,6 +84,7 @@ _FORMS = {
     "additional_feat_suffix": Form(
         lambda value: isinstance(value, str) or _is_texts(value), "a list of files' endings"
     ),
+    "selected_features": Form(lambda value: _is_texts(value) and value != [], "a list of columns"),
     "normalize_all": Form(lambda value: isinstance(value, bool), "True or False"),
     "tail_ratio": Form(is_positive, "a number above 0"),
     **dict.fromkeys(("ft_ratio", "mask_ratio", "eta", "beta"), _SHARE),
@@ -146,6 +147,11 @@ def check_columns(final: Mapping[str, Any]) -> None:
                 f"threshold={final['threshold']} uses up {column!r}, which is {needed[column]}; "
                 "make labels of another column."
             )
+    if final["TIME_FIELD"] in (final.get("numerical_features") or []):
+        raise SettingError(
+            f"numerical_features: {final['TIME_FIELD']!r} is TIME_FIELD, which orders the rows; "
+            "leave it out, or give a copy of the column."
+        )
     for column in (final.get("unused_col") or {}).get("inter", []):
         if column in needed and needed[column] != "TIME_FIELD":
             raise SettingError(
@@ -154,9 +160,16 @@ def check_columns(final: Mapping[str, Any]) -> None:
             )
 
 
-def check_transform(final: Mapping[str, Any]) -> None:
-    """RecBole knows the ``transform``, and has what it needs."""
+def check_transform(final: Mapping[str, Any], default: str | None) -> None:
+    """RecBole knows the ``transform``, and has what it needs; a model's own one is kept.
+
+    Args:
+        final: the settings.
+        default: the transform that the model itself has.
+    """
     name = final.get("transform")
+    if default is not None and name != default:
+        raise SettingError(f"transform={name!r}: {default} is a part of this model; leave it out.")
     if name is None:
         return
     if name not in _TRANSFORMS:
@@ -164,6 +177,12 @@ def check_transform(final: Mapping[str, Any]) -> None:
     needed = _TRANSFORMS[name]
     if needed and final.get(needed) is None:
         raise SettingError(f"transform={name} needs {needed}, a number between 0 and 1; give it.")
+    longest = final["MAX_ITEM_LIST_LENGTH"]
+    if needed == "mask_ratio" and int(final["mask_ratio"] * longest) < 1:
+        raise SettingError(
+            f"mask_ratio={final['mask_ratio']} masks none of MAX_ITEM_LIST_LENGTH={longest} items; "
+            "raise it."
+        )
 
 
 def check_negatives(final: Mapping[str, Any], needed: bool) -> None:

@@ -219,7 +219,7 @@ class RunConfig(Config):  # type: ignore[misc]
         final.update(self._forced_settings(external))
         forms.check_forms(final)
         forms.check_columns(final)
-        forms.check_transform(final)
+        forms.check_transform(final, internal.get("transform"))
         needs_drawn = _learns_from_negatives(self.model_class, final.get("loss_type"))
         forms.check_negatives(final, needs_drawn)
         if "load_col" not in external and final["load_col"] == _RECBOLE_COLUMNS:
@@ -228,7 +228,6 @@ class RunConfig(Config):  # type: ignore[misc]
         evaluation.check_eval_args(final)
         evaluation.check_metrics(final)
         self._check_options(final)
-        evaluation.check_mask(final)
         evaluation.check_cold_start(final)
         evaluation.check_mix(final)
         return final

@@ -12,6 +12,7 @@ from recbole.data import data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_idiomoe.base.errors import DataError
+from recbole_idiomoe.config.evaluation import check_mask
 from recbole_idiomoe.data.cold_start import unseen_items
 from recbole_idiomoe.data.dataset import HistoryDataset
 from recbole_idiomoe.data.labels import check_labels
@@ -65,6 +66,7 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
 
     Raises:
         DataError: the validation or the test split is empty, or lacks labels that are needed.
+        SettingError: ``mask_seen`` is set together with sampled candidates.
     """
     users, items = dataset.user_num - 1, dataset.item_num - 1
     counts = {"users": users, "items": items, "interactions": dataset.inter_num}
@@ -82,6 +84,7 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
         loaders.append(kind(config, loader._dataset, loader._sampler))
     check_labels(config, {"valid": loaders[0]._dataset, "test": loaders[1]._dataset})
     splits = Splits(dataset, counts, counted, train, *loaders)
+    check_mask(config)
     if config["mask_seen"]:
         _mask_seen_items(config, splits)
     if config["cold_start"]:

@@ -1,12 +1,17 @@
 """Settings, words and machines that are refused in one line, with nothing left behind."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from recbole_idiomoe import cli
 from tests.bad_input.stranger import Stranger, both
+
+LABELED: dict[str, Any] = {"metrics": ["AUC"], "valid_metric": "AUC", "mask_seen": False}
+LABELED |= {"eval_args": {"mode": "labeled"}}
 
 
 @both
@@ -51,6 +56,57 @@ from tests.bad_input.stranger import Stranger, both
         ({"checkpoint_dir": "c.yaml"}, ["checkpoint_dir=c.yaml cannot be written", "Not a dir"]),
         ({"checkpoint_dir": "/proc/none"}, ["checkpoint_dir=/proc/none cannot be written"]),
         ({"data_path": "nowhere"}, ["unknown dataset 'toy'", "--data_path=nowhere"]),
+        ({"metrics": ["AUC"], "valid_metric": "AUC"}, ["labels", "mode=labeled"]),
+        ({"metrics": ["AUC", "Hit"], "valid_metric": "AUC"}, ["measure them in two runs"]),
+        (
+            {"eval_args": {"mode": "labeled"}, "mask_seen": False},
+            ["rank candidates", "mode=labeled", "AUC"],
+        ),
+        (LABELED, ["mode=labeled needs the column 'label'", "threshold: {rating: 3}"]),
+        (LABELED | {"threshold": {"rating": 3}}, ["needs the column 'rating'", "toy.inter has"]),
+        (LABELED | {"threshold": {"timestamp": 3}}, ["uses up 'timestamp'", "TIME_FIELD"]),
+        ({"threshold": 3}, ["threshold=3 must be null", "{rating: 3}"]),
+        ({"threshold": {"a": 1, "b": 2}}, ["threshold=", "{rating: 3}"]),
+        ({"eval_args": {"mode": "unix"}}, ["mode [unix] in eval_args is not supported", "uni100"]),
+        ({"eval_args": {"mode": {"vald": "full"}}}, ["is not supported", "{valid: uni100"]),
+        ({"eval_args": {"splt": 1}}, ["eval_args has no 'splt'"]),
+        (
+            {"metrics": ["GiniIndex"], "valid_metric": "GiniIndex@5", "mask_seen": False}
+            | {"eval_args": {"mode": "uni3"}},
+            ["GiniIndex need full lists", "4 candidates"],
+        ),
+        ({"tail_ratio": 0}, ["tail_ratio=0 must be null or a number above 0"]),
+        ({"loss_decimal_place": -1}, ["loss_decimal_place=-1 must be at least 0"]),
+        ({"loss_decimal_place": 2.5}, ["must be a whole number"]),
+        ({"metric_decimal_place": 1000}, ["metric_decimal_place=1000 must be at most 15"]),
+        ({"transform": "x"}, ["transform='x' must be null or one of inverse_itemseq"]),
+        ({"transform": "user_defined"}, ["transform='user_defined' must be null or one of"]),
+        ({"transform": "mask_itemseq"}, ["transform=mask_itemseq needs mask_ratio"]),
+        ({"transform": "crop_itemseq"}, ["transform=crop_itemseq needs eta"]),
+        ({"unused_col": "x"}, ["unused_col=x must be null or a list of columns a file"]),
+        ({"unused_col": {"inter": ["user_id"]}}, ["unused_col: 'user_id' is USER_ID_FIELD"]),
+        ({"unload_col": ["timestamp"]}, ["unload_col", "a list of columns a file"]),
+        ({"discretization": "x"}, ["discretization=x must be null or a method a column"]),
+        ({"preload_weight": "x"}, ["preload_weight=x must be null"]),
+        ({"seq_len": {"title": "x"}}, ["seq_len", "{title: 20}"]),
+        ({"numerical_features": "x"}, ["numerical_features=x must be null or a list of texts"]),
+        ({"numerical_features": ["timestamp"]}, ["'timestamp' is TIME_FIELD"]),
+        ({"alias_of_item_id": "x"}, ["alias_of_item_id=x must be null or a list of texts"]),
+        ({"val_interval": {"timestamp": None}}, ["val_interval: timestamp has no interval"]),
+        ({"entity_kg_num_interval": "[0"}, ["entity_kg_num_interval='[0' is no interval"]),
+        ({"LIST_SUFFIX": ""}, ["LIST_SUFFIX='' must be text"]),
+        ({"LIST_SUFFIX": 5}, ["LIST_SUFFIX=5 must be text"]),
+        ({"ITEM_LIST_LENGTH_FIELD": None}, ["ITEM_LIST_LENGTH_FIELD=None must be text"]),
+        ({"ITEM_LIST_LENGTH_FIELD": "item_id"}, ["both 'item_id'", "its own name"]),
+        ({"NEG_PREFIX": ""}, ["NEG_PREFIX='' must be text"]),
+        ({"encoding": "utf-16"}, ["toy.inter, line 1: not utf-16"]),
+        ({"wandb_project": 5}, ["wandb_project=5 must be text"]),
+        ({"train_neg_sample_args": "x"}, ["train_neg_sample_args='x' must be null or as"]),
+        ({"train_neg_sample_args": {"sample_num": 0}}, ["sample_num=0 must be a positive whole"]),
+        ({"train_neg_sample_args": {"sample_num": "x"}}, ["sample_num='x' must be a positive"]),
+        ({"train_neg_sample_args": {"alpha": "x"}}, ["alpha='x' must be a number"]),
+        ({"train_neg_sample_args": {"number": 1}}, ["train_neg_sample_args has no 'number'"]),
+        ({"train_neg_sample_args": {"dynamic": True}}, ["candidate_num above 0"]),
     ],
 )
 def test_a_bad_setting_is_refused(
@@ -65,6 +121,15 @@ def test_a_bad_setting_is_refused(
     [
         ("SASRec", {"n_heads": 3}, "SASRec cannot be built: The hidden size (16)"),
         ("SASRec", {"attn_dropout_prob": 2.0}, "SASRec cannot be built: dropout"),
+        ("SASRec", {"hidden_act": "x"}, "hidden_act='x' is not one of gelu"),
+        ("SASRec", {"loss_type": "ce"}, "loss_type='ce' is not one of CE, BPR"),
+        ("SASRec", {"learner": "sparse_adam"}, "learner='sparse_adam' is not one of adam"),
+        ("SASRec", {"loss_type": "BPR", "train_neg_sample_args": None}, "BPR learns from drawn"),
+        ("DIN", {"train_neg_sample_args": None}, "this model learns from drawn items"),
+        ("BERT4Rec", {"transform": None}, "mask_itemseq is a part of this model"),
+        ("BERT4Rec", {"mask_ratio": 0.0}, "mask_ratio=0.0 masks none"),
+        ("SASRecF", {"selected_features": []}, "selected_features=[] must be null or a list"),
+        ("SASRecF", {"selected_features": 5}, "selected_features=5 must be null or a list"),
         ("IDIOMoE", {"learner": "adam"}, "trains with adamw alone"),
         ("IDIOMoE", {"adam_betas": ["a", "b"]}, "two numbers"),
         ("IDIOMoE", {"item_warmup": float("nan")}, "item_warmup=nan must be a finite number"),
@@ -104,6 +169,17 @@ def test_what_a_model_cannot_be_built_of_is_refused(
 )
 def test_a_bad_word_is_refused(words: list[str], said: str, model: str, stranger: Stranger) -> None:
     assert said in stranger.refused(model, *words)
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_command(
+    stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for model in ("SASRec", "IDIOMoE"):
+        assert "pip install wandb" in stranger.refused(model, log_wandb=True)
+    # What is left of its runs in ./wandb can be imported, and is not the library.
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    assert "pip install wandb" in stranger.refused("SASRec", log_wandb=True)
 
 
 def test_a_gpu_that_is_not_there_is_refused(
