@@ -123,6 +123,11 @@ def _run(words: Sequence[str], answer: Callable[[str], None]) -> int:
             raise
         raise DiskFullError(f"the disk is full ({error}); make room and try again.") from error
     except (MemoryError, RuntimeError) as error:
+        if "shared memory" in str(error):  # of torch's loader workers, in a container for example
+            raise SettingError(
+                "the shared memory of this machine (/dev/shm) is too small for loader workers; "
+                "set worker to 0, or give the machine more."
+            ) from error
         if not _is_out_of_memory(error):
             raise
         print(

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -49,6 +50,8 @@ def run_program(
 
 def _prepare_streams() -> None:
     """Open closed standard streams, and have what the console cannot show printed as escapes."""
+    # Of a machine without shared memory, which nothing here needs by default.
+    warnings.filterwarnings("ignore", ".*joblib will operate in serial mode", UserWarning)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the file opened next would otherwise take its number
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

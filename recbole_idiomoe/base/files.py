@@ -13,7 +13,8 @@ from pathlib import Path
 from recbole_idiomoe.base.errors import DiskFullError, IdiomoeError
 
 _SUFFIX = ".aside"
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write fails with where the disk, a quota or the largest size of a file is exceeded."""
 
 
 def unwritable_reason(folder: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from time import strftime
@@ -19,19 +19,16 @@ CHECKPOINT_FILE = "checkpoint.pth"  # the checkpoint of RecBole's models
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """A path in ``parent`` for a new folder: ``name``, time and process, and a number if needed.
+    """A path in ``parent`` for a new folder: ``name``, the time and a random number.
+
+    Numbers of processes would not do: containers that share a disk may have the same.
 
     Raises:
         SettingError: nothing can be written to ``parent``.
     """
     if reason := unwritable_reason(parent):
         raise SettingError(f"checkpoint_dir={parent} cannot be written ({reason}); name another.")
-    name = f"{name}-{strftime('%b-%d-%Y_%H-%M-%S')}-{os.getpid()}"
-    folder, count = parent / name, 1
-    while folder.exists():
-        count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
+    return parent / f"{name}-{strftime('%b-%d-%Y_%H-%M-%S')}-{secrets.token_hex(4)}"
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Each function raises a one-line :class:`SettingError` if its check fails.
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def check_trackers(final: Mapping[str, Any]) -> None:
             from wandb import init  # noqa: F401
         except ImportError as error:
             raise MissingLibraryError("log_wandb=True needs wandb: pip install wandb") from error
+
+
+def check_workers(count: int) -> None:
+    """The machine has the shared memory that ``count`` loader workers talk through."""
+    if not count:
+        return
+    try:
+        for _ in range(count):
+            multiprocessing.Queue().close()
+    except OSError as error:
+        raise SettingError(
+            f"worker={count} needs shared memory, as /dev/shm, which this machine does not give "
+            f"({error.strerror}); set worker to 0."
+        ) from error
 
 
 def check_text_file(name: str, path: str) -> None:

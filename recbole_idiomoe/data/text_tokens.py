@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 import tokenizers
 
+from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.base.files import atomic_write
 from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.lm.vocabulary import encode_text
@@ -33,6 +34,9 @@ def text_tokens(
         most: most tokens of a text; the rest is cut.
         cache: folder of a cache of token ids, keyed by tokenizer and texts; a damaged file is
             written again. None for no cache.
+
+    Raises:
+        SettingError: the cache lacks the tokens and cannot be written.
     """
     if cache is None or not hasattr(tokenizer, "backend_tokenizer"):
         return _tokenise(tokenizer, texts, most)
@@ -40,8 +44,14 @@ def text_tokens(
     found = _read(path, len(texts))
     if found is None:
         found = _tokenise(tokenizer, texts, most)
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, values=found.values, lengths=found.lengths)
+        try:
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, values=found.values, lengths=found.lengths)
+        except OSError as error:
+            raise SettingError(
+                f"token_cache={cache} cannot be written ({error.strerror}); name another folder, "
+                "or leave it out."
+            ) from error
     return found
 
 

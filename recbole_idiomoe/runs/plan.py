@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_idiomoe.base import distributed
 from recbole_idiomoe.base.run_folder import new_folder
-from recbole_idiomoe.config.checks import check_text_file
+from recbole_idiomoe.config.checks import check_text_file, check_workers
 from recbole_idiomoe.config.evaluation import check_mask
 from recbole_idiomoe.config.places import with_absolute_paths
 from recbole_idiomoe.config.run_config import RunConfig
@@ -50,6 +50,7 @@ def plan(request: RunRequest) -> RunPlan:
         request.own,
     )
     check_mask(config)
+    check_workers(config["worker"])
     if config["language_file"]:
         check_text_file("language_file", config["language_file"])
     settings = with_absolute_paths(config.complete_settings())

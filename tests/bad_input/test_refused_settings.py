@@ -1,5 +1,6 @@
 """Settings, words and machines that are refused in one line, with nothing left behind."""
 
+import errno
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -180,6 +181,23 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_command(
     # What is left of its runs in ./wandb can be imported, and is not the library.
     monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
     assert "pip install wandb" in stranger.refused("SASRec", log_wandb=True)
+
+
+def test_workers_without_shared_memory_are_refused(
+    stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", none)
+    for model in ("SASRec", "IDIOMoE"):
+        assert "worker=2 needs shared memory, as /dev/shm" in stranger.refused(model, worker=2)
+
+
+def test_a_cache_of_tokens_that_cannot_be_written_is_refused(stranger: Stranger) -> None:
+    assert "token_cache=/proc/none cannot be written" in stranger.refused(
+        "IDIOMoE", token_cache="/proc/none"
+    )
 
 
 def test_a_gpu_that_is_not_there_is_refused(

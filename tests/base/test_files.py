@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_folder_before(writer: str, small_disk: Path) -> 
     assert names(small_disk) == ["model"] and names(folder) == ["config", "weights"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_fills_up_while_it_is_flushed(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
