@@ -12,7 +12,7 @@ import torch
 from recbole.config import Config
 from recbole.trainer import Trainer
 
-from recbole_idiomoe.base.errors import CheckpointError, DataError
+from recbole_idiomoe.base.errors import CheckpointError, DataError, IdiomoeError, error_line
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.protocol.evaluation import (
     Evaluation,
@@ -35,7 +35,17 @@ class ObservedTrainer(Trainer):  # type: ignore[misc]
     """
 
     def __init__(self, config: Config, model: Any) -> None:
-        super().__init__(config, model)
+        try:
+            super().__init__(config, model)
+        except Exception as error:
+            # Its classes of errors cannot be named here, since it need not be installed.
+            if not (config["log_wandb"] and type(error).__module__.startswith("wandb.")):
+                raise
+            reason = error_line(error).removesuffix(".")
+            raise IdiomoeError(
+                f"wandb cannot start: {reason}; log in with wandb login, set "
+                "WANDB_MODE=offline, or leave log_wandb out."
+            ) from error
         self.eval_collector = SharedCollector(config)
         self.clock = Clock()
         self.learning_curve: list[dict[str, float]] = []

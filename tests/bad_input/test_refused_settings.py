@@ -183,6 +183,24 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_command(
     assert "pip install wandb" in stranger.refused("SASRec", log_wandb=True)
 
 
+def test_a_tracker_that_cannot_start_is_one_line(
+    stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class UsageError(Exception):
+        __module__ = "wandb.errors"
+
+    def init(**options: Any) -> None:
+        raise UsageError("No API key configured.")
+
+    tracker = ModuleType("wandb")
+    vars(tracker).update(run=None, init=init)
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    stranger.files()
+    assert stranger.run("SASRec", log_wandb=True) == 2
+    said = stranger.capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "No API key configured; log in with wandb login" in said[0]
+
+
 def test_workers_without_shared_memory_are_refused(
     stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
