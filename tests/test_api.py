@@ -68,8 +68,11 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
     assert (result["users"], result["items"], result["interactions"]) == (213, 1682, 5151)
     assert result["protocol"] == {
         "split": "LS valid_and_test",
-        "order": "TO",
+        "order": "TO by the exact times of the file",
         "group_by": "user",
+        "rows": None,
+        "times": None,
+        "left_out": None,
         "candidates": "all 1682 items",
         "ties": "in random order",
         "mask_seen": True,

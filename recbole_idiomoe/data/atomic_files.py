@@ -115,7 +115,10 @@ class AtomicFile:
         if number is not None and (wrong := _wrong_number(row[number])):
             return f"{number} is {row[number][:60]!r}, {wrong}"
         if date is not None and not _DATE.fullmatch(row[date]):
-            return f"{date} is {row[date][:60]!r}, no date such as 2024-05-31T18:30:00Z"
+            what = "no date such as 2024-05-31T18:30:00Z"
+            if not _wrong_number(row[date]):
+                what = f"a number; the header must be {date}:float"
+            return f"{date} is {row[date][:60]!r}, {what}"
         if "\0" in line:
             return "a NUL character, at which pandas ends the field"
         if len(line) > csv.field_size_limit() < max(map(len, values)):

@@ -63,7 +63,7 @@ def _check_interactions(config: DataSettings, parts: Sequence[AtomicFile]) -> li
         needs[time] = ("float", "token")
     if is_ready_made and lists in parts[0].columns:
         needs[lists] = ("token_seq",)
-    needs |= dict.fromkeys(config["threshold"] or {}, _NUMERIC)
+    needs |= dict.fromkeys(config["threshold"] or {}, ("float",))
     for part in parts:
         optional = {time, lists} - needs.keys() if is_ready_made else set()
         loaded = _check_columns(config, part, needs, optional)

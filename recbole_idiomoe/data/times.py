@@ -100,7 +100,7 @@ class TimeOrdered:
             if described is None or self.config["filter_inter_by_user_or_item"] is not True:
                 continue
             without = ~table[field].isin(described[field])
-            what = f"interactions with a {name} that has no row in the .{name} file"
+            what = f"interactions whose {name} has no row in the .{name} file"
             self._leave_out(what, without.sum())
         super()._filter_inter_by_user_or_item()  # type: ignore[misc]
 

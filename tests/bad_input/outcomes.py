@@ -61,20 +61,28 @@ def read(inter: bytes, item: bytes | None = None, model: str = "IDIOMoE") -> Rea
 
 
 def rows_of(dataset: Any) -> list[tuple[str, str, float]]:
-    """The interactions of a loaded data set, by the names of the file."""
+    """The interactions of a loaded data set, by the names and with the times of the file."""
     table = dataset.inter_feat
+    per_second = {"seconds": 1, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
+    times = table["timestamp"] * per_second[dataset.time_unit]
     users, items = (
         dataset.field2id_token[name][table[name].to_numpy()].tolist()
         for name in ("user_id", "item_id")
     )
-    return list(zip(users, items, table["timestamp"].tolist(), strict=True))
+    return list(zip(users, items, times.tolist(), strict=True))
+
+
+def in_order(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Rows of a file, each user's together and in the order of time, in which ties stay."""
+    users = list(dict.fromkeys(user for user, *_ in rows))
+    return sorted(rows, key=lambda row: (users.index(row[0]), float(row[2])))
 
 
 def check_histories(found: Read) -> None:
     """Every test row is the last of its user in the order of time, in which ties stay in order."""
-    by_user: dict[str, list[tuple[np.float32, str]]] = {}
+    by_user: dict[str, list[tuple[float, str]]] = {}
     for user, item, when in found.rows:
-        by_user.setdefault(user, []).append((np.float32(when), item))
+        by_user.setdefault(user, []).append((when, item))
     batch = found.test[np.arange(len(found.test))]
     names = {name: found.dataset.field2id_token[name] for name in ("user_id", "item_id")}
     tested = []

@@ -20,7 +20,10 @@ from tests.bad_input.stranger import ITEMS, ROWS, Stranger, append, both
         ({"inter": lambda text: text.encode("utf-16")}, ["line 1", "not utf-8", "--encoding"]),
         ({"item": lambda text: text.replace("m", "é").encode("latin-1")}, ["toy.item", "not utf"]),
         ({"inter": lambda text: text.replace("stamp", "")}, ["no column 'timestamp'"]),
-        ({"inter": lambda text: text.replace(":float", ":token")}, ["must be timestamp:float"]),
+        (
+            {"inter": lambda text: text.replace(":float", ":token")},
+            ["line 2", "must be timestamp:float"],
+        ),
         ({"inter": lambda text: text.replace("item_id:token", "item_id:float")}, ["item_id:token"]),
         ({"item": lambda text: text.replace("item_id:token", "item_id:float")}, ["item_id:token"]),
         ({"inter": append("u1\ti1\tnoon\n")}, ["line 50", "timestamp is 'noon', not a number"]),

@@ -101,9 +101,11 @@ def test_columns_are_chosen_in_one_way(folder: Path) -> None:
 
 
 def test_a_threshold_needs_its_column(folder: Path) -> None:
-    assert "load_col: {inter: [user_id, item_id, timestamp, rating]}" in refused(
-        folder, threshold={"rating": 3}
-    )
+    message = refused(folder, threshold={"rating": 3})
+    assert "threshold={'rating': 3} needs the column 'rating'" in message
+    unloaded = {"load_col": None, "unload_col": {"inter": ["rating"]}}
+    message = refused(folder, threshold={"rating": 3}, **unloaded)
+    assert "take it out of unload_col" in message
     find_data(config(folder, threshold={"rating": 3}, load_col=None))
 
 
@@ -160,6 +162,6 @@ def test_what_recbole_leaves_out_is_counted(
     gone = {"item": sum(i in ("i4", "i5") for _, i, _ in ROWS), "user": 4}[kind]
     assert dataset.left_out == {
         f"rows of toy.{kind} with a repeated id": 1,
-        f"interactions with a {kind} that has no row in the .{kind} file": gone,
+        f"interactions whose {kind} has no row in the .{kind} file": gone,
     }
-    assert f"left out: {gone} interactions with a {kind}" in caplog.text
+    assert f"left out: {gone} interactions whose {kind}" in caplog.text

@@ -50,7 +50,9 @@ def test_every_baseline_is_tested_here() -> None:
 
 @pytest.mark.parametrize("name", [name for name in BASELINES if name != "Popularity"])
 def test_what_comes_next_is_learnt(name: str, cycle: Path) -> None:
-    learning = {"TransitionCounter": {}, "TIGER": LEARNING_CODES}.get(name, LEARNING)
+    longer = LEARNING | {"epochs": 45, "stopping_step": 45}
+    own = {"TransitionCounter": {}, "TIGER": LEARNING_CODES, "HSTU": longer}
+    learning = own.get(name, LEARNING)
     result = run(name, cycle, **learning)
     assert result["test_result"]["hit@1"] > 0.95
     assert result["best_valid_result"]["ndcg@10"] > 0.95

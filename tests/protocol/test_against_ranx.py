@@ -14,7 +14,7 @@ from ranx import Qrels, Run, evaluate
 
 from recbole_idiomoe import api
 from recbole_idiomoe.base.run_folder import RANKS_FILE
-from recbole_idiomoe.config.checks import _METRICS
+from recbole_idiomoe.config.evaluation import _METRICS
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol.ranks import METRICS, NamedRanks
 from tests.training.cycle import TINY, write_cycle
@@ -22,6 +22,8 @@ from tests.training.cycle import TINY, write_cycle
 RANX = {"Hit": "hit_rate", "NDCG": "ndcg", "MRR": "mrr", "Recall": "recall"}
 RANX |= {"Precision": "precision", "MAP": "map"}
 OTHERS = ("GAUC", "ShannonEntropy")
+# These have a test beside them, test_beyond_accuracy.
+BEYOND = {"AveragePopularity", "GiniIndex", "ItemCoverage", "TailPercentage"}
 POINTWISE = {"AUC", "MAE", "RMSE", "LogLoss"}  # of labels, which no ranking here has
 TOPK = [1, 3, 10, 36]
 ITEMS = 40
@@ -110,5 +112,5 @@ def test_the_others_are_as_defined(
 
 
 def test_no_metric_is_left_out() -> None:
-    assert {*RANX, *OTHERS, *POINTWISE} == set(_METRICS.values())
+    assert {*RANX, *OTHERS, *BEYOND, *POINTWISE} == set(_METRICS.values())
     assert set(METRICS) == {name.lower() for name in RANX}

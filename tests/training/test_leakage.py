@@ -20,7 +20,7 @@ from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.training.trainers import Stage, first_stage, get_trainer
-from tests.golden.runs import COMMON, OWN
+from tests.golden.runs import COMMON, NAMES, OWN
 from tests.helpers import training_sequence, write_dataset
 
 USERS, ITEMS, LENGTH = 24, 30, 8
@@ -47,7 +47,7 @@ def histories(permuted: int | None = None) -> Rows:
 def learnt_from(model: str, rows: Rows, place: Path) -> list[Any]:
     """All that two epochs of ``model`` are trained on, and the model before them."""
     items = [(f"i{n}", title, f"cat{n % 3}") for n, title in enumerate(TITLES)]
-    path = write_dataset(place / "toy", rows, items)
+    path = write_dataset(place / "toy", rows, items, NAMES)
     settings = COMMON | OWN[model] | {"topk": [10], "data_path": str(path), "epochs": 2}
     settings["MAX_ITEM_LIST_LENGTH"] = 4
     if model == "E4SRec":  # its first stage learns too
@@ -104,7 +104,7 @@ def test_what_is_trained_on_would_have_changed_with_it(model: str, tmp_path: Pat
 
 def language_model(model: str, place: Path) -> Any:
     items = [(f"i{n}", title, f"cat{n % 3}") for n, title in enumerate(TITLES)]
-    path = write_dataset(place / "toy", histories(), items)
+    path = write_dataset(place / "toy", histories(), items, NAMES)
     settings = COMMON | OWN[model] | {"topk": [10], "data_path": str(path)}
     settings["max_item_text_tokens"] = 6
     config = RunConfig(model, "toy", settings=settings)
