@@ -84,8 +84,11 @@ class SharedCollector(Collector):  # type: ignore[misc]
         positive_u: torch.Tensor,
         positive_i: torch.Tensor,
     ) -> None:
-        ranks_items = not self.register.need("rec.score")  # some metrics are of the scores alone
-        ranked = self._ties.keys(scores_tensor) if ranks_items else scores_tensor
+        ranked = scores_tensor
+        if self.register.need("rec.meanrank"):
+            ranked = self._ties.keys(scores_tensor)
+        elif not self.register.need("rec.score"):  # some metrics are of the scores alone
+            ranked = self._ties.break_in_lists(scores_tensor, max(self.topk))
         super().eval_batch_collect(ranked, interaction, positive_u, positive_i)
 
     def _average_rank(self, scores: torch.Tensor) -> torch.Tensor:

@@ -46,15 +46,49 @@ class TieBreaker:
             int64 of the shape of ``scores``. Only items with the score -inf share a key,
             :data:`MASKED`; nan is above all.
         """
-        count, item_num = scores.shape
-        rows = self._rows[self._next : self._next + count].to(scores.device, non_blocking=True)
+        return _keys(scores, self._next_rows(len(scores)))
+
+    def break_in_lists(self, scores: torch.Tensor, count: int) -> torch.Tensor:
+        """``scores``, but without ties that concern the first ``count`` places.
+
+        The first places are those of :meth:`keys`, at a small part of its cost: most rows have no
+        such ties and stay as they are. In the others, the items in the first places have the
+        scores ``count``, ``count - 1``, ..., and all other items have -inf.
+
+        Args:
+            scores: of the next rows of the loader, shape ``(rows, item_num)``.
+            count: length of the lists that are made of the scores.
+
+        Returns:
+            float32 of the shape of ``scores``; float32 scores without such ties are not copied.
+        """
+        rows, scores = self._next_rows(len(scores)), scores.float()
+        best = scores.topk(min(count + 1, scores.shape[1]), dim=1).values
+        equal = (best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)
+        tied = equal.any(dim=1).nonzero().squeeze(1)
+        if not len(tied):
+            return scores
+        keys, listed = _keys(scores[tied], rows[tied.to(rows.device)]).topk(count, dim=1)
+        places = torch.arange(count, 0, -1, device=scores.device, dtype=scores.dtype)
+        places = places.expand_as(keys).masked_fill(keys == MASKED, -torch.inf)
+        broken = torch.full_like(scores[tied], -torch.inf).scatter(1, listed, places)
+        return scores.index_copy(0, tied, broken)
+
+    def _next_rows(self, count: int) -> torch.Tensor:
+        """The orders of the next ``count`` rows of the loader, by number."""
         self._next += count
-        scores = scores.float() + 0.0  # -0.0 becomes 0.0, which it is equal to
-        bits = scores.view(torch.int32)
-        # As whole numbers, the bits of positive floats are ordered as the floats are.
-        keys = (bits ^ ((bits >> 31) & _NEGATIVE)).long().mul_(_STEP)
-        orders = _draws(item_num, scores.device).unfold(0, item_num, 1)[rows]
-        return keys.add_(orders.masked_fill_(scores == -torch.inf, 0))
+        return self._rows[self._next - count : self._next]
+
+
+def _keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    item_num = scores.shape[1]
+    scores = scores.float() + 0.0  # -0.0 becomes 0.0, which it is equal to
+    bits = scores.view(torch.int32)
+    # As whole numbers, the bits of positive floats are ordered as the floats are.
+    keys = (bits ^ ((bits >> 31) & _NEGATIVE)).long().mul_(_STEP)
+    rows = rows.to(scores.device, non_blocking=True)
+    orders = _draws(item_num, scores.device).unfold(0, item_num, 1)[rows]
+    return keys.add_(orders.masked_fill_(scores == -torch.inf, 0))
 
 
 def scores_alone(keys: torch.Tensor) -> torch.Tensor:

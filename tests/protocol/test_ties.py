@@ -135,6 +135,28 @@ def test_scores_without_ties_have_the_lists_of_torch() -> None:
     assert torch.equal(keys.topk(20).indices, scores.topk(20).indices)
 
 
+@pytest.mark.parametrize("values", [2, 30, 400, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_lists_are_those_of_the_keys(values: int, dtype: torch.dtype) -> None:
+    """Rows with ties everywhere, with a few ties, and with none."""
+    random = np.random.default_rng(values)
+    scores = torch.from_numpy(random.integers(values, size=(40, 300)) / values - 0.5).to(dtype)
+    scores[:, :3] = -torch.inf
+    scores[:5, 7:] = -torch.inf  # fewer candidates than places
+    keys, lists = TieBreaker(Loader(40)), TieBreaker(Loader(40))
+    for part in scores.split(11):
+        wanted = keys.keys(part).topk(10)
+        found = lists.break_in_lists(part.clone(), 10).topk(10)
+        is_listed = wanted.values > MASKED
+        assert torch.equal(is_listed, found.values > -torch.inf)
+        assert torch.equal(wanted.indices[is_listed], found.indices[is_listed])
+
+
+def test_lists_without_ties_cost_no_copy() -> None:
+    scores = torch.rand(50, 400, generator=torch.Generator().manual_seed(0))
+    assert TieBreaker(Loader(50)).break_in_lists(scores, 20) is scores
+
+
 def test_all_tied_items_are_told_apart_in_an_order_that_batches_do_not_change() -> None:
     scores = torch.zeros(30, 50)
     whole = TieBreaker(Loader(30)).keys(scores)
