@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from recbole_idiomoe.config.run_config import RunConfig
@@ -30,12 +31,12 @@ def protocol(config: RunConfig, item_num: int, dataset: Any = None) -> dict[str,
     share, epsilon = config["cold_start"], config["cold_start_epsilon"]
     return {
         **_split(config),
+        **({} if dataset is None else _of_files(dataset)),
         "candidates": f"all {item_num} items" if set(mode.values()) == {"full"} else mode,
         "ties": "in random order",
         "mask_seen": config["mask_seen"],
         "cold_start": {"unseen_test_items": share, "epsilon": epsilon} if share else None,
         "max_history": config["MAX_ITEM_LIST_LENGTH"],
-        **({} if dataset is None else _of_files(dataset)),
         "metrics": config["metrics"],
         "topk": config["topk"],
         "valid_metric": config["valid_metric"],
@@ -63,9 +64,13 @@ def _split(config: RunConfig) -> dict[str, Any]:
 
 def _of_files(dataset: Any) -> dict[str, Any]:
     """What is only known once the files are read; None where there is nothing to say."""
-    rows = getattr(dataset, "part_rows", {})  # of a ready-made split
     return {
-        "rows": ", ".join(f"{count:,} {part}" for part, count in rows.items()) or None,
+        # Only a ready-made split has these.
+        "rows": _counted(getattr(dataset, "part_rows", {})),
         "times": None if dataset.time_unit == "seconds" else dataset.time_unit,
-        "left_out": dict(dataset.left_out) or None,
+        "left_out": _counted(dataset.left_out),
     }
+
+
+def _counted(counts: Mapping[str, int]) -> str | None:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or None
