@@ -71,6 +71,7 @@ def test_a_result_says_everything(idiomoe: dict[str, Any]) -> None:
         "order": "TO by the exact times of the file",
         "group_by": "user",
         "rows": None,
+        "histories": None,
         "times": None,
         "left_out": None,
         "candidates": "all 1682 items",

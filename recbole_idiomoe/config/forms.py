@@ -66,7 +66,7 @@ _FORMS = {
         "the number from which on a column means label 1, as {rating: 3}",
     ),
     "benchmark_filename": Form(
-        lambda value: _is_texts(value) and len(set(value)) == 3,
+        lambda value: _is_texts(value) and len(value) == len(set(value)) == 3,
         "three parts, as [train, valid, test]: models are both validated and tested",
     ),
     "seq_len": Form(

@@ -42,7 +42,7 @@ def check_atomic_files(config: DataSettings) -> None:
         if is_asked and not path.exists():
             raise DataError(
                 f"Cannot read {path}: No such file or directory; put it there, or take its columns "
-                f"out of load_col{' and item_text_fields' if kind == 'item' else ''}."
+                f"out of {' and '.join(_naming(config, kind))}."
             )
         if is_asked or (columns is None and path.exists()):
             file = _open(config, path)
@@ -63,6 +63,13 @@ def _check_interactions(config: DataSettings, parts: Sequence[AtomicFile]) -> li
         needs[time] = ("float", "token")
     if is_ready_made and lists in parts[0].columns:
         needs[lists] = ("token_seq",)
+    for name in config["alias_of_item_id"] or [] if is_ready_made else []:
+        if name != lists:
+            raise DataError(
+                f"{parts[0].path}: alias_of_item_id names {name!r}, but histories are read from "
+                f"{lists!r}; rename the column, or set LIST_SUFFIX to what follows "
+                f"{config['ITEM_ID_FIELD']!r} in its name."
+            )
     needs |= dict.fromkeys(config["threshold"] or {}, ("float",))
     for part in parts:
         optional = {time, lists} - needs.keys() if is_ready_made else set()
@@ -107,7 +114,8 @@ def _check_columns(
             )
     for name, kinds in needs.items():
         if name not in loaded:
-            fix = f"add it to load_col: {{{kind}: [{', '.join([*loaded, name])}]}}"
+            missing = [name for name in needs if name not in loaded]
+            fix = f"add it to load_col: {{{kind}: [{', '.join([*loaded, *missing])}]}}"
             if name in hidden:
                 fix = f"take it out of unload_col: {{{kind}: [{', '.join(hidden)}]}}"
             raise DataError(f"{file.path}: column {name!r} is needed but not loaded; {fix}.")
@@ -139,6 +147,17 @@ def _item_needs(config: DataSettings) -> Needs:
     if "item_attribute" in config.read_by_model:
         needs[config["item_attribute"]] = _FEATURE
     return needs
+
+
+def _naming(config: DataSettings, kind: str) -> list[str]:
+    """The settings that name columns of the ``.item`` or ``.user`` file."""
+    named = {
+        "load_col": (config["load_col"] or {}).get(kind),
+        "item_text_fields": kind == "item" and config["item_text_fields"],
+        f"selected_features of {config['model']}": kind == "item" and _features(config),
+        f"item_attribute of {config['model']}": "item_attribute" in config.read_by_model,
+    }
+    return [name for name, columns in named.items() if columns]
 
 
 def _features(config: DataSettings) -> list[str]:

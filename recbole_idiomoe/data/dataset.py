@@ -24,6 +24,7 @@ from recbole_idiomoe.data.ragged import RaggedArray
 from recbole_idiomoe.data.ready_split import (
     PARTS,
     Streams,
+    check_entries,
     positions,
     streams_of_lists,
     streams_of_rows,
@@ -53,12 +54,14 @@ class HistoryDataset(TimeOrdered, SequentialDataset):
         history_streams: equal for interactions of one sequence, ascending, of the same shape. A
             user has one sequence, except in ready-made splits with lists.
         part_rows: number of rows of each part of a ready-made split, by name.
+        has_lists: whether the files of a ready-made split give the histories as lists.
     """
 
     inter_feat: Any  # a pandas table when loaded, an Interaction after the split
 
     def __init__(self, config: Config) -> None:
         self.part_rows: dict[str, int] = {}
+        self.has_lists = False
         self._streams: Streams | None = None
         super().__init__(config)
 
@@ -88,10 +91,12 @@ class HistoryDataset(TimeOrdered, SequentialDataset):
             self._convert_times()
             times = table[self.time_field].to_numpy()
         if lists in table:
+            check_entries(self.field2id_token[self.iid_field], np.unique(items))
             streams = streams_of_lists(users, items, parts, times, list(table[lists]))
         else:
             streams = streams_of_rows(users, items, parts, times)
-        self._count_rows(streams, has_lists=lists in table)
+        self.has_lists = lists in table
+        self._count_rows(streams)
         table = table.iloc[streams.rows].reset_index(drop=True)
         table[self.iid_field] = streams.items
         for field in self._given_lists(table):
@@ -107,12 +112,12 @@ class HistoryDataset(TimeOrdered, SequentialDataset):
         suffix = self.config["LIST_SUFFIX"]
         return [f"{field}{suffix}" for field in table if f"{field}{suffix}" in table]
 
-    def _count_rows(self, streams: Streams, has_lists: bool) -> None:
+    def _count_rows(self, streams: Streams) -> None:
         for part, name in enumerate(PARTS):
             has_history = streams.lengths[streams.parts == part] > 0
             self.part_rows[name] = int(has_history.sum())
             # Without lists, a user's first training row is only the history of others.
-            if part or has_lists:
+            if part or self.has_lists:
                 self._leave_out(f"{name} rows without a history", (~has_history).sum())
 
     def build(self) -> list[HistoryDataset]:

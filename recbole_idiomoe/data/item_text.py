@@ -38,7 +38,7 @@ def item_entries(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[lis
         quoting=csv.QUOTE_NONE,
         engine="c" if len(config["field_separator"]) == 1 else "python",
     )
-    table = table.drop_duplicates(dataset.iid_field).set_index(dataset.iid_field)
+    table = table.drop_duplicates(dataset.iid_field).set_index(dataset.iid_field, drop=False)
     table = table.reindex([str(name) for name in dataset.field2id_token[dataset.iid_field]])
     table = table.fillna("")
     separator = config["seq_separator"]

@@ -59,6 +59,12 @@ def read_dataset(config: DataSettings) -> Any:
         logger.warning(f"left out: {count:,} {what}")
     if not is_ready_made:
         _check_longest(config, dataset)
+    for part, rows in dataset.part_rows.items() if is_ready_made else ():
+        if not rows:
+            raise DataError(
+                f"{config['dataset_label']}: nothing is left for {part}; its file needs rows whose "
+                "users have a history."
+            )
     items, topk = dataset.item_num - 1, config["topk"]
     if max(topk) > items:
         raise SettingError(

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recbole_idiomoe.base.errors import DataError
+
+_SEPARATORS = ",;|"
 PARTS = ("training", "validation", "test")
 
 
@@ -79,6 +82,27 @@ def streams_of_lists(
         found.append((row, items[row], parts[row], len(history), number))
         stream += [*added, items[row]]
     return Streams(*np.array(found, dtype=np.int64).reshape(-1, 5).T)
+
+
+def check_entries(names: np.ndarray, targets: np.ndarray) -> None:
+    """Check that entries of lists were not read as one because of another separator.
+
+    Args:
+        names: the names of all items, those that only lists have included, shape ``(item_num,)``.
+        targets: the numbers of the items that rows have as targets, shape ``(n,)``.
+
+    Raises:
+        DataError: an entry is no target, but targets stand in it between separators.
+    """
+    known = set(map(str, names[targets]))
+    for name in map(str, names[1:]):
+        for separator in _SEPARATORS:
+            parts = name.split(separator)
+            if name not in known and len(parts) > 1 and known.issuperset(parts):
+                raise DataError(
+                    f"the entry {name!r:.60} of a list is no item, but its parts are; set "
+                    f"seq_separator to {separator!r}."
+                )
 
 
 def positions(groups: np.ndarray) -> np.ndarray:

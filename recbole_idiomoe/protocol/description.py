@@ -53,7 +53,7 @@ def _split(config: RunConfig) -> dict[str, Any]:
     if parts is not None:
         given = "as given by the files"
         split = f"{given} {', '.join(parts)}"
-        return {"split": split, "order": given, "group_by": None, "filters": None}
+        return {"split": split, "order": given, "group_by": None, "filters": "none"}
     return {
         "split": " ".join(f"{kind} {value}" for kind, value in how["split"].items()),
         "order": _ORDERS[how["order"]],
@@ -65,11 +65,18 @@ def _split(config: RunConfig) -> dict[str, Any]:
 def _of_files(dataset: Any) -> dict[str, Any]:
     """What is only known once the files are read; None where there is nothing to say."""
     return {
-        # Only a ready-made split has these.
-        "rows": _counted(getattr(dataset, "part_rows", {})),
+        **_rows(dataset),
         "times": None if dataset.time_unit == "seconds" else dataset.time_unit,
         "left_out": _counted(dataset.left_out),
     }
+
+
+def _rows(dataset: Any) -> dict[str, Any]:
+    """The rows of a ready-made split, and where their histories are from."""
+    if not getattr(dataset, "part_rows", {}):
+        return {"rows": None, "histories": None}
+    histories = "from the lists of the files" if dataset.has_lists else "from the rows before"
+    return {"rows": _counted(dataset.part_rows), "histories": histories}
 
 
 def _counted(counts: Mapping[str, int]) -> str | None:

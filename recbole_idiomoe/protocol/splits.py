@@ -75,10 +75,10 @@ def split_dataset(config: Config, dataset: Any) -> Splits:
     loaders = []
     for name, loader in zip(("validation", "test"), evaluated, strict=True):
         if len(loader._dataset) == 0:
-            why = "users need at least 4 interactions to be validated on, 3 to be tested on"
-            if config["benchmark_filename"]:
-                why = "its file needs rows whose users have a history"
-            raise DataError(f"{config['dataset_label']}: nothing is left for {name}; {why}.")
+            raise DataError(
+                f"{config['dataset_label']}: nothing is left for {name}; users need at least 4 "
+                "interactions to be validated on, 3 to be tested on."
+            )
         full = isinstance(loader, FullSortEvalDataLoader)
         kind = CandidateLoader if full else SampledLoader
         loaders.append(kind(config, loader._dataset, loader._sampler))

@@ -83,3 +83,8 @@ def test_a_list_answers_a_query_for_each_entry(tmp_path: Path) -> None:
     queries = item_queries(dataset, settings)
     row = list(dataset.field2id_token["item_id"]).index("i0")
     assert queries[row] == ["a b", "c"]
+
+
+def test_the_id_can_be_the_text(tmp_path: Path) -> None:
+    found = texts(tmp_path, item_text_fields=["item_id"], item_template="{item_id}")
+    assert found["i3"] == "i3"

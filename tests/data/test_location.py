@@ -221,7 +221,7 @@ def test_columns_that_settings_name_must_exist_and_be_loaded(tmp_path: Path) -> 
     message = checked(tmp_path, load_col=load_col)
     assert "load_col: {inter: [user_id, item_id, timestamp]}" in message
     load_col["inter"].append("timestamp")
-    assert "load_col: {item: [item_id, title]}" in checked(tmp_path, load_col=load_col)
+    assert "load_col: {item: [item_id, title, categories]}" in checked(tmp_path, load_col=load_col)
 
 
 def test_features_are_asked_for_by_the_models_that_read_them(tmp_path: Path) -> None:

@@ -211,7 +211,8 @@ def test_a_whole_run_says_what_the_files_gave(model: str, tmp_path: Path) -> Non
     assert protocol["split"] == "as given by the files train, valid, test"
     assert protocol["rows"] == "3 training, 3 validation, 3 test"
     assert protocol["order"] == "as given by the files"
-    assert protocol["filters"] is None and protocol["group_by"] is None
+    assert protocol["filters"] == "none" and protocol["group_by"] is None
+    assert protocol["histories"] == "from the lists of the files"
     assert result["interactions"] == 12
     assert len(load(result["folder"]).recommend(["a", "b"], k=3)) == 3
 
@@ -257,6 +258,7 @@ def without(column: str, path: Path) -> None:
             ["item_id_list", "load_col"],
         ),
         ({"benchmark_filename": ["train", "valid", "final"]}, ["toy.final.inter"]),
+        ({"benchmark_filename": [*PARTS, "test"]}, ["three parts"]),
         ({"cold_start": 0.1}, ["one .inter file"]),
     ],
 )
@@ -284,6 +286,34 @@ def test_a_list_of_numbers_is_no_history(tmp_path: Path) -> None:
         file.write_text(file.read_text().replace("item_id_list:token_seq", "item_id_list:token"))
     with pytest.raises(IdiomoeError, match="item_id_list:token in the header must be"):
         read(path, "SASRec")
+
+
+def test_lists_under_another_name_are_not_ignored(tmp_path: Path) -> None:
+    path = write(tmp_path / "toy", PREFIXES)
+    for part in PARTS:
+        file = path / "toy" / f"toy.{part}.inter"
+        file.write_text(file.read_text().replace("item_id_list", "item_id_hist"))
+    settings = {"load_col": None, "alias_of_item_id": ["item_id_hist"]}
+    with pytest.raises(IdiomoeError, match=r"'item_id_hist'.*LIST_SUFFIX"):
+        read(path, "SASRec", **settings)
+    splits = read(path, "SASRec", **settings, LIST_SUFFIX="_hist").build()
+    assert len(splits[0]) == len(PREFIXES[0])
+
+
+def test_entries_that_another_separator_holds_together_are_refused(tmp_path: Path) -> None:
+    together = [[(user, [",".join(items)], item) for user, items, item in p] for p in PREFIXES]
+    path = write(tmp_path / "toy", together)
+    with pytest.raises(IdiomoeError, match=r"'a,b' of a list is no item.*seq_separator to ','"):
+        read(path, "SASRec")
+    splits = read(path, "SASRec", seq_separator=",").build()
+    assert [counted(rows_of(split)) for split in splits] == list(map(counted, PREFIXES))
+
+
+@pytest.mark.parametrize("model", ["SASRec", "IDIOMoE", "HSTU"])
+def test_a_part_without_histories_is_one_line(model: str, tmp_path: Path) -> None:
+    path = write_plain(tmp_path / "toy", [[("u", "a", 1), ("v", "b", 2)], *PLAIN[1:]])
+    with pytest.raises(IdiomoeError, match="nothing is left for training; its file needs rows"):
+        read(path, model)
 
 
 def test_a_model_that_needs_other_rows_says_so(tmp_path: Path) -> None:
