@@ -22,6 +22,7 @@ def measured(arguments: list[str]) -> Any:
     return [vars(job) for job in scaling.measure(scaling.read_arguments(arguments))]
 
 
+@pytest.mark.slow
 def test_processes_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_path = write_cycle(tmp_path / "data" / "amazon-toys", users=60, length=8)
     options = {"data_path": data_path, "tokenizer": verified_folder(weights=False)}

@@ -89,6 +89,8 @@ def test_requests_at_once_get_the_answers_of_one_after_another(
     count, different = (REQUESTS, DIFFERENT) if ask is asked else (REQUESTS // 4, DIFFERENT // 4)
     if "item_tokens" in options:  # ranks whole titles, which takes long
         count, different = count // 8, different // 8
+    elif options.get("attention") == "own_text":  # another mask of attention between items
+        count, different = count // 4, different // 4
     recommender = build(options)
     wanted = [ask(recommender, number) for number in range(different)]
     with ThreadPoolExecutor(THREADS) as pool:
