@@ -48,6 +48,7 @@ def epoch(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return measure
 
 
+@pytest.mark.slow
 def test_the_sides_predict_the_same_items(scripts: Any, epoch: Any) -> None:
     sides = {name: epoch(name) for name in scripts.training.SIDES}
     ours, naive, trainer = sides.values()

@@ -162,6 +162,7 @@ def test_a_run_goes_on_with_more_or_fewer_processes(
         assert_alike(of_one["soft, averaged"], in_folder(result, tmp_path))
 
 
+@pytest.mark.slow
 def test_random_numbers_go_on_where_they_were(data: Path, tmp_path: Path) -> None:
     patches = [nullcontext, partial(interrupted_in_epoch, 1)]
     asked = [wanted(data, dropout=0.3, checkpoint_dir=name) for name in ("straight", "broken")]

@@ -167,6 +167,7 @@ def test_the_same_call_goes_on_after_a_failure(
     assert Path("grid.json").exists() and not Path("grid.json.runs").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_process_is_named_and_its_log_kept(data: Path) -> None:
     rows = {"one": {}, "two": {"backbone": "no/such/folder"}}
     settings = given(data, variants=rows)

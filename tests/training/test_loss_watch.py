@@ -91,6 +91,7 @@ def test_a_leaderboard_keeps_the_users_beside_its_runs(data_path: Path) -> None:
     kept(said, file)
 
 
+@pytest.mark.slow
 def test_a_process_keeps_the_users_beside_its_log(data_path: Path) -> None:
     """At such a rate the weights overflow, in a process that no test can reach into."""
     settings = of_a_table(data_path, learning_rate=1e30)
