@@ -20,6 +20,18 @@ SMALL_ML_100K: dict[str, Any] = {
     "eval_batch_size": 256,
     "gpu_id": "",
 }
+NAMES = ("who", "what", "when")
+"""Names of the columns of users, items and times that are not RecBole's."""
+OTHER_NAMES: dict[str, Any] = {
+    "USER_ID_FIELD": "who",
+    "ITEM_ID_FIELD": "what",
+    "TIME_FIELD": "when",
+    "LABEL_FIELD": "liked",
+    "NEG_PREFIX": "not_",
+    "LIST_SUFFIX": "_before",
+    "ITEM_LIST_LENGTH_FIELD": "how_many",
+    "load_col": {"inter": list(NAMES), "item": ["what", "title", "categories"]},
+}
 TINY_BACKBONE: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -131,7 +131,7 @@ def check_cold_start(final: Mapping[str, Any]) -> None:
             f"{start} needs one .inter file and eval_args: split={{LS: valid_and_test}}; set it to "
             "0 to keep another split."
         )
-    _check_full_ranking(start, "set it to 0", found["mode"])
+    _check_full_ranking(start, "set it to 0", final)
     for metric in _as_list(final["metrics"]):
         if not issubclass(metrics_dict[metric.lower()], TopkMetric):
             raise SettingError(
@@ -145,7 +145,7 @@ def check_mix(final: Mapping[str, Any]) -> None:
     if not final["mix"]:
         return
     mix = f"mix={final['mix']}"
-    _check_full_ranking(mix, "leave it out", final["eval_args"]["mode"])
+    _check_full_ranking(mix, "leave it out", final)
     if final["cold_start"]:
         raise SettingError(
             f"{mix}: nobody had the unseen items of a cold start, which counts cannot rank; leave "
@@ -161,10 +161,11 @@ def _results_of(metric: str, cutoffs: list[int]) -> list[str]:
     return [f"{metric}@{cutoff}" for cutoff in cutoffs] if of_lists else [metric]
 
 
-def _check_full_ranking(what: str, advice: str, mode: Any) -> None:
-    if set(mode.values() if isinstance(mode, dict) else [mode]) != {"full"}:
+def _check_full_ranking(what: str, advice: str, final: Mapping[str, Any]) -> None:
+    if _modes(final) != {"full"}:
         raise SettingError(
-            f"{what} needs the full ranking, eval_args: mode=full; {advice} to keep {mode!r}."
+            f"{what} needs the full ranking, eval_args: mode=full; {advice} to keep "
+            f"{final['eval_args']['mode']!r}."
         )
 
 

@@ -30,9 +30,8 @@ def check_atomic_files(config: DataSettings) -> None:
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     user_id, item_id = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-    paths = interaction_files(config, folder, name)
-    parts = [_open(config, path) for path in paths]
-    check_label_column(config, paths)
+    parts = [_open(config, path) for path in interaction_files(config, folder, name)]
+    check_label_column(config, parts)
     tables = [(parts[0], _check_interactions(config, parts))]
     item_needs = _item_needs(config)
     for kind, id_field, needs in (("item", item_id, item_needs), ("user", user_id, {})):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from recbole_idiomoe.data.atomic_files import AtomicFile
+
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
 
@@ -26,7 +28,7 @@ def item_entries(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[lis
     """
     config = dataset.config
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    kinds = _column_types(path, config["field_separator"], config["encoding"])
+    kinds = AtomicFile(path, config["field_separator"], config["encoding"]).columns
     table = pd.read_csv(
         path,
         sep=config["field_separator"],
@@ -50,11 +52,3 @@ def item_entries(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[lis
         ]
         for column in columns
     }
-
-
-def _column_types(path: Path, separator: str, encoding: str | None) -> dict[str, str]:
-    """The types of the file's columns by name, in the order of the file."""
-    with open(path, encoding=encoding or "utf-8") as file:
-        header = file.readline().rstrip("\n")
-    columns = (column.partition(":") for column in header.split(separator))
-    return {name: kind for name, _, kind in columns}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +19,7 @@ class LabelSettings(Protocol):
     def __getitem__(self, key: str) -> Any: ...
 
 
-def check_label_column(config: LabelSettings, files: Sequence[Path]) -> None:
+def check_label_column(config: LabelSettings, files: Sequence[AtomicFile]) -> None:
     """Check that labels, or the column that ``threshold`` makes them of, are in the files.
 
     Args:
@@ -41,9 +40,8 @@ def check_label_column(config: LabelSettings, files: Sequence[Path]) -> None:
             f"eval_args: mode=labeled needs the column {label!r} (LABEL_FIELD), or threshold: "
             "{rating: 3} with rating loaded"
         )
-    for path in files:
-        columns = AtomicFile(path, config["field_separator"], config["encoding"]).columns
-        load_col = config["load_col"]
+    for file in files:
+        path, columns, load_col = file.path, file.columns, config["load_col"]
         loaded = "*" if load_col is None else load_col.get("inter", [])
         if column not in columns:
             raise DataError(f"{needs}; {path} has only {', '.join(columns)}.")

@@ -243,6 +243,13 @@ def test_popularity_counts_training_items(tmp_path: Path) -> None:
     assert found == {"[PAD]": 0, "a": 2, "b": 2, "c": 1, "f": 1, "d": 0, "e": 0}
 
 
+def rename(path: Path, column: str, other: str) -> None:
+    """Write ``other`` for ``column`` in the headers of all parts."""
+    for part in PARTS:
+        file = path / "toy" / f"toy.{part}.inter"
+        file.write_text(file.read_text().replace(column, other))
+
+
 def without(column: str, path: Path) -> None:
     lines = [line.split("\t") for line in path.read_text().splitlines()]
     at = [name.partition(":")[0] for name in lines[0]].index(column)
@@ -281,18 +288,14 @@ def test_parts_have_the_same_columns(column: str, tmp_path: Path) -> None:
 
 def test_a_list_of_numbers_is_no_history(tmp_path: Path) -> None:
     path = write(tmp_path / "toy", PREFIXES)
-    for part in PARTS:
-        file = path / "toy" / f"toy.{part}.inter"
-        file.write_text(file.read_text().replace("item_id_list:token_seq", "item_id_list:token"))
+    rename(path, "item_id_list:token_seq", "item_id_list:token")
     with pytest.raises(IdiomoeError, match="item_id_list:token in the header must be"):
         read(path, "SASRec")
 
 
 def test_lists_under_another_name_are_not_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "toy", PREFIXES)
-    for part in PARTS:
-        file = path / "toy" / f"toy.{part}.inter"
-        file.write_text(file.read_text().replace("item_id_list", "item_id_hist"))
+    rename(path, "item_id_list", "item_id_hist")
     settings = {"load_col": None, "alias_of_item_id": ["item_id_hist"]}
     with pytest.raises(IdiomoeError, match=r"'item_id_hist'.*LIST_SUFFIX"):
         read(path, "SASRec", **settings)

@@ -21,6 +21,13 @@ def load(model: str, path: Path, **settings: Any) -> Any:
     return load_dataset(RunConfig(model, "toy", settings=given | settings))
 
 
+def write_times(place: Path, kind: str, rows: str) -> None:
+    """A file of interactions whose header says that times are of type ``kind``."""
+    (place / "toy").mkdir()
+    header = f"user_id:token\titem_id:token\ttimestamp:{kind}\n"
+    (place / "toy" / "toy.inter").write_text(header + rows)
+
+
 def sequences(dataset: Any) -> list[list[str]]:
     """For each split, the items of its targets in order."""
     names = dataset.field2id_token["item_id"]
@@ -66,11 +73,8 @@ def test_equal_times_keep_the_order_of_the_file(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("model", ["SASRec", "HSTU"])
 def test_iso_dates_are_times(dates: list[str], model: str, tmp_path: Path) -> None:
-    folder = tmp_path / "toy"
-    folder.mkdir()
     rows = [f"u\ti{k}\t{date}\n" for k, date in enumerate(dates)]
-    header = "user_id:token\titem_id:token\ttimestamp:token\n"
-    (folder / "toy.inter").write_text(header + "".join(reversed(rows)))
+    write_times(tmp_path, "token", "".join(reversed(rows)))
     dataset = load(model, tmp_path)
     assert sequences(dataset) == [["i1"], ["i2"], ["i3"]]
     assert dataset.time_unit == "dates"
@@ -87,28 +91,19 @@ def test_models_are_given_seconds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("date", ["31.05.2024", "2024-13-01", "2024-05-31T25:00", "yesterday"])
 def test_a_date_that_is_none_is_named_with_its_line(date: str, tmp_path: Path) -> None:
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    header = "user_id:token\titem_id:token\ttimestamp:token\n"
-    (folder / "toy.inter").write_text(f"{header}u\ti\t2024-05-31\nu\tj\t{date}\n")
+    write_times(tmp_path, "token", f"u\ti\t2024-05-31\nu\tj\t{date}\n")
     with pytest.raises(DataError, match=r"toy\.inter, line 3: timestamp is .*, no date such as"):
         load("SASRec", tmp_path)
 
 
 def test_a_day_that_no_month_has_is_refused_too(tmp_path: Path) -> None:
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    header = "user_id:token\titem_id:token\ttimestamp:token\n"
-    (folder / "toy.inter").write_text(f"{header}u\ti\t2024-02-29\nu\tj\t2023-02-29\n")
+    write_times(tmp_path, "token", "u\ti\t2024-02-29\nu\tj\t2023-02-29\n")
     with pytest.raises(DataError, match=r"'2023-02-29' in row 2 is no date"):
         load("SASRec", tmp_path)
 
 
 def test_a_date_under_a_header_of_numbers_says_what_to_write(tmp_path: Path) -> None:
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    header = "user_id:token\titem_id:token\ttimestamp:float\n"
-    (folder / "toy.inter").write_text(f"{header}u\ti\t2024-05-31\n")
+    write_times(tmp_path, "float", "u\ti\t2024-05-31\n")
     with pytest.raises(DataError, match="a date; write :token for :float"):
         load("SASRec", tmp_path)
 

@@ -22,33 +22,29 @@ from recbole_idiomoe import api
 from recbole_idiomoe.base.environment import versions
 from recbole_idiomoe.base.files import write_text
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS
-from tests.helpers import DATASET_SETTINGS, write_dataset
+from tests.helpers import DATASET_SETTINGS, NAMES, OTHER_NAMES, write_dataset
 from tests.models.tiny_baselines import SMALL
 
 FILE = Path(__file__).with_name("metrics.json")
 USERS, ITEMS, NEWEST = 60, 80, 10
-NAMES = ("who", "what", "when")  # no model has RecBole's names of columns in its code
-COMMON: dict[str, Any] = DATASET_SETTINGS | {
-    "USER_ID_FIELD": "who",
-    "ITEM_ID_FIELD": "what",
-    "TIME_FIELD": "when",
-    "LABEL_FIELD": "liked",
-    "NEG_PREFIX": "not_",
-    "LIST_SUFFIX": "_before",
-    "ITEM_LIST_LENGTH_FIELD": "how_many",
-    "load_col": {"inter": list(NAMES), "item": ["what", "title", "categories"]},
-    "MAX_ITEM_LIST_LENGTH": 8,
-    "train_batch_size": 16,
-    "learning_rate": 0.02,
-    "epochs": 3,
-    "eval_step": 3,
-    # Of the whole ranking too: every target counts there, wherever it stands.
-    "metrics": ["NDCG", "MRR"],
-    "topk": [10, ITEMS],
-    "metric_decimal_place": 8,
-    "state": "error",
-    "seed": 1,
-}
+# No model has RecBole's names of columns in its code.
+COMMON: dict[str, Any] = (
+    DATASET_SETTINGS
+    | OTHER_NAMES
+    | {
+        "MAX_ITEM_LIST_LENGTH": 8,
+        "train_batch_size": 16,
+        "learning_rate": 0.02,
+        "epochs": 3,
+        "eval_step": 3,
+        # Of the whole ranking too: every target counts there, wherever it stands.
+        "metrics": ["NDCG", "MRR"],
+        "topk": [10, ITEMS],
+        "metric_decimal_place": 8,
+        "state": "error",
+        "seed": 1,
+    }
+)
 OURS: dict[str, Any] = {
     "backbone": "untrained",
     "backbone_args": {

@@ -11,19 +11,10 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_model, sequential_models
 from recbole_idiomoe.protocol.evaluation import Evaluation
 from recbole_idiomoe.protocol.splits import split_dataset
-from tests.helpers import write_dataset
+from tests.helpers import NAMES, OTHER_NAMES, write_dataset
 
-NAMES = ("who", "what", "when")
 OF_A_GRAPH = {"GRU4RecKG", "KSR"}  # which need files of a knowledge graph
-SETTINGS: dict[str, Any] = {
-    "USER_ID_FIELD": "who",
-    "ITEM_ID_FIELD": "what",
-    "TIME_FIELD": "when",
-    "LABEL_FIELD": "liked",
-    "NEG_PREFIX": "not_",
-    "LIST_SUFFIX": "_before",
-    "ITEM_LIST_LENGTH_FIELD": "how_many",
-    "load_col": {"inter": list(NAMES), "item": ["what", "title", "categories"]},
+SETTINGS: dict[str, Any] = OTHER_NAMES | {
     "seq_separator": "|",
     "selected_features": ["categories"],
     "item_attribute": "categories",

@@ -20,8 +20,8 @@ from recbole_idiomoe.models.language.forward import hidden_states
 from recbole_idiomoe.models.registry import LANGUAGE_MODELS, MODELS, get_model
 from recbole_idiomoe.protocol.clock import Clock
 from recbole_idiomoe.training.trainers import Stage, first_stage, get_trainer
-from tests.golden.runs import COMMON, NAMES, OWN
-from tests.helpers import training_sequence, write_dataset
+from tests.golden.runs import COMMON, OWN
+from tests.helpers import NAMES, training_sequence, write_dataset
 
 USERS, ITEMS, LENGTH = 24, 30, 8
 TITLES = [f"thing number {n} of many" for n in range(ITEMS)]
