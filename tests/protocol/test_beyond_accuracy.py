@@ -7,19 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recbole.data import data_preparation
-from recbole.trainer import Trainer
-from recbole.utils import init_seed
 
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import SettingError
 from recbole_idiomoe.config.run_config import RunConfig
 from recbole_idiomoe.data.loading import load_dataset
-from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol.evaluation import Evaluation
 from recbole_idiomoe.protocol.splits import split_dataset
 from recbole_idiomoe.report.tables import table
 from recbole_idiomoe.tuning import tune
+from tests.protocol.loops import our_loop, recboles_loop
 from tests.training.cycle import TINY, write_cycle
 
 BEYOND = ["ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"]
@@ -53,30 +50,14 @@ class CountsOnTheCpu(Counter[int]):
 
 def test_values_are_those_of_recboles_own_trainer(data: str) -> None:
     settings = SMALL | SASREC | {"data_path": data, "mask_seen": False}
-    found = []
-    for ours in (False, True):
-        config = RunConfig("SASRec", "cycle", settings=settings)
-        init_seed(config["seed"], config["reproducibility"])
-        dataset = load_dataset(config)
-        if ours:
-            splits = split_dataset(config, dataset)
-            train, test = splits.train, splits.test
-        else:
-            train, _, test = data_preparation(config, dataset)
-        init_seed(config["seed"], config["reproducibility"])
-        trainer = Trainer(config, get_model("SASRec")(config, train._dataset))
-        if ours:
-            evaluation = Evaluation(trainer.model, test, config)
-            evaluation.collector.data_collect(train)
-            assert evaluation.run() == evaluation.run()  # what was counted stays
-            found.append(evaluation.run())
-        else:
-            trainer.eval_collector.data_collect(train)
-            struct = trainer.eval_collector.data_struct
-            struct.set("data.num_items", NumberOnTheCpu(struct.get("data.num_items")))
-            struct.set("data.count_items", CountsOnTheCpu(struct.get("data.count_items")))
-            found.append(dict(trainer.evaluate(test, load_best_model=False)))
-    assert found[0] == found[1] and len(found[0]) == 12
+    trainer, test = recboles_loop("SASRec", "cycle", settings)
+    struct = trainer.eval_collector.data_struct
+    struct.set("data.num_items", NumberOnTheCpu(struct.get("data.num_items")))
+    struct.set("data.count_items", CountsOnTheCpu(struct.get("data.count_items")))
+    wanted = dict(trainer.evaluate(test, load_best_model=False))
+    evaluation = our_loop("SASRec", "cycle", settings)
+    assert evaluation.run() == evaluation.run()  # what was counted stays
+    assert evaluation.run() == wanted and len(wanted) == 12
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -5,9 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from recbole.data import data_preparation
-from recbole.trainer import Trainer
-from recbole.utils import init_seed
 
 from recbole_idiomoe import api
 from recbole_idiomoe.base.errors import DataError
@@ -16,6 +13,7 @@ from recbole_idiomoe.data.loading import load_dataset
 from recbole_idiomoe.models.registry import get_model
 from recbole_idiomoe.protocol.evaluation import Evaluation, Observer, RankedBatch
 from recbole_idiomoe.protocol.splits import split_dataset
+from tests.protocol.loops import our_loop, recboles_loop
 from tests.training.cycle import TINY, write_cycle
 
 PLAIN = TINY | {"metric_decimal_place": 12, "mask_seen": False}
@@ -48,26 +46,10 @@ def test_metrics_are_those_of_recboles_loop(
     model: str, given: dict[str, Any], data: str, tmp_path: Path
 ) -> None:
     settings = OWN[model] | given | {"data_path": data, "checkpoint_dir": str(tmp_path)}
-    found = []
-    for ours in (False, True):
-        config = RunConfig(model, "cycle", settings=settings)
-        init_seed(config["seed"], config["reproducibility"])
-        dataset = load_dataset(config)
-        if ours:
-            splits = split_dataset(config, dataset)
-            train, test = splits.train, splits.test
-        else:
-            train, _, test = data_preparation(config, dataset)
-        init_seed(config["seed"], config["reproducibility"])
-        trainer = Trainer(config, get_model(model)(config, train._dataset))
-        if ours:
-            evaluation = Evaluation(trainer.model, test, config)
-            evaluation.collector.data_collect(train)
-            found.append(evaluation.run())
-        else:
-            trainer.eval_collector.data_collect(train)
-            found.append(dict(trainer.evaluate(test, load_best_model=False)))
-    assert found[0] == found[1] and any(0 < value < 1 for value in found[0].values())
+    trainer, test = recboles_loop(model, "cycle", settings)
+    wanted = dict(trainer.evaluate(test, load_best_model=False))
+    assert our_loop(model, "cycle", settings).run() == wanted
+    assert any(0 < value < 1 for value in wanted.values())
 
 
 class Diary(Observer):
